@@ -1,0 +1,14 @@
+"""Entry points of `torch.hub.load("org/isanet", NAME)`: one builder for each released model."""
+
+dependencies = [
+    "torch",
+    "torchvision",
+    "numpy",
+    "PIL",
+    "requests",
+    "urllib3",
+    "huggingface_hub",
+    "safetensors",
+    "filelock",
+    "tqdm",
+]

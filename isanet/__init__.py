@@ -1,0 +1,82 @@
+"""Pretrained ISANet segmentation models: download, verify, segment, fine-tune.
+
+Everything public is a name of this module, and is imported when it is first used: `isanet list` and
+`import isanet` do not wait for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from isanet import labels
+    from isanet.errors import (
+        CacheError,
+        CheckpointError,
+        CheckpointFormatError,
+        CheckpointMismatchError,
+        DatasetError,
+        DownloadError,
+        ImageError,
+        IntegrityError,
+        IsanetError,
+        ManifestError,
+        MirrorsExhaustedError,
+        NetworkError,
+        OfflineError,
+        UnsafeCheckpointError,
+    )
+    from isanet.manifest import Weights, list_models, model_info
+    from isanet.model import ISANet
+    from isanet.segmenter import Segmentation, Segmenter
+    from isanet.zoo import from_pretrained
+
+__all__ = [
+    "CacheError",
+    "CheckpointError",
+    "CheckpointFormatError",
+    "CheckpointMismatchError",
+    "DatasetError",
+    "DownloadError",
+    "ISANet",
+    "ImageError",
+    "IntegrityError",
+    "IsanetError",
+    "ManifestError",
+    "MirrorsExhaustedError",
+    "NetworkError",
+    "OfflineError",
+    "Segmentation",
+    "Segmenter",
+    "UnsafeCheckpointError",
+    "Weights",
+    "from_pretrained",
+    "labels",
+    "list_models",
+    "model_info",
+]
+
+_HOMES = {
+    "isanet.manifest": ("Weights", "list_models", "model_info"),
+    "isanet.model": ("ISANet",),
+    "isanet.segmenter": ("Segmentation", "Segmenter"),
+    "isanet.zoo": ("from_pretrained",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "labels":
+        return import_module("isanet.labels")
+    if name not in __all__:
+        raise AttributeError(f"module 'isanet' has no attribute {name!r}")
+    value = getattr(import_module(_HOME_OF.get(name, "isanet.errors")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

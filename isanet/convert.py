@@ -1,0 +1,187 @@
+"""Strangers' state dicts, as data: one table of key prefixes for each upstream layout, pure dict -> dict.
+
+A table maps a prefix of their names to a prefix of ours; the longest that fits wins. Every tensor must be
+named by the table: nothing is dropped in silence.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from isanet.backbone import BACKBONES, EXPANSION
+from isanet.errors import CheckpointFormatError, CheckpointMismatchError
+
+CONVERTER_VERSION = 1
+"""Raised whenever the same file would be converted to other tensors; recorded in every converted file."""
+
+ATTENTIONS = {"global_relation": "long_range", "local_relation": "short_range"}
+PROJECTIONS = ("query_project.0", "query_project.1", "key_project.0", "key_project.1", "output_project")
+
+SSSEGMENTATION: dict[str, str] = {
+    "backbone_net": "backbone",
+    "in_conv.0": "reduce.conv",
+    "in_conv.1": "reduce.bn",
+    **{
+        f"{t}.{p}.{i}": f"{o}.{p}.{n}"
+        for t, o in ATTENTIONS.items()
+        for p in PROJECTIONS
+        for i, n in ((0, "conv"), (1, "bn"))
+    },
+    **{f"{theirs}.value_project": f"{ours}.value_project" for theirs, ours in ATTENTIONS.items()},
+    "out_conv.0": "fuse.conv",
+    "out_conv.1": "fuse.bn",
+    "decoder.1": "classifier",
+    "auxiliary_decoder.0": "aux_reduce.conv",
+    "auxiliary_decoder.1": "aux_reduce.bn",
+    "auxiliary_decoder.4": "aux_classifier",
+}
+
+MMSEGMENTATION: dict[str, str] = {
+    "backbone": "backbone",
+    "decode_head.in_conv": "reduce",
+    **{f"decode_head.{theirs}": ours for theirs, ours in ATTENTIONS.items()},
+    "decode_head.out_conv": "fuse",
+    "decode_head.conv_seg": "classifier",
+    "auxiliary_head.convs.0": "aux_reduce",
+    "auxiliary_head.conv_seg": "aux_classifier",
+}
+
+LAYOUTS: dict[str, dict[str, str]] = {"sssegmentation": SSSEGMENTATION, "mmsegmentation": MMSEGMENTATION}
+
+LANDMARKS = {
+    "sssegmentation": "global_relation.value_project.weight",
+    "mmsegmentation": "decode_head.global_relation.value_project.weight",
+    "isanet": "long_range.value_project.weight",
+}
+"""One key that only an ISANet in that layout has."""
+
+WRAPPERS = ("model", "state_dict")
+"""Keys under which training frameworks keep the weights, beside optimizer, counters and averaged copies."""
+
+
+def unwrap(checkpoint: object) -> dict[str, Tensor]:
+    """The bare state dict in a checkpoint: out of its wrapper, and without `module.` before every name.
+
+    Args:
+        checkpoint: What `isanet.checkpoint.read_checkpoint` gave.
+
+    Raises:
+        CheckpointFormatError: There is no state dict in it.
+    """
+    state = checkpoint
+    for wrapper in WRAPPERS:
+        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    if not isinstance(state, Mapping) or not state:
+        raise CheckpointFormatError(
+            f"expected a state dict, or one under {' or '.join(WRAPPERS)}; got {_describe(state)}"
+        )
+    strangers = [name for name, value in state.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
+    if strangers:
+        raise CheckpointFormatError(
+            f"expected a state dict of named tensors, or one under {' or '.join(WRAPPERS)}; "
+            f"got {_describe(state)}, of which {strangers[0]!r} is no tensor"
+        )
+    while all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    return dict(state)
+
+
+def detect_layout(state: Mapping[str, Any]) -> str:
+    """The layout of a bare state dict ("sssegmentation", "mmsegmentation", or "isanet" for our own).
+
+    Raises:
+        CheckpointFormatError: It is not an ISANet in any known layout.
+    """
+    for layout, landmark in LANDMARKS.items():
+        if landmark in state:
+            return layout
+    raise CheckpointFormatError(
+        f"these {len(state)} tensors are no ISANet in a known layout ({', '.join(LANDMARKS)}); "
+        f"the first are {', '.join(map(str, list(state)[:3]))}"
+    )
+
+
+def convert(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
+    """Rename every tensor from `layout` to the names of `isanet.model.ISANet`; the tensors are shared, not copied.
+
+    Raises:
+        CheckpointMismatchError: A name is not in the table of that layout, or two names become one.
+    """
+    if layout == "isanet":
+        return dict(state)
+    return rename(state, LAYOUTS[layout], layout)
+
+
+def rename(state: Mapping[str, Tensor], table: Mapping[str, str], layout: str) -> dict[str, Tensor]:
+    """Apply one table of prefixes, longest first, to every name."""
+    renamed: dict[str, Tensor] = {}
+    unknown: list[str] = []
+    prefixes = sorted(table, key=len, reverse=True)
+    for name, value in state.items():
+        prefix = next((p for p in prefixes if name.startswith(p + ".")), None)
+        if prefix is None:
+            unknown.append(name)
+        else:
+            renamed[table[prefix] + name[len(prefix) :]] = value
+    if unknown:
+        raise CheckpointMismatchError(
+            f"{len(unknown)} tensors are not part of an ISANet in {layout}'s layout: {', '.join(unknown[:5])}"
+        )
+    if len(renamed) != len(state):
+        raise CheckpointMismatchError(
+            f"{len(state) - len(renamed)} names of this {layout} checkpoint stand for the same tensor"
+        )
+    return renamed
+
+
+def notes_align_corners(checkpoint: object) -> bool:
+    """Whether mmsegmentation's notes in a checkpoint (`meta.config`, a text) say that logits are resized by corners."""
+    meta = checkpoint.get("meta") if isinstance(checkpoint, Mapping) else None
+    text = meta.get("config") if isinstance(meta, Mapping) else None
+    return isinstance(text, str) and re.search(r"align_corners['\"]?\s*[=:]\s*True", text) is not None
+
+
+def infer_architecture(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The arguments of `ISANet` that the shapes of a converted state dict tell.
+
+    `align_corners`, `residual_first` and `block_size` leave no trace in shapes.
+
+    Raises:
+        CheckpointMismatchError: A tensor that tells is missing or has no such shape, or no known backbone fits.
+    """
+    try:
+        value = state["long_range.value_project.weight"].shape
+        blocks = tuple(
+            len({name.split(".")[2] for name in state if name.startswith(f"backbone.layer{i}.")}) for i in (1, 2, 3, 4)
+        )
+        backbone = next((name for name, known in BACKBONES.items() if known == blocks), None)
+        if backbone is None:
+            raise CheckpointMismatchError(f"no known backbone has {blocks} blocks; known are {BACKBONES}")
+        return {
+            "backbone": backbone,
+            "num_classes": int(state["classifier.weight"].shape[0]),
+            "width": int(state["backbone.layer1.0.conv3.weight"].shape[0]) // EXPANSION,
+            "head_channels": int(value[0]),
+            "key_channels": int(state["long_range.key_project.0.conv.weight"].shape[0]),
+            "aux_channels": int(state["aux_classifier.weight"].shape[1]),
+            "value_bias": "long_range.value_project.bias" in state,
+            "fusion_kernel": int(state["fuse.conv.weight"].shape[-1]),
+        }
+    except (KeyError, IndexError) as error:
+        raise CheckpointMismatchError(f"cannot tell the architecture: no usable tensor {error}") from error
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, Mapping):
+        keys = [repr(key) for key in value]
+        return (
+            f"a dictionary with {', '.join(keys[:6])}{', ...' if len(keys) > 6 else ''}"
+            if keys
+            else "an empty dictionary"
+        )
+    return f"a {type(value).__name__}"

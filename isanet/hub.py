@@ -1,0 +1,155 @@
+"""Model folders, and the Hugging Face Hub that they are pushed to and fetched from, by huggingface_hub itself."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from isanet import checkpoint, download
+from isanet.errors import CacheError, CheckpointFormatError, NetworkError, OfflineError
+from isanet.files import written_whole
+from isanet.manifest import load_manifest
+
+if TYPE_CHECKING:
+    from isanet.model import ISANet
+
+
+def fetch_model(repo_id: str, *, revision: str | None, token: str | bool | None) -> tuple[Path, Path]:
+    """Paths of a repository's model.safetensors and config.json in huggingface_hub's cache, fetched if need be.
+
+    Raises:
+        DownloadError: The repository, the revision or the network is not there; the message says which.
+        CheckpointFormatError: The repository has no such files.
+    """
+    from huggingface_hub import hf_hub_download
+
+    def fetch(name: str) -> str:
+        return hf_hub_download(repo_id, name, revision=revision, token=token, local_files_only=download.offline())
+
+    what = f"{repo_id} at revision {revision or 'main'}"
+    config = _named_errors(what, lambda: fetch("config.json"))
+    return Path(_named_errors(what, lambda: fetch("model.safetensors"))), Path(config)
+
+
+def _named_errors(what: str, call: Callable[[], str]) -> str:
+    """Run one call of huggingface_hub, with its many errors as ours."""
+    from huggingface_hub import errors
+
+    try:
+        return call()
+    except errors.LocalEntryNotFoundError as error:
+        if download.offline():
+            raise OfflineError(
+                f"{what} is not in huggingface_hub's cache, and ISANET_OFFLINE or HF_HUB_OFFLINE is set; "
+                "load it once online"
+            ) from error
+        raise NetworkError(f"{what}: the Hub cannot be reached, and the file is not cached ({error})") from error
+    except errors.OfflineModeIsEnabled as error:
+        raise OfflineError(f"{what}: HF_HUB_OFFLINE is set") from error
+    except errors.RevisionNotFoundError as error:
+        raise NetworkError(f"{what}: the repository has no such branch, tag or commit") from error
+    except errors.RepositoryNotFoundError as error:
+        raise NetworkError(f"{what}: no such repository, or a private one; then pass token= or set HF_TOKEN") from error
+    except errors.EntryNotFoundError as error:
+        raise CheckpointFormatError(
+            f"{what}: the repository has no config.json or no model.safetensors; save_pretrained writes both"
+        ) from error
+    except errors.HFValidationError as error:
+        raise ValueError(f"{what}: {error}") from error
+    except (errors.HfHubHTTPError, OSError, RuntimeError) as error:
+        raise NetworkError(f"{what}: {error}") from error
+
+
+def save_pretrained(model: ISANet, folder: str | os.PathLike[str]) -> None:
+    """Write a model folder: config.json, model.safetensors and, if there is none yet, a model card (README.md).
+
+    Each file appears whole or not at all.
+
+    Raises:
+        CacheError: The folder cannot be written.
+    """
+    path = Path(folder)
+    files = {
+        "model.safetensors": serialized(model),
+        "config.json": (json.dumps(model.config, indent=1) + "\n").encode(),
+    }
+    if not (path / "README.md").exists():
+        files["README.md"] = model_card(model).encode()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        for name, data in files.items():
+            with written_whole(path / name) as temporary:
+                temporary.write_bytes(data)
+    except OSError as error:
+        raise CacheError(
+            f"cannot write the model to {path}: {error.strerror}; earlier files are as they were"
+        ) from error
+
+
+def push_to_hub(model: ISANet, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
+    """Publish a model folder as a repository on the Hugging Face Hub, made if there is none; gives its address.
+
+    Raises:
+        OfflineError: The environment says to stay offline.
+        NetworkError: The Hub refused or could not be reached.
+    """
+    if download.offline():
+        raise OfflineError(f"cannot push to {repo_id}: ISANET_OFFLINE or HF_HUB_OFFLINE is set")
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    with TemporaryDirectory() as folder:
+        save_pretrained(model, folder)
+        address = _named_errors(repo_id, lambda: str(api.create_repo(repo_id, private=private, exist_ok=True)))
+        message = f"ISANet with {len(model.classes)} classes"
+        _named_errors(
+            repo_id, lambda: str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message))
+        )
+    return address
+
+
+def serialized(model: ISANet) -> bytes:
+    """The bytes of a safetensors file with a model's tensors, its config and where they came from."""
+    state = {name: value.float() if value.is_floating_point() else value for name, value in model.state_dict().items()}
+    return checkpoint.serialize(state, {**model.provenance, "config": json.dumps(model.config)})
+
+
+def model_card(model: ISANet) -> str:
+    """The README.md of a model's folder: what it is, where it came from, how to use it."""
+    released = load_manifest().get(model.provenance.get("name", ""))
+    front = ["library_name: isanet", "pipeline_tag: image-segmentation", "tags:", "- isanet", "- semantic-segmentation"]
+    origin = "Where its weights came from is not recorded."
+    if released is not None:
+        front += ["license: apache-2.0", "datasets:", f"- {released.metrics['dataset'].lower().replace(' ', '-')}"]
+        origin = (
+            f"Its weights started from `{released.name}`, trained on {released.metrics['dataset']} "
+            f"({released.recipe['train_split']}), whose published mIoU on {released.metrics['split']} is "
+            f"{100 * released.metrics['miou']:.2f} % ({released.metrics['protocol']}). "
+            f"If they were trained further, that figure is not theirs.\n\nLicence: {released.licence}."
+        )
+    elif "source" in model.provenance:
+        origin = f"Its weights came from `{model.provenance['source']}`."
+    classes = ", ".join(model.classes[:30]) + (", ..." if len(model.classes) > 30 else "")
+    return f"""---
+{chr(10).join(front)}
+---
+
+# ISANet, {model.config["backbone"]}, {len(model.classes)} classes
+
+Semantic segmentation by Interlaced Sparse Self-Attention ([paper](https://arxiv.org/abs/1907.12273)).
+
+{origin}
+
+Classes: {classes}.
+
+```python
+import isanet
+
+result = isanet.Segmenter("ORG/NAME")("picture.jpg")  # this repository's name, or the folder
+result.areas()
+```
+"""

@@ -1,0 +1,183 @@
+"""Label spaces: what the class indices of the published models mean.
+
+A checkpoint holds only the number of its classes. Their names, their colours and the values that stand for
+them in the data set's own annotation files are facts about the data sets, written down here once for the
+segmenter, the data sets, the evaluation and the command line.
+
+Sources:
+
+* `voc21`: the PASCAL VOC development kit, `VOCinit.m` (names) and `VOClabelcolormap.m` (colours), as in
+  mmsegmentation's `mmseg/utils/class_names.py`. sssegmentation calls the first class `__background__`.
+* `ade20k150`: `objectInfo150.txt` of CSAILVision/sceneparsing (order), shortened to one name per class as in
+  mmsegmentation's `mmseg/datasets/ade.py`; colours as in that file and in sssegmentation's
+  `ssseg/modules/datasets/ade20k.py`.
+* `cityscapes19`: `cityscapesscripts/helpers/labels.py` of mcordts/cityscapesScripts, the labels with a train id.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """The classes of one data set; position i in each tuple describes the class that a model calls i.
+
+    Attributes:
+        name: Name of the space, as in `LABEL_SPACES`.
+        classes: Names of the classes, unique.
+        palette: Colours (red, green, blue) of the classes, each 0 to 255. Not always unique, see `ade20k150`.
+        official_ids: Values of the classes in the data set's annotation files and in results sent to its
+            evaluation server. A value that is not listed here is ignored in training and evaluation.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    official_ids: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+
+def generic_palette(n: int) -> tuple[tuple[int, int, int], ...]:
+    """Gives colours to classes that have none of their own: the VOC colour map, carried on beyond its 21 entries.
+
+    The map deals the bits of the index out to red, green and blue in turn, and fills each channel from its highest
+    bit down. Neighbouring classes therefore get clearly different colours, and the first colours do not depend
+    on `n`. Source: `VOClabelcolormap.m` of the PASCAL VOC development kit.
+
+    Args:
+        n: Number of colours, at least 0. (The palette of a PNG holds no more than 256.)
+
+    Returns:
+        `n` colours (red, green, blue), each channel 0 to 255. The first is black. They are distinct up to the
+        2**24 that exist, after which they repeat.
+
+    Raises:
+        ValueError: `n` is negative.
+    """
+    if n < 0:
+        raise ValueError(f"a palette needs a number of colours of at least 0, got {n}")
+    return tuple((_every_third_bit(i), _every_third_bit(i >> 1), _every_third_bit(i >> 2)) for i in range(n))
+
+
+def _every_third_bit(index: int) -> int:
+    """Collects bits 0, 3, ..., 21 of `index` into a byte, the lowest of them as the byte's highest."""
+    return sum((index >> (3 * k) & 1) << (7 - k) for k in range(8))
+
+
+def _parse(name: str, table: str) -> LabelSpace:
+    """Reads rows of entries `id name red green blue`, separated by `|`; names may contain spaces."""
+    ids, classes, palette = [], [], []
+    for entry in table.strip().replace("\n", "|").split("|"):
+        official_id, *words, red, green, blue = entry.split()
+        ids.append(int(official_id))
+        classes.append(" ".join(words))
+        palette.append((int(red), int(green), int(blue)))
+    return LabelSpace(name, tuple(classes), tuple(palette), tuple(ids))
+
+
+_VOC21 = """
+background aeroplane bicycle bird boat bottle bus car cat chair cow
+diningtable dog horse motorbike person pottedplant sheep sofa train tvmonitor
+"""
+
+# Id 0 is "other" and ignored. Road and skyscraper share a colour in the original, which is kept: other colours
+# would make pictures that do not compare with anybody else's.
+_ADE20K150 = """
+  1 wall                120 120 120 |   2 building            180 120 120 |   3 sky                   6 230 230
+  4 floor                80  50  50 |   5 tree                  4 200   3 |   6 ceiling             120 120  80
+  7 road                140 140 140 |   8 bed                 204   5 255 |   9 windowpane          230 230 230
+ 10 grass                 4 250   7 |  11 cabinet             224   5 255 |  12 sidewalk            235 255   7
+ 13 person              150   5  61 |  14 earth               120 120  70 |  15 door                  8 255  51
+ 16 table               255   6  82 |  17 mountain            143 255 140 |  18 plant               204 255   4
+ 19 curtain             255  51   7 |  20 chair               204  70   3 |  21 car                   0 102 200
+ 22 water                61 230 250 |  23 painting            255   6  51 |  24 sofa                 11 102 255
+ 25 shelf               255   7  71 |  26 house               255   9 224 |  27 sea                   9   7 230
+ 28 mirror              220 220 220 |  29 rug                 255   9  92 |  30 field               112   9 255
+ 31 armchair              8 255 214 |  32 seat                  7 255 224 |  33 fence               255 184   6
+ 34 desk                 10 255  71 |  35 rock                255  41  10 |  36 wardrobe              7 255 255
+ 37 lamp                224 255   8 |  38 bathtub             102   8 255 |  39 railing             255  61   6
+ 40 cushion             255 194   7 |  41 base                255 122   8 |  42 box                   0 255  20
+ 43 column              255   8  41 |  44 signboard           255   5 153 |  45 chest of drawers      6  51 255
+ 46 counter             235  12 255 |  47 sand                160 150  20 |  48 sink                  0 163 255
+ 49 skyscraper          140 140 140 |  50 fireplace           250  10  15 |  51 refrigerator         20 255   0
+ 52 grandstand           31 255   0 |  53 path                255  31   0 |  54 stairs              255 224   0
+ 55 runway              153 255   0 |  56 case                  0   0 255 |  57 pool table          255  71   0
+ 58 pillow                0 235 255 |  59 screen door           0 173 255 |  60 stairway             31   0 255
+ 61 river                11 200 200 |  62 bridge              255  82   0 |  63 bookcase              0 255 245
+ 64 blind                 0  61 255 |  65 coffee table          0 255 112 |  66 toilet                0 255 133
+ 67 flower              255   0   0 |  68 book                255 163   0 |  69 hill                255 102   0
+ 70 bench               194 255   0 |  71 countertop            0 143 255 |  72 stove                51 255   0
+ 73 palm                  0  82 255 |  74 kitchen island        0 255  41 |  75 computer              0 255 173
+ 76 swivel chair         10   0 255 |  77 boat                173 255   0 |  78 bar                   0 255 153
+ 79 arcade machine      255  92   0 |  80 hovel               255   0 255 |  81 bus                 255   0 245
+ 82 towel               255   0 102 |  83 light               255 173   0 |  84 truck               255   0  20
+ 85 tower               255 184 184 |  86 chandelier            0  31 255 |  87 awning                0 255  61
+ 88 streetlight           0  71 255 |  89 booth               255   0 204 |  90 television receiver   0 255 194
+ 91 airplane              0 255  82 |  92 dirt track            0  10 255 |  93 apparel               0 112 255
+ 94 pole                 51   0 255 |  95 land                  0 194 255 |  96 bannister             0 122 255
+ 97 escalator             0 255 163 |  98 ottoman             255 153   0 |  99 bottle                0 255  10
+100 buffet              255 112   0 | 101 poster              143 255   0 | 102 stage                82   0 255
+103 van                 163 255   0 | 104 ship                255 235   0 | 105 fountain              8 184 170
+106 conveyer belt       133   0 255 | 107 canopy                0 255  92 | 108 washer              184   0 255
+109 plaything           255   0  31 | 110 swimming pool         0 184 255 | 111 stool                 0 214 255
+112 barrel              255   0 112 | 113 basket               92 255   0 | 114 waterfall             0 224 255
+115 tent                112 224 255 | 116 bag                  70 184 160 | 117 minibike            163   0 255
+118 cradle              153   0 255 | 119 oven                 71 255   0 | 120 ball                255   0 163
+121 food                255 204   0 | 122 step                255   0 143 | 123 tank                  0 255 235
+124 trade name          133 255   0 | 125 microwave           255   0 235 | 126 pot                 245   0 255
+127 animal              255   0 122 | 128 bicycle             255 245   0 | 129 lake                 10 190 212
+130 dishwasher          214 255   0 | 131 screen                0 204 255 | 132 blanket              20   0 255
+133 sculpture           255 255   0 | 134 hood                  0 153 255 | 135 sconce                0  41 255
+136 vase                  0 255 204 | 137 traffic light        41   0 255 | 138 tray                 41 255   0
+139 ashcan              173   0 255 | 140 fan                   0 245 255 | 141 pier                 71   0 255
+142 crt screen          122   0 255 | 143 plate                 0 255 184 | 144 monitor               0  92 255
+145 bulletin board      184 255   0 | 146 shower                0 133 255 | 147 radiator            255 214   0
+148 glass                25 194 194 | 149 clock               102 255   0 | 150 flag                 92   0 255
+"""
+
+# The ids are those of `*_labelIds.png`; the model's own index (the position) is the official train id.
+_CITYSCAPES19 = """
+  7 road                128  64 128 |   8 sidewalk            244  35 232 |  11 building             70  70  70
+ 12 wall                102 102 156 |  13 fence               190 153 153 |  17 pole                153 153 153
+ 19 traffic light       250 170  30 |  20 traffic sign        220 220   0 |  21 vegetation          107 142  35
+ 22 terrain             152 251 152 |  23 sky                  70 130 180 |  24 person              220  20  60
+ 25 rider               255   0   0 |  26 car                   0   0 142 |  27 truck                 0   0  70
+ 28 bus                   0  60 100 |  31 train                 0  80 100 |  32 motorcycle            0   0 230
+ 33 bicycle             119  11  32
+"""
+
+LABEL_SPACES: dict[str, LabelSpace] = {
+    "voc21": LabelSpace("voc21", tuple(_VOC21.split()), generic_palette(21), tuple(range(21))),
+    "ade20k150": _parse("ade20k150", _ADE20K150),
+    "cityscapes19": _parse("cityscapes19", _CITYSCAPES19),
+}
+
+
+def label_space(name: str) -> LabelSpace:
+    """Looks a label space up by its name.
+
+    Args:
+        name: A key of `LABEL_SPACES`, such as `"cityscapes19"`.
+
+    Returns:
+        The label space of that name.
+
+    Raises:
+        ValueError: There is none; the message lists the known names.
+    """
+    if name not in LABEL_SPACES:
+        raise ValueError(f"unknown label space {name!r}; the known ones are: {', '.join(LABEL_SPACES)}")
+    return LABEL_SPACES[name]
+
+
+def label_space_for(num_classes: int) -> LabelSpace | None:
+    """Guesses the label space of a checkpoint that tells only how many classes it has.
+
+    Args:
+        num_classes: Number of output channels of the classifier.
+
+    Returns:
+        The known space with exactly that many classes (21, 150 or 19), else None.
+    """
+    return next((space for space in LABEL_SPACES.values() if len(space) == num_classes), None)

@@ -1,0 +1,329 @@
+"""ISANet (Interlaced Sparse Self-Attention, arXiv 1907.12273): the network, top to bottom.
+
+Shape legend:
+
+    N batch            C channels          H, W feature map, padded to whole blocks
+    P, Q blocks        R, S positions in a block (H = P*R, W = Q*S; R = S = block_size)
+    G groups           L positions in a group: each attends to all others of its group
+    K classes
+
+A feature map read as x_NCPRQS has two natural groupings. Long range: one position (r, s) of every
+block, so G = R*S and L = P*Q. Short range: every position of one block, so G = P*Q and L = R*S. One
+after the other they connect all positions, at a small part of the cost of dense attention.
+
+Published ISANets differ as networks; every difference is an argument of `ISANet`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812  the field's name for it
+
+from isanet.backbone import BACKBONES, EXPANSION, ResNet, checkpointed
+
+MAX_CLASSES = 2**16
+"""More would not fit a 16-bit label map."""
+
+
+class ConvBNReLU(nn.Module):
+    """Convolution without bias, batch norm, ReLU; size-preserving."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
+        self.bn = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, out_channels, H, W)."""
+        return self.relu(self.bn(self.conv(x_NCHW)))  # type: ignore[no-any-return]
+
+
+class GroupedAttention(nn.Module):
+    """Self-attention inside the groups of positions that a grouping names (paper, section 3.2).
+
+    All projections work position by position, and so does batch norm's average over them: they are applied
+    to the map as it lies, and only queries, keys and values are regrouped.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        key_channels: int,
+        *,
+        block_size: int,
+        grouping: Literal["long_range", "short_range"],
+        value_bias: bool,
+    ) -> None:
+        super().__init__()
+        self.block_size = block_size
+        # Where the dimensions of x_NCPRQS go: N, the two that make G, the two that make L, C.
+        self.order = (0, 3, 5, 2, 4, 1) if grouping == "long_range" else (0, 2, 4, 3, 5, 1)
+        self.query_project = nn.Sequential(
+            ConvBNReLU(channels, key_channels, 1), ConvBNReLU(key_channels, key_channels, 1)
+        )
+        self.key_project = nn.Sequential(
+            ConvBNReLU(channels, key_channels, 1), ConvBNReLU(key_channels, key_channels, 1)
+        )
+        self.value_project = nn.Conv2d(channels, channels, 1, bias=value_bias)
+        self.output_project = ConvBNReLU(channels, channels, 1)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W); H and W are multiples of the block size."""
+        query_NGLC = self._group(self.query_project(x_NCHW))
+        key_NGLC = self._group(self.key_project(x_NCHW))
+        value_NGLC = self._group(self.value_project(x_NCHW))
+        context_NGLC = F.scaled_dot_product_attention(query_NGLC, key_NGLC, value_NGLC)  # scale: key_channels ** -0.5
+        return self.output_project(self._ungroup(context_NGLC, x_NCHW))  # type: ignore[no-any-return]
+
+    def _group(self, x_NCHW: Tensor) -> Tensor:
+        N, C, H, W = x_NCHW.shape
+        R = S = self.block_size
+        x = x_NCHW.reshape(N, C, H // R, R, W // S, S).permute(self.order)  # N, G's two, L's two, C
+        return x.reshape(N, x.shape[1] * x.shape[2], x.shape[3] * x.shape[4], C)
+
+    def _ungroup(self, x_NGLC: Tensor, like_NCHW: Tensor) -> Tensor:
+        N, C, H, W = like_NCHW.shape
+        R = S = self.block_size
+        sizes_NCPRQS = (N, C, H // R, R, W // S, S)
+        x = x_NGLC.reshape([sizes_NCPRQS[dim] for dim in self.order])
+        x_NCPRQS = x.permute([self.order.index(dim) for dim in range(6)])
+        return x_NCPRQS.reshape(N, C, H, W)
+
+
+def block_padding(size: int, block_size: int) -> tuple[int, int, int]:
+    """(before, after, blocks): zeros on each side that make `size` a whole number of blocks; the odd one goes after."""
+    blocks = (size + block_size - 1) // block_size
+    padding = blocks * block_size - size
+    return padding // 2, padding - padding // 2, blocks
+
+
+class ISANet(nn.Module):
+    """Interlaced Sparse Self-Attention Network, keyword-only, every argument a plain value that survives JSON.
+
+    `ISANet(**model.config)` is the same network again. A converter to `nn.SyncBatchNorm` may be applied to any
+    instance: batch norm is the plain kind, whatever the weights were trained with.
+
+    Args:
+        num_classes: K, the number of classes; may be left out where `classes` is given.
+        backbone: A key of `isanet.backbone.BACKBONES`.
+        width: Channels of the stem's output; 64 in all published models, fewer make a small network.
+        head_channels: Channels of the attention and of the fused map.
+        key_channels: Channels of keys and queries.
+        aux_channels: Hidden channels of the auxiliary head: 512 (sssegmentation) or 256 (mmsegmentation).
+        value_bias: Whether the value projection has a bias (mmsegmentation).
+        fusion_kernel: Kernel of the convolution over context and residual: 3 (sssegmentation) or 1.
+        residual_first: Concatenate `[residual, context]` (openseg.pytorch), not `[context, residual]`.
+        align_corners: How logits are resized; True for mmsegmentation's 769x769 models and openseg.pytorch.
+        block_size: Positions of a block along each axis.
+        dropout: Probability of dropping a channel before each classifier, in training.
+        gradient_checkpointing: In training, keep only the borders of blocks for the backward pass: less memory,
+            about a third more time, the same gradients.
+        classes: Names of the classes; "class 0", "class 1", ... if left out.
+        palette: One (red, green, blue) of 0..255 for each class; a grey ramp if left out.
+        label_space: Name of the known label space that the classes are ("voc21", "ade20k150", "cityscapes19").
+        preprocessing: Keyword arguments of `isanet.preprocess.preprocess`: `short_edge`, `long_edge`, `mean`, `std`.
+
+    Attributes:
+        config: The constructor's arguments, ready for JSON.
+        provenance: Where the weights came from, as far as it is known; `isanet.from_pretrained` fills it in.
+
+    Raises:
+        ValueError: An argument is out of its range, or two contradict each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int | None = None,
+        backbone: str = "resnet50",
+        width: int = 64,
+        head_channels: int = 512,
+        key_channels: int = 256,
+        aux_channels: int = 512,
+        value_bias: bool = False,
+        fusion_kernel: int = 3,
+        residual_first: bool = False,
+        align_corners: bool = False,
+        block_size: int = 8,
+        dropout: float = 0.1,
+        gradient_checkpointing: bool = False,
+        classes: Sequence[str] | None = None,
+        palette: Sequence[Sequence[int]] | None = None,
+        label_space: str | None = None,
+        preprocessing: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if num_classes is None and classes is None:
+            raise ValueError("ISANet needs num_classes or classes")
+        if isinstance(classes, str):
+            raise ValueError(f"classes must be a list of names, not the single text {classes!r}")
+        if num_classes is not None and (type(num_classes) is not int or not 1 <= num_classes <= MAX_CLASSES):
+            raise ValueError(f"num_classes must be a whole number from 1 to {MAX_CLASSES}, got {num_classes!r}")
+        names = tuple(classes) if classes is not None else tuple(f"class {i}" for i in range(num_classes or 0))
+        if num_classes is None:
+            num_classes = len(names)
+        if not 1 <= len(names) == num_classes or len(set(names)) != num_classes:
+            raise ValueError(f"classes must be {num_classes} different names, got {len(names)}: {', '.join(names)}")
+        if backbone not in BACKBONES:
+            raise ValueError(f"unknown backbone {backbone!r}; known are {', '.join(BACKBONES)}")
+        if palette is None:
+            palette = [(i * 255 // max(num_classes - 1, 1),) * 3 for i in range(num_classes)]
+        colours = tuple((int(red), int(green), int(blue)) for red, green, blue in palette)
+        if len(colours) != num_classes or any(not 0 <= value <= 255 for colour in colours for value in colour):
+            raise ValueError(f"palette must be {num_classes} colours of three values 0..255, got {len(colours)}")
+        if fusion_kernel % 2 != 1:
+            raise ValueError(f"fusion_kernel must be odd, got {fusion_kernel}")
+        if width % 2 or min(width, head_channels, key_channels, aux_channels, block_size) < 1:
+            raise ValueError("width must be even, and all channel counts and block_size positive")
+        self.config: dict[str, Any] = {
+            "num_classes": num_classes,
+            "backbone": backbone,
+            "width": width,
+            "head_channels": head_channels,
+            "key_channels": key_channels,
+            "aux_channels": aux_channels,
+            "value_bias": value_bias,
+            "fusion_kernel": fusion_kernel,
+            "residual_first": residual_first,
+            "align_corners": align_corners,
+            "block_size": block_size,
+            "dropout": dropout,
+            "gradient_checkpointing": gradient_checkpointing,
+            "classes": list(names),
+            "palette": [list(colour) for colour in colours],
+            "label_space": label_space,
+            "preprocessing": dict(preprocessing) if preprocessing is not None else None,
+        }
+        self.provenance: dict[str, str] = {}
+        self.classes = names
+        self.palette = colours
+        self.label_space = label_space
+        self.preprocessing = self.config["preprocessing"]
+        self.align_corners = align_corners
+        self.residual_first = residual_first
+        self.block_size = block_size
+
+        stage3_channels, stage4_channels = 4 * EXPANSION * width, 8 * EXPANSION * width
+        self.backbone = ResNet(BACKBONES[backbone], width)
+        self.reduce = ConvBNReLU(stage4_channels, head_channels, 3)
+        self.long_range = GroupedAttention(
+            head_channels, key_channels, block_size=block_size, grouping="long_range", value_bias=value_bias
+        )
+        self.short_range = GroupedAttention(
+            head_channels, key_channels, block_size=block_size, grouping="short_range", value_bias=value_bias
+        )
+        self.fuse = ConvBNReLU(2 * head_channels, head_channels, fusion_kernel)
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = nn.Conv2d(head_channels, num_classes, 1)
+        self.aux_reduce = ConvBNReLU(stage3_channels, aux_channels, 3)
+        self.aux_classifier = nn.Conv2d(aux_channels, num_classes, 1)
+        self.gradient_checkpointing = gradient_checkpointing
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        for classifier in (self.classifier, self.aux_classifier):
+            nn.init.normal_(classifier.weight, std=0.01)
+            nn.init.zeros_(classifier.bias)  # type: ignore[arg-type]
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether training trades time for memory; may be set at any time."""
+        return self.backbone.gradient_checkpointing
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, value: bool) -> None:
+        self.backbone.gradient_checkpointing = value
+        self.config["gradient_checkpointing"] = value
+
+    @overload
+    def forward(self, images: Tensor, *, aux: Literal[False] = ..., size: tuple[int, int] | None = ...) -> Tensor: ...
+
+    @overload
+    def forward(
+        self, images: Tensor, *, aux: Literal[True], size: tuple[int, int] | None = ...
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def forward(
+        self, images: Tensor, *, aux: bool = False, size: tuple[int, int] | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits of every class at every pixel.
+
+        Args:
+            images: (N, 3, H, W), floating point, normalised (see `isanet.preprocess`); H, W >= 1.
+            aux: Also give the auxiliary head's logits, for training.
+            size: (height, width) of the result, the input's if left out. Upstream resizes logits once, straight to
+                the size of the picture before preprocessing.
+
+        Returns:
+            (N, K, height, width), or two of them with `aux`; unbounded logits, in the dtype of the computation.
+
+        Raises:
+            ValueError: `images` is not a batch of floating-point RGB images.
+        """
+        if size is None:
+            size = (images.shape[-2], images.shape[-1])
+        if aux:
+            logits, aux_logits = self.coarse_logits(images, aux=True)
+            return self.resize(logits, size), self.resize(aux_logits, size)
+        return self.resize(self.coarse_logits(images), size)
+
+    @overload
+    def coarse_logits(self, images: Tensor, *, aux: Literal[False] = ...) -> Tensor: ...
+
+    @overload
+    def coarse_logits(self, images: Tensor, *, aux: Literal[True]) -> tuple[Tensor, Tensor]: ...
+
+    def coarse_logits(self, images: Tensor, *, aux: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """As `forward`, before any resizing: (N, K, H/8, W/8), rounded up."""
+        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise ValueError(
+                f"expected normalised floating-point images of shape (N, 3, H, W), got {tuple(images.shape)} of "
+                f"{images.dtype}; isanet.preprocess.preprocess makes one from a picture"
+            )
+        stage3, stage4 = self.backbone(images)
+        residual = self.reduce(stage4)
+        context = self._attend(residual)
+        both = (residual, context) if self.residual_first else (context, residual)
+        logits: Tensor = self.classifier(self.dropout(self.fuse(torch.cat(both, dim=1))))
+        if not aux:
+            return logits
+        aux_logits: Tensor = self.aux_classifier(self.dropout(self.aux_reduce(stage3)))
+        return logits, aux_logits
+
+    def _attend(self, x_NCHW: Tensor) -> Tensor:
+        height, width = x_NCHW.shape[-2:]
+        top, bottom, P = block_padding(height, self.block_size)
+        left, right, Q = block_padding(width, self.block_size)
+        # Zeros take part in attention, as they did in training. One block too many is added and cut off again, and the
+        # end is a padding below zero rather than a slice, because with dynamic sizes torch.export would pin whether a
+        # padding is zero and whether a slice is the whole.
+        b = self.block_size
+        x = F.pad(x_NCHW, (left, right + b, top, bottom + b))[..., : P * b, : Q * b]
+        for attention in (self.long_range, self.short_range):
+            x = checkpointed(attention, x) if self.gradient_checkpointing and self.training else attention(x)
+        return F.pad(x, (-left, -right, -top, -bottom))
+
+    def resize(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        """(N, K, h, w) -> (N, K, *size), bilinear, corners aligned as the model was trained."""
+        return F.interpolate(logits, size=size, mode="bilinear", align_corners=self.align_corners)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write config.json, model.safetensors and a model card; see `isanet.hub.save_pretrained`."""
+        from isanet.hub import save_pretrained
+
+        save_pretrained(self, folder)
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
+        """Publish on the Hugging Face Hub and give the address; see `isanet.hub.push_to_hub`."""
+        from isanet.hub import push_to_hub
+
+        return push_to_hub(self, repo_id, private=private, token=token)

@@ -1,0 +1,521 @@
+"""From a name to a model: the one place that joins manifest, download, checkpoint, conversion and network."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import isanet
+from isanet import cache, checkpoint, convert, download, hub
+from isanet.errors import (
+    CacheError,
+    CheckpointFormatError,
+    IntegrityError,
+    IsanetError,
+)
+from isanet.files import written_whole
+from isanet.labels import LABEL_SPACES, generic_palette, label_space_for
+from isanet.manifest import Weights, load_manifest, model_info, unknown_model
+from isanet.model import ISANet
+
+HEADS = ("classifier", "aux_classifier")
+"""The layers that know the classes; everything else is kept when the classes change."""
+
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+"""What a repository on the Hugging Face Hub looks like: `org/name`."""
+
+log = logging.getLogger("isanet")
+
+
+class Loaded(NamedTuple):
+    """What makes a model: the constructor's arguments, tensors that fit it, and where they came from."""
+
+    config: dict[str, Any]
+    state: dict[str, Tensor]
+    provenance: dict[str, str]
+
+
+def from_pretrained(
+    source: str | os.PathLike[str],
+    *,
+    num_classes: int | None = None,
+    classes: Sequence[str] | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    progress: bool | None = None,
+) -> ISANet:
+    """A model with trained weights, in evaluation mode, on the CPU, in float32.
+
+    Args:
+        source: One of
+
+            * a name in the zoo, such as "isanet_r50_voc" (see `isanet.list_models`): fetched if it is not cached,
+              verified either way;
+            * "org/name", a repository on the Hugging Face Hub;
+            * a folder with config.json and model.safetensors, as `save_pretrained` writes it;
+            * a .safetensors file;
+            * an upstream checkpoint (.pth) of sssegmentation or mmsegmentation; its keys tell its layout and its shapes
+              its architecture. 21, 150 and 19 classes are taken for VOC, ADE20K and Cityscapes.
+
+            A `pathlib.Path` is always a file or a folder; a text is a name in the zoo first, then a path, then a
+            repository.
+        num_classes: Start anew with this many classes: both classifiers are drawn at random, all else is kept.
+        classes: The same with names; the rows of classes that the source knows by the same name are kept.
+            For a bare file whose classes nobody knows, and as many, the names of those.
+        revision: Branch, tag or commit of a repository on the Hub.
+        token: Token for a private repository; else what huggingface_hub finds.
+        progress: Show a progress bar; None shows it on a terminal.
+
+    Returns:
+        The model; `model.classes`, `model.palette` and `model.preprocessing` say how to use it.
+
+    Raises:
+        ValueError: The name is unknown, or arguments contradict each other.
+        DownloadError: It could not be fetched; each subclass is one reason.
+        CacheError: The cache cannot be used.
+        CheckpointError: The file is no checkpoint, is unsafe, or does not fit; nothing of it was run or kept.
+    """
+    if isinstance(classes, str):
+        raise ValueError(f"classes must be a list of names, not the single text {classes!r}")
+    if num_classes is not None and classes is not None and num_classes != len(classes):
+        raise ValueError(f"num_classes={num_classes} contradicts the {len(classes)} names in classes")
+    kind, place = _resolve(source)
+    if kind != "repository" and (revision is not None or token is not None):
+        raise ValueError(f"revision and token are for repositories on the Hugging Face Hub; {place!r} is a {kind}")
+    match kind:
+        case "name":
+            weights = model_info(place)
+            state, provenance = load_cached(weights, progress=progress)
+            loaded = Loaded(model_config(weights), state, provenance)
+        case "repository":
+            loaded = _load_repository(place, revision=revision, token=token)
+        case "folder":
+            loaded = _load_file(_read(Path(place, "model.safetensors")), Path(place, "config.json"))
+        case _:
+            loaded = _load_file(_read(Path(place)))
+    if classes is not None and loaded.config.get("classes") is None and len(classes) == loaded.config["num_classes"]:
+        loaded = loaded._replace(config=class_config(loaded.config, None, classes))
+    elif num_classes is not None or classes is not None:
+        loaded = new_classes(loaded, num_classes, classes)
+    return build(loaded)
+
+
+def build(loaded: Loaded) -> ISANet:
+    """The model, in evaluation mode; nothing is drawn at random first, and the tensors are taken over, not copied."""
+    model = _meta_model(loaded.config)
+    model.load_state_dict(checkpoint.check_fit(loaded.state, model.state_dict(), values=False), assign=True)
+    model.provenance = dict(loaded.provenance)
+    return model.eval()
+
+
+def model_config(weights: Weights) -> dict[str, Any]:
+    """The arguments of `ISANet` for one released model."""
+    space = LABEL_SPACES[weights.label_space]
+    return {
+        **weights.architecture,
+        "classes": list(space.classes),
+        "palette": [list(colour) for colour in space.palette],
+        "label_space": space.name,
+        "preprocessing": dict(weights.preprocessing),
+    }
+
+
+# --- new classes --------------------------------------------------------------------------------------------
+
+
+def class_config(config: Mapping[str, Any], num_classes: int | None, classes: Sequence[str] | None) -> dict[str, Any]:
+    """The same arguments for other classes; classes of the same name keep their colours."""
+    names = list(classes) if classes is not None else [f"class {i}" for i in range(num_classes or 0)]
+    known = dict(zip(config.get("classes") or (), config.get("palette") or (), strict=False))
+    taken = {tuple(known[name]) for name in names if name in known}
+    fresh = (list(colour) for colour in generic_palette(2 * len(names) + 256) if colour not in taken)
+    palette = [list(known[name]) if name in known else next(fresh) for name in names]
+    return {**config, "num_classes": len(names), "classes": names, "palette": palette, "label_space": None}
+
+
+def new_classes(loaded: Loaded, num_classes: int | None, classes: Sequence[str] | None) -> Loaded:
+    """Other classes: both classifiers are drawn anew, and rows of classes of the same name are copied into them."""
+    config = class_config(loaded.config, num_classes, classes)
+    _meta_model(config)  # raises for names that no model can have
+    old = list(loaded.config.get("classes") or ())
+    kept = [name for name in classes or () if name in old]
+    targets, sources = [config["classes"].index(name) for name in kept], [old.index(name) for name in kept]
+    state = dict(loaded.state)
+    made = []
+    for head in HEADS:
+        weight, bias = state[f"{head}.weight"], state[f"{head}.bias"]
+        new_weight = torch.empty(config["num_classes"], *weight.shape[1:]).normal_(std=0.01)
+        new_bias = torch.zeros(config["num_classes"])
+        new_weight[targets], new_bias[targets] = weight[sources].float(), bias[sources].float()
+        state[f"{head}.weight"], state[f"{head}.bias"] = new_weight, new_bias
+        made += [f"{head}.weight", f"{head}.bias"]
+    log.info(
+        "%d new classes: made %s; rows kept: %s", config["num_classes"], ", ".join(made), ", ".join(kept) or "none"
+    )
+    return Loaded(config, state, loaded.provenance)
+
+
+# --- the cache ----------------------------------------------------------------------------------------------
+
+
+def load_cached(
+    weights: Weights, *, progress: bool | None = None, keep: bool = False, force: bool = False
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and provenance of a released model: from the cache, verified, or fetched, verified and converted.
+
+    Args:
+        weights: Which.
+        progress: Show a progress bar; None shows it on a terminal.
+        keep: Leave the released file in the cache too, under its own name.
+        force: Fetch it again even if it is cached.
+    """
+    cached = None if force else _read_cached(weights)
+    if cached is None:
+        with cache.lock(weights.name):
+            cached = None if force else _read_cached(weights)  # another process may have been first
+            if cached is None:
+                cached = _obtain(weights, progress=progress, keep=keep, force=force)
+    return cached
+
+
+def verify(weights: Weights) -> cache.Record:
+    """Compare a cached model with its record and the manifest, byte by byte and tensor by tensor.
+
+    Raises:
+        CacheError: It is not cached.
+        IntegrityError: The cached file is not what was recorded, or not what the manifest says.
+        CheckpointError: Its tensors do not fit the model.
+    """
+    record, path = cache.read_record(weights.name), cache.cached_file(weights.name)
+    if record is None or path is None:
+        raise CacheError(
+            f"{weights.name} is not cached in {cache.home()}; fetch it with `isanet download {weights.name}`"
+        )
+    _verified(weights, record, path, values=True)
+    return record
+
+
+def pin(records: Mapping[str, cache.Record], manifest: Path) -> None:
+    """Write the hashes and sizes that were measured into a manifest, for its maintainers to commit.
+
+    Raises:
+        ManifestError: The manifest is malformed, or has no such model; it is unchanged then.
+    """
+    known = load_manifest(manifest)
+    document = json.loads(manifest.read_text(encoding="utf-8"))
+    for name, record in records.items():
+        if name not in known:
+            raise ValueError(f"{manifest} has no model {name!r}")
+        document["weights"][name].update(sha256=record.source_sha256, size=record.source_size)
+    with written_whole(manifest) as temporary:
+        temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        load_manifest(temporary)
+
+
+def _verified(
+    weights: Weights, record: cache.Record, path: Path, *, values: bool
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if weights.sha256 is not None and record.source_sha256 != weights.sha256:
+        raise IntegrityError(
+            f"{path} was made from a file with sha256 {record.source_sha256}; the manifest says {weights.sha256}"
+        )
+    file = checkpoint.read_file(path)
+    if file.sha256 != record.file_sha256:
+        raise IntegrityError(
+            f"{path} has sha256 {file.sha256}, but {record.file_sha256} was recorded: it was changed or damaged"
+        )
+    tensors, metadata = checkpoint.read_safetensors(file)
+    state = checkpoint.check_fit(tensors, _meta_model(model_config(weights)).state_dict(), values=values)
+    return state, _provenance_in(metadata)
+
+
+def _read_cached(weights: Weights) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    record, path = cache.read_record(weights.name), cache.cached_file(weights.name)
+    if record is None or path is None or record.converter != convert.CONVERTER_VERSION:
+        return None
+    try:
+        return _verified(weights, record, path, values=False)
+    except FileNotFoundError:  # replaced since the record was read
+        return None
+    except (IsanetError, OSError) as error:
+        log.warning("the cached %s cannot be used and is made again: %s", weights.name, error)
+        return None
+
+
+def _obtain(
+    weights: Weights, *, progress: bool | None, keep: bool, force: bool
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Get the released file, check and convert it, and cache the result; the caller holds the lock."""
+    folder = cache.home()
+    record = cache.read_record(weights.name)
+    expected = weights.sha256 or (record.source_sha256 if record is not None else None)
+    for name in () if force else weights.file_names:  # put there by hand, or kept from an earlier download
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            file = checkpoint.read_file(path)
+            return _store(weights, _convert(weights, file, expected), path.absolute().as_uri(), file)
+        except (IntegrityError, CheckpointFormatError, ValueError) as error:
+            if download.offline():
+                raise
+            log.warning("%s cannot be used, so it is fetched: %s", path, error)
+    found: list[tuple[checkpoint.File, dict[str, Tensor]]] = []
+
+    def check(path: Path) -> None:
+        file = checkpoint.read_file(path)
+        found[:] = [(file, _convert(weights, file, expected))]
+
+    fetched = download.fetch(
+        weights.urls,
+        folder,
+        sha256=expected,
+        size=weights.size,
+        max_size=3 * weights.payload + (64 << 20),  # with the optimizer's state a file has about twice the payload
+        check=check,
+        progress=progress,
+    )
+    try:
+        (file, state) = found[0]
+        if file.sha256 != fetched.sha256:
+            raise IntegrityError(
+                f"{fetched.path} changed between download and reading; something else writes to {folder}"
+            )
+        if expected is None:
+            log.info(
+                "first download of %s: nobody has published its hash, so sha256 %s is recorded",
+                weights.name,
+                file.sha256,
+            )
+        result = _store(weights, state, fetched.url, file)
+        if keep:
+            fetched.path.replace(folder / weights.file_names[0])
+        return result
+    finally:
+        fetched.path.unlink(missing_ok=True)
+
+
+def _convert(weights: Weights, file: checkpoint.File, expected: str | None) -> dict[str, Tensor]:
+    """The tensors of a released file in our own names, if they are exactly those that the manifest promises."""
+    if expected is not None and file.sha256 != expected:
+        raise IntegrityError(f"{file.name} has sha256 {file.sha256}, expected {expected}")
+    state = convert.unwrap(checkpoint.read_checkpoint(file)[0])
+    converted = convert.convert(state, convert.detect_layout(state))
+    payload = sum(tensor.numel() * tensor.element_size() for tensor in converted.values())
+    fitting = checkpoint.check_fit(converted, _meta_model(model_config(weights)).state_dict())
+    if len(converted) != weights.tensors or payload != weights.payload:
+        raise IntegrityError(
+            f"{file.name} has {len(converted)} tensors of {payload:,} bytes, "
+            f"expected {weights.tensors} of {weights.payload:,}"
+        )
+    return fitting
+
+
+def _store(
+    weights: Weights, state: dict[str, Tensor], source: str, file: checkpoint.File
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    folder = cache.home()
+    provenance = {
+        "name": weights.name,
+        "source": source,
+        "source_sha256": file.sha256,
+        "layout": weights.layout,
+        "converter_version": str(convert.CONVERTER_VERSION),
+        "isanet_version": isanet.__version__,
+    }
+    data = checkpoint.serialize(state, {**provenance, "config": json.dumps(_meta_model(model_config(weights)).config)})
+    digest = sha256(data).hexdigest()
+    record = cache.Record(
+        file=f"{weights.name}-{digest[:8]}.safetensors",
+        file_sha256=digest,
+        source=source,
+        source_sha256=file.sha256,
+        source_size=len(file.data),
+        layout=weights.layout,
+        converter=convert.CONVERTER_VERSION,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    try:
+        with written_whole(folder / record.file) as temporary:
+            temporary.write_bytes(data)
+        cache.write_record(weights.name, record)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise CacheError(
+                f"the disk of {folder} is full: {len(data):,} bytes needed, {shutil.disk_usage(folder).free:,} free; "
+                "nothing was kept. Free some, or set ISANET_HOME to another folder"
+            ) from error
+        raise cache.unwritable(folder, error) from error
+    return state, provenance
+
+
+# --- files, folders, repositories ---------------------------------------------------------------------------
+
+
+def _resolve(source: str | os.PathLike[str]) -> tuple[str, str]:
+    """What a source is ("name", "folder", "file", "repository"), and its text."""
+    place = os.fspath(source)
+    if isinstance(source, str) and place in load_manifest():
+        return "name", place
+    path = Path(place)
+    if path.is_dir():
+        return "folder", place
+    if path.exists() or not isinstance(source, str):
+        return "file", place
+    if REPOSITORY.fullmatch(place) and path.suffix not in (".pth", ".pt", ".safetensors"):
+        return "repository", place
+    if path.suffix or len(path.parts) > 1:
+        raise ValueError(f"there is no file or folder {place!r}")
+    raise ValueError(unknown_model(place))
+
+
+def _read(path: Path) -> checkpoint.File:
+    try:
+        return checkpoint.read_file(path)
+    except OSError as error:
+        raise CheckpointFormatError(
+            f"cannot read {path}: {error.strerror}; a model folder has config.json and model.safetensors"
+        ) from error
+
+
+def _load_file(file: checkpoint.File, config_file: Path | None = None) -> Loaded:
+    """A model from any file, with its config beside it, inside it, or told from its shapes."""
+    raw, metadata = checkpoint.read_checkpoint(file)
+    state = convert.unwrap(raw)
+    layout = convert.detect_layout(state)
+    state = convert.convert(state, layout)
+    if config_file is not None:
+        config = _parse_config(str(config_file), _read(config_file).data.tobytes())
+    elif "config" in metadata:
+        config = _parse_config(f"the metadata of {file.name}", metadata["config"])
+    else:
+        config = _guess_config(state, raw)
+    fitting = checkpoint.check_fit(state, _meta_model(config).state_dict())
+    provenance = {"source": Path(file.name).name, "source_sha256": file.sha256, "layout": layout}
+    return Loaded(
+        config, fitting, _provenance_in(metadata) or {**provenance, "converter_version": str(convert.CONVERTER_VERSION)}
+    )
+
+
+def _guess_config(state: Mapping[str, Tensor], raw: object) -> dict[str, Any]:
+    """The constructor's arguments for a bare file, from its shapes and, of mmsegmentation's files, its notes."""
+    config = convert.infer_architecture(state)
+    if convert.notes_align_corners(raw):
+        config["align_corners"] = True
+    space = label_space_for(config["num_classes"])
+    released = [weights for weights in load_manifest().values() if space is None or weights.label_space == space.name]
+    config["preprocessing"] = dict(released[0].preprocessing)
+    if space is not None:
+        config["classes"], config["label_space"] = list(space.classes), space.name
+        config["palette"] = [list(colour) for colour in space.palette]
+    else:
+        config["palette"] = [list(colour) for colour in generic_palette(config["num_classes"])]
+    log.info(
+        "a bare file: took it for %s with %d classes (%s), align_corners=%s, pictures resized to a short edge of %d",
+        config["backbone"],
+        config["num_classes"],
+        space.name if space is not None else "unknown, so they are numbered; name them with classes=",
+        config.get("align_corners", False),
+        config["preprocessing"]["short_edge"],
+    )
+    return config
+
+
+def _parse_config(place: str, text: str | bytes) -> dict[str, Any]:
+    try:
+        config = json.loads(text)
+        if not isinstance(config, dict):
+            raise ValueError("expected an object")
+    except (ValueError, RecursionError) as error:
+        raise CheckpointFormatError(f"{place} is not the configuration of a model: {error}") from error
+    try:
+        return _meta_model(config).config
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise CheckpointFormatError(f"{place} is not the configuration of an ISANet: {error}") from error
+
+
+def _meta_model(config: Mapping[str, Any]) -> ISANet:
+    """A network without memory for its weights."""
+    with torch.device("meta"):
+        return ISANet(**config)
+
+
+def _provenance_in(metadata: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in metadata.items() if key not in ("format", "config")}
+
+
+def _load_repository(repo_id: str, *, revision: str | None, token: str | bool | None) -> Loaded:
+    """A model from the Hugging Face Hub, or from huggingface_hub's cache of it."""
+    file_path, config_path = hub.fetch_model(repo_id, revision=revision, token=token)
+    file = _read(file_path)
+    # huggingface_hub stores a large file under its hash, and never looks at it again
+    stored = file_path.resolve()
+    if re.fullmatch("[0-9a-f]{64}", stored.name) and file.sha256 != stored.name:
+        raise IntegrityError(f"{stored} has sha256 {file.sha256}: it was damaged; delete it and try again")
+    loaded = _load_file(file, config_path)
+    return loaded._replace(provenance={**loaded.provenance, "source": f"hf://{repo_id}@{revision or 'main'}"})
+
+
+def convert_file(source: Path, target: Path) -> ISANet:
+    """Convert any checkpoint that `from_pretrained` reads to a model folder, or to one .safetensors file.
+
+    Raises:
+        CheckpointError: The source cannot be used.
+        CacheError: The target cannot be written.
+    """
+    model = from_pretrained(source)
+    if target.suffix != ".safetensors":
+        hub.save_pretrained(model, target)
+        return model
+    data = hub.serialized(model)
+    try:
+        with written_whole(target) as temporary:
+            temporary.write_bytes(data)
+    except OSError as error:
+        raise CacheError(f"cannot write {target}: {error.strerror}; an earlier file is as it was") from error
+    return model
+
+
+# --- builders, for torch.hub --------------------------------------------------------------------------------
+
+
+def _builder(name: str) -> Callable[..., ISANet]:
+    def build_model(pretrained: bool = True, **options: Any) -> ISANet:
+        if pretrained:
+            return from_pretrained(name, **options)
+        if unknown := set(options) - {"num_classes", "classes", "progress"}:
+            raise TypeError(f"{name}(pretrained=False) takes num_classes and classes, not {', '.join(sorted(unknown))}")
+        config = model_config(model_info(name))
+        num_classes, classes = options.get("num_classes"), options.get("classes")
+        if num_classes is not None or classes is not None:
+            config = class_config(config, num_classes, classes)
+        return ISANet(**config)
+
+    build_model.__name__ = build_model.__qualname__ = name
+    build_model.__doc__ = f"""The model {name} of the zoo.
+
+    Args:
+        pretrained: With the released weights, in evaluation mode; else drawn at random.
+        **options: As `isanet.from_pretrained`: `num_classes`, `classes`, `progress`.
+    """
+    return build_model
+
+
+isanet_r50_voc = _builder("isanet_r50_voc")
+isanet_r101_voc = _builder("isanet_r101_voc")
+isanet_r50_ade20k = _builder("isanet_r50_ade20k")
+isanet_r101_ade20k = _builder("isanet_r101_ade20k")
+isanet_r50_cityscapes = _builder("isanet_r50_cityscapes")
+isanet_r101_cityscapes = _builder("isanet_r101_cityscapes")

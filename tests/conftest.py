@@ -1,0 +1,57 @@
+"""Every test runs offline, in its own folders, with the settings of the machine out of sight."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.file_server import FileServer
+from tests.hub_server import HubServer
+
+# huggingface_hub reads its settings once, when it is imported: before any test, for all of them.
+_HUB = HubServer()
+
+
+def pytest_configure() -> None:
+    _HUB.start()
+    for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HUGGING_FACE_HUB_TOKEN"):
+        os.environ.pop(name, None)
+    os.environ |= {
+        "HF_ENDPOINT": _HUB.url,
+        "HF_HUB_DISABLE_XET": "1",  # the other way of storing files would need a second kind of server
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
+        "NO_PROXY": "127.0.0.1,localhost",
+    }
+
+
+def pytest_unconfigure() -> None:
+    _HUB.close()
+
+
+@pytest.fixture
+def hub() -> HubServer:
+    return _HUB
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache of the test, empty, and none of the caller's settings."""
+    for name in [name for name in os.environ if name.startswith("ISANET_")]:
+        monkeypatch.delenv(name)
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    folder = tmp_path / "home"
+    monkeypatch.setenv("ISANET_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture
+def server() -> Iterator[FileServer]:
+    with FileServer() as running:
+        yield running
