@@ -15,8 +15,9 @@ import logging
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -124,6 +125,14 @@ def clear(name: str, *, forget: bool = False) -> int:
         if forget:
             (home() / f"{name}.json").unlink(missing_ok=True)
     return freed
+
+
+def sweep() -> None:
+    """Delete temporary files that killed processes left; what has grown within the hour may still be in use."""
+    for path in home().glob(".isanet-*.part"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > 3600:
+                path.unlink()
 
 
 def _converted_files(name: str) -> list[Path]:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from isanet import checkpoint, download
 from isanet.errors import CacheError, CheckpointFormatError, NetworkError, OfflineError
@@ -16,6 +16,8 @@ from isanet.manifest import load_manifest
 
 if TYPE_CHECKING:
     from isanet.model import ISANet
+
+T = TypeVar("T")
 
 
 def fetch_model(repo_id: str, *, revision: str | None, token: str | bool | None) -> tuple[Path, Path]:
@@ -35,7 +37,7 @@ def fetch_model(repo_id: str, *, revision: str | None, token: str | bool | None)
     return Path(_named_errors(what, lambda: fetch("model.safetensors"))), Path(config)
 
 
-def _named_errors(what: str, call: Callable[[], str]) -> str:
+def _named_errors(what: str, call: Callable[[], T]) -> T:
     """Run one call of huggingface_hub, with its many errors as ours."""
     from huggingface_hub import errors
 
@@ -118,7 +120,7 @@ def serialized(model: ISANet) -> bytes:
     return checkpoint.serialize(state, {**model.provenance, "config": json.dumps(model.config)})
 
 
-def model_card(model: ISANet) -> str:
+def model_card(model: ISANet, repo_id: str = "ORG/NAME") -> str:
     """The README.md of a model's folder: what it is, where it came from, how to use it."""
     released = load_manifest().get(model.provenance.get("name", ""))
     front = ["library_name: isanet", "pipeline_tag: image-segmentation", "tags:", "- isanet", "- semantic-segmentation"]
@@ -149,7 +151,8 @@ Classes: {classes}.
 ```python
 import isanet
 
-result = isanet.Segmenter("ORG/NAME")("picture.jpg")  # this repository's name, or the folder
-result.areas()
+result = isanet.Segmenter("{repo_id}")("picture.jpg")
+result.areas()  # {{"{model.classes[0]}": 0.41, ...}}
+result.overlay().save("overlay.png")
 ```
 """

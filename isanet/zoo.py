@@ -272,6 +272,7 @@ def _obtain(
             if download.offline():
                 raise
             log.warning("%s cannot be used, so it is fetched: %s", path, error)
+    cache.sweep()
     found: list[tuple[checkpoint.File, dict[str, Tensor]]] = []
 
     def check(path: Path) -> None:
@@ -301,6 +302,7 @@ def _obtain(
             )
         result = _store(weights, state, fetched.url, file)
         if keep:
+            fetched.path.chmod(cache.home().joinpath(f"{weights.name}.json").stat().st_mode)  # it was private so far
             fetched.path.replace(folder / weights.file_names[0])
         return result
     finally:

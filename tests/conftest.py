@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import tiny_zoo
 from tests.file_server import FileServer
 from tests.hub_server import HubServer
 
@@ -55,3 +56,13 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def server() -> Iterator[FileServer]:
     with FileServer() as running:
         yield running
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: FileServer) -> FileServer:
+    """A zoo of one tiny model, whose file a mirror on loopback serves; gives the server."""
+    path = tiny_zoo.manifest_of_one(tmp_path / "weights.json")
+    monkeypatch.setattr("isanet.manifest.manifest_path", lambda: path)
+    server.files[f"/{tiny_zoo.FILE_NAME}"] = tiny_zoo.saved({"epoch": 60, "model": tiny_zoo.upstream_state()})
+    monkeypatch.setenv("ISANET_MIRROR", server.url)
+    return server

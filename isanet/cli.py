@@ -1,0 +1,419 @@
+"""The `isanet` command.
+
+Answers go to standard output; what happens on the way goes to standard error. torch is imported only by the
+commands that need it, so that `isanet list` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import json
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from isanet import __version__, cache
+from isanet.errors import CacheError, DownloadError, ImageError, IsanetError
+from isanet.files import written_whole
+from isanet.labels import LABEL_SPACES
+from isanet.manifest import Weights, list_models, load_manifest, manifest_path, model_info
+
+if TYPE_CHECKING:
+    from isanet.segmenter import Segmentation
+
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+"""What counts as a picture in a folder."""
+
+SETTINGS = ("ISANET_HOME", "ISANET_OFFLINE", "ISANET_MIRROR", "HF_ENDPOINT", "HF_HUB_OFFLINE", "REQUESTS_CA_BUNDLE")
+SECRET_SETTINGS = ("HF_TOKEN", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
+"""May hold passwords: shown as set or not."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; gives the exit code: 0, 1 for a failure, 2 for a wrong call, 130 for Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    level = logging.DEBUG if options.debug else logging.WARNING if options.quiet else logging.INFO
+    logging.basicConfig(level=logging.WARNING, format="isanet: %(message)s", stream=sys.stderr, force=True)
+    logging.getLogger("isanet").setLevel(level)
+    try:
+        code: int = options.run(options)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("isanet: stopped; files that were not complete are gone", file=sys.stderr)
+        return 130
+    except (IsanetError, ValueError, OSError, MemoryError) as error:
+        if options.debug:
+            raise
+        print(f"isanet: error: {_one_line(error)}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="isanet", description="Pretrained ISANet segmentation models.")
+    parser.add_argument("--version", action="version", version=f"isanet {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks and everything that is logged")
+    parser.add_argument("--quiet", action="store_true", help="show only warnings and errors")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        added.set_defaults(run=run)
+        return added
+
+    listing = command("list", _list, "list the models of the zoo")
+    listing.add_argument("pattern", nargs="?", default="*", help="only names that fit, such as '*cityscapes*'")
+    listing.add_argument("--json", action="store_true", help="everything that is known, as JSON")
+
+    info = command("info", _info, "say everything about one model, its classes included")
+    info.add_argument("name")
+
+    download = command("download", _download, "fetch, verify and convert models into the cache")
+    download.add_argument("names", nargs="*", metavar="NAME")
+    download.add_argument("--all", action="store_true", help="every model of the zoo")
+    download.add_argument("--keep", action="store_true", help="leave the released file in the cache too")
+    download.add_argument("--force", action="store_true", help="fetch again what is cached")
+
+    verify = command("verify", _verify, "compare cached models with what was recorded and say where they came from")
+    verify.add_argument("names", nargs="*", metavar="NAME")
+    verify.add_argument("--all", action="store_true", help="every model that is cached")
+    verify.add_argument(
+        "--pin",
+        nargs="?",
+        const="",
+        metavar="MANIFEST",
+        help="write the measured hashes and sizes into a weights.json, for maintainers to commit",
+    )
+
+    segment = command("segment", _segment, "label every pixel of pictures")
+    segment.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders or patterns")
+    segment.add_argument("--model", required=True, help="a name in the zoo, org/name, a folder or a file")
+    segment.add_argument("--output", type=Path, default=Path("segmented"), metavar="DIR", help="default: segmented")
+    segment.add_argument("--overlay", action="store_true", help="picture, classes in colour and legend (default)")
+    segment.add_argument("--labels", action="store_true", help="class indices as a palette PNG")
+    segment.add_argument("--areas", action="store_true", help="share of each class, as JSON")
+    segment.add_argument("--force", action="store_true", help="replace existing outputs")
+    segment.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    segment.add_argument("--precision", default="auto", help="auto, float32, bfloat16, float16")
+    segment.add_argument("--batch-size", type=_positive, default=1, metavar="N")
+
+    convert = command("convert", _convert, "convert a checkpoint to a model folder, or to one .safetensors file")
+    convert.add_argument("source", type=Path, metavar="IN")
+    convert.add_argument("target", type=Path, metavar="OUT")
+    convert.add_argument("--force", action="store_true", help="replace an existing OUT")
+
+    manage = command("cache", _cache, "show or clear the cache")
+    actions = manage.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions.add_parser("path", help="the folder")
+    actions.add_parser("list", help="the models in it")
+    clear = actions.add_parser("clear", help="delete models")
+    clear.add_argument("names", nargs="*", metavar="NAME", help="default: all")
+    clear.add_argument("--forget", action="store_true", help="also forget their hashes: trust the next download anew")
+
+    command("doctor", _doctor, "check cache, settings, versions and which addresses answer")
+    return parser
+
+
+def _list(options: argparse.Namespace) -> int:
+    names = list_models(options.pattern)
+    manifest = load_manifest()
+    if options.json:
+        print(json.dumps({name: vars(manifest[name]) for name in names}, indent=1))
+        return 0
+    if not names:
+        raise ValueError(f"no model fits {options.pattern!r}; `isanet list` shows all")
+    rows = [("NAME", "DATA SET", "mIoU", "PARAMETERS", "DOWNLOAD", "CACHED")]
+    for name in names:
+        weights = manifest[name]
+        rows.append(
+            (
+                name,
+                f"{weights.metrics['dataset']} {weights.metrics['split']}",
+                f"{100 * weights.metrics['miou']:.2f}",
+                f"{weights.parameters / 1e6:.1f} M",
+                _download_size(weights),
+                "yes" if cache.cached_file(name) else "no",
+            )
+        )
+    _print_table(rows)
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    weights = model_info(options.name)
+    record, path = cache.read_record(weights.name), cache.cached_file(weights.name)
+    metrics = weights.metrics
+    facts = [
+        ("name", weights.name),
+        ("architecture", _pairs(weights.architecture)),
+        (
+            "published mIoU",
+            f"{100 * metrics['miou']:.2f} on {metrics['dataset']} {metrics['split']}, {metrics['protocol']}",
+        ),
+        ("parameters", f"{weights.parameters:,}"),
+        ("download", _download_size(weights)),
+        *(("address", url) for url in weights.urls),
+        *(("training log", url) for url in weights.log_urls),
+        ("sha256", weights.sha256 or "not published; recorded at the first download"),
+        ("preprocessing", _pairs(weights.preprocessing)),
+        ("recipe", _pairs(weights.recipe)),
+        ("licence", weights.licence),
+        ("paper", weights.paper),
+        ("cached", str(path) if path else "no"),
+        *((("recorded sha256", record.source_sha256), ("fetched from", record.source)) if record else ()),
+    ]
+    for key, value in facts:
+        print(f"{key:<16} {value}")
+    space = LABEL_SPACES[weights.label_space]
+    print(f"\nLabel space {space.name}:")
+    rows = [("INDEX", "NAME", "OFFICIAL ID", "COLOUR")]
+    entries = zip(space.classes, space.official_ids, space.palette, strict=True)
+    rows += [
+        (str(i), name, str(official), "#" + bytes(colour).hex()) for i, (name, official, colour) in enumerate(entries)
+    ]
+    _print_table(rows)
+    return 0
+
+
+def _download(options: argparse.Namespace) -> int:
+    from isanet import zoo
+
+    for weights in _chosen(options.names, list_models() if options.all else None):
+        zoo.load_cached(weights, keep=options.keep, force=options.force)
+        print(f"{weights.name} is ready: {cache.cached_file(weights.name)}")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from isanet import zoo
+
+    cached = [name for name in list_models() if cache.cached_file(name)]
+    if options.all and not cached:
+        raise CacheError(f"nothing is cached in {cache.home()}")
+    records, failed = {}, 0
+    for weights in _chosen(options.names, cached if options.all else None):
+        try:
+            record = zoo.verify(weights)
+        except IsanetError as error:
+            failed += 1
+            print(f"{weights.name}: FAILED: {_one_line(error)}")
+            continue
+        records[weights.name] = record
+        trust = "as the manifest says" if weights.sha256 else "trusted on first use; not pinned in the manifest"
+        print(f"{weights.name}: good. From {record.source} on {record.date}, {record.source_size:,} bytes,")
+        print(f"  sha256 {record.source_sha256} ({trust})")
+    if options.pin is not None and not failed:
+        target = Path(options.pin) if options.pin else manifest_path()
+        zoo.pin(records, target)
+        print(f"pinned {', '.join(records)} in {target}")
+    return 1 if failed else 0
+
+
+def _segment(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    pictures = _expand(options.images)
+    kinds = [kind for kind in ("overlay", "labels", "areas") if getattr(options, kind)] or ["overlay"]
+    failures: dict[Path, str] = {}
+    plan: dict[Path, list[Path]] = {}
+    claimed = {path.resolve(): path for path in pictures}  # outputs of this call, and its inputs
+    for path in pictures:
+        outputs = [options.output / f"{path.stem}_{kind}{'.json' if kind == 'areas' else '.png'}" for kind in kinds]
+        for output in outputs:
+            if output.resolve() in claimed:
+                failures[path] = f"its output {output} is already taken by {claimed[output.resolve()]}"
+            elif os.path.lexists(output) and not options.force:
+                failures[path] = f"{output} exists and was kept; --force replaces it"
+        if path not in failures:
+            plan[path] = outputs
+            claimed.update((output.resolve(), path) for output in outputs)
+    for path, reason in failures.items():
+        print(f"isanet: {path}: {reason}", file=sys.stderr)
+    if plan:
+        from isanet.segmenter import Segmenter
+
+        segmenter = Segmenter(options.model, device=options.device, precision=options.precision)
+        options.output.mkdir(parents=True, exist_ok=True)
+
+        def failed(source: object, error: IsanetError) -> None:
+            failures[Path(str(source))] = _one_line(error)
+            tqdm.write(f"isanet: {_one_line(error)}", file=sys.stderr)
+            bar.update()
+
+        # None: no bar unless standard error is a terminal
+        with tqdm(total=len(plan), unit="picture", disable=None if len(plan) > 1 else True) as bar:
+            for result in segmenter.stream(list(plan), batch_size=options.batch_size, on_error=failed):
+                assert result.path is not None
+                outputs = plan[result.path]
+                for kind, output in zip(kinds, outputs, strict=True):
+                    _write(kind, result, output)
+                largest = ", ".join(f"{name} {100 * share:.0f} %" for name, share in list(result.areas().items())[:4])
+                tqdm.write(f"{result.path} -> {', '.join(map(str, outputs))}: {largest}", file=sys.stdout)
+                bar.update()
+    if failures:
+        print(f"isanet: {len(failures)} of {len(pictures)} pictures were not segmented", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _write(kind: str, result: Segmentation, output: Path) -> None:
+    if kind == "labels":
+        result.save(output)
+        return
+    with written_whole(output) as temporary:
+        if kind == "areas":
+            temporary.write_text(json.dumps(result.areas(), indent=1) + "\n", encoding="utf-8")
+        else:
+            result.overlay().save(temporary, format="PNG")
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from isanet import zoo
+
+    if options.target.resolve() == options.source.resolve():
+        raise ValueError(f"{options.target} is the input")
+    occupied = options.target if options.target.suffix == ".safetensors" else options.target / "model.safetensors"
+    if os.path.lexists(occupied) and not options.force:
+        raise CacheError(f"{occupied} exists and was kept; --force replaces it")
+    model = zoo.convert_file(options.source, options.target)
+    print(f"{options.target}: {model.config['backbone']}, {len(model.classes)} classes")
+    return 0
+
+
+def _cache(options: argparse.Namespace) -> int:
+    if options.action == "path":
+        print(cache.home())
+    elif options.action == "list":
+        rows = [("NAME", "SIZE", "DATE", "SOURCE")]
+        for name in list_models():
+            record, path = cache.read_record(name), cache.cached_file(name)
+            if record and path:
+                rows.append((name, _megabytes(path.stat().st_size), record.date[:10], record.source))
+        if len(rows) > 1:
+            _print_table(rows)
+        else:
+            print(f"nothing is cached in {cache.home()}")
+    else:
+        if not cache.home().is_dir():
+            print(f"nothing is cached in {cache.home()}")
+            return 0
+        freed = sum(
+            cache.clear(weights.name, forget=options.forget) for weights in _chosen(options.names, list_models())
+        )
+        kept = "" if options.forget else "; hashes are kept, so a later download must still match (--forget drops them)"
+        print(f"freed {_megabytes(freed)}{kept}")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from importlib.metadata import PackageNotFoundError, version
+    from urllib.parse import urlsplit
+
+    import torch
+
+    from isanet import download
+
+    print(f"isanet {__version__}, Python {sys.version.split()[0]}, {sys.platform}")
+    for package in ("torch", "torchvision", "huggingface_hub", "safetensors", "requests", "pillow", "numpy"):
+        try:
+            print(f"  {package} {version(package)}")
+        except PackageNotFoundError:
+            print(f"  {package} is not installed")
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    devices += ["Apple GPU (mps)"] if torch.backends.mps.is_available() else []
+    print(f"devices: {', '.join([*devices, 'cpu'])}, {torch.get_num_threads()} threads")
+
+    folder = cache.home()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    writable = "writable" if os.access(existing, os.W_OK) else "NOT writable: set ISANET_HOME to another folder"
+    print(f"cache: {folder} ({writable}, {_megabytes(shutil.disk_usage(existing).free)} free)")
+    print(f"  cached: {', '.join(name for name in list_models() if cache.cached_file(name)) or 'nothing'}")
+    print("settings:")
+    for name in SETTINGS:
+        print(f"  {name}={os.environ.get(name, '')}")
+    for name in SECRET_SETTINGS:
+        print(f"  {name} is {'set' if os.environ.get(name) or os.environ.get(name.lower()) else 'not set'}")
+
+    if download.offline():
+        print("addresses: not asked, because ISANET_OFFLINE or HF_HUB_OFFLINE is set")
+        return 0
+    print("addresses:")
+    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    first = next(iter(load_manifest().values()))
+    reached = 0
+    for url in [*download.addresses(first.urls), hub]:
+        try:
+            answer = download.probe(url)
+        except DownloadError as error:
+            answer = f"FAILED: {_one_line(error)}"
+        else:
+            reached += 1
+        print(f"  {urlsplit(url)._replace(netloc=urlsplit(url).netloc.rpartition('@')[2]).geturl()}: {answer}")
+    return 0 if reached else 1
+
+
+def _chosen(names: Iterable[str], default: list[str] | None) -> list[Weights]:
+    chosen = list(dict.fromkeys(names)) or default
+    if chosen is None:
+        raise ValueError("name a model, or say --all; `isanet list` shows them")
+    return [model_info(name) for name in chosen]
+
+
+def _expand(arguments: Iterable[str]) -> list[Path]:
+    """The pictures that files, folders and patterns stand for, each once, in order."""
+    pictures: list[Path] = []
+    for argument in arguments:
+        path = Path(argument)
+        if path.is_dir():
+            found = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in PICTURES and entry.is_file())
+        elif not path.exists() and glob.has_magic(argument):
+            found = sorted(Path(match) for match in glob.glob(argument, recursive=True) if Path(match).is_file())  # noqa: PTH207  a pattern may be absolute
+        else:
+            found = [path]  # a missing file is named when it is read, and the others are done
+        if not found:
+            raise ImageError(f"no pictures in {argument!r} (looking for {', '.join(PICTURES)})")
+        pictures += found
+    return list(dict.fromkeys(pictures))
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+    return value
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _download_size(weights: Weights) -> str:
+    if weights.size is not None:
+        return _megabytes(weights.size)
+    return f"{_megabytes(weights.payload)} or more"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB"
+
+
+def _pairs(values: object) -> str:
+    assert isinstance(values, dict)
+    return ", ".join(f"{key}={value}" for key, value in values.items())
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())
