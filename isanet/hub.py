@@ -29,12 +29,14 @@ def fetch_model(repo_id: str, *, revision: str | None, token: str | bool | None)
     """
     from huggingface_hub import hf_hub_download
 
-    def fetch(name: str) -> str:
-        return hf_hub_download(repo_id, name, revision=revision, token=token, local_files_only=download.offline())
+    def fetch(name: str, commit: str | None) -> Path:
+        local = download.offline()
+        return Path(hf_hub_download(repo_id, name, revision=commit, token=token, local_files_only=local))
 
     what = f"{repo_id} at revision {revision or 'main'}"
-    config = _named_errors(what, lambda: fetch("config.json"))
-    return Path(_named_errors(what, lambda: fetch("model.safetensors"))), Path(config)
+    config = _named_errors(what, lambda: fetch("config.json", revision))
+    commit = config.parent.name  # both from one commit, even while somebody pushes another
+    return _named_errors(what, lambda: fetch("model.safetensors", commit)), config
 
 
 def _named_errors(what: str, call: Callable[[], T]) -> T:
@@ -104,13 +106,13 @@ def push_to_hub(model: ISANet, repo_id: str, *, private: bool | None = None, tok
     from huggingface_hub import HfApi
 
     api = HfApi(token=token)
+    address = _named_errors(repo_id, lambda: str(api.create_repo(repo_id, private=private, exist_ok=True)))
+    has_card = _named_errors(repo_id, lambda: api.file_exists(repo_id, "README.md"))
     with TemporaryDirectory() as folder:
+        Path(folder, "README.md").write_text(model_card(model, repo_id), encoding="utf-8")
         save_pretrained(model, folder)
-        address = _named_errors(repo_id, lambda: str(api.create_repo(repo_id, private=private, exist_ok=True)))
-        message = f"ISANet with {len(model.classes)} classes"
-        _named_errors(
-            repo_id, lambda: str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message))
-        )
+        kept = ["README.md"] if has_card else None  # somebody may have written into it
+        _named_errors(repo_id, lambda: api.upload_folder(repo_id=repo_id, folder_path=folder, ignore_patterns=kept))
     return address
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -14,6 +15,7 @@ from tests.hub_server import HubServer
 
 # huggingface_hub reads its settings once, when it is imported: before any test, for all of them.
 _HUB = HubServer()
+_HUB_CACHE = TemporaryDirectory()
 
 
 def pytest_configure() -> None:
@@ -22,6 +24,7 @@ def pytest_configure() -> None:
         os.environ.pop(name, None)
     os.environ |= {
         "HF_ENDPOINT": _HUB.url,
+        "HF_HOME": _HUB_CACHE.name,
         "HF_HUB_DISABLE_XET": "1",  # the other way of storing files would need a second kind of server
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -32,6 +35,7 @@ def pytest_configure() -> None:
 
 def pytest_unconfigure() -> None:
     _HUB.close()
+    _HUB_CACHE.cleanup()
 
 
 @pytest.fixture
