@@ -12,3 +12,12 @@ dependencies = [
     "filelock",
     "tqdm",
 ]
+
+from isanet.zoo import (
+    isanet_r50_ade20k,
+    isanet_r50_cityscapes,
+    isanet_r50_voc,
+    isanet_r101_ade20k,
+    isanet_r101_cityscapes,
+    isanet_r101_voc,
+)

@@ -62,8 +62,8 @@ def home() -> Path:
     if hub := sys.modules.get("torch.hub"):
         return Path(hub.get_dir()) / "isanet"
     # What torch.hub.get_dir() computes, without importing torch
-    base = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "torch")
-    return Path(base).expanduser() / "hub" / "isanet"
+    base = os.environ.get("TORCH_HOME", Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "torch"))
+    return Path(os.path.expanduser(base), "hub", "isanet")  # noqa: PTH111  Path's raises where there is no home
 
 
 def read_record(name: str) -> Record | None:
@@ -104,7 +104,8 @@ def write_record(name: str, record: Record) -> None:
         temporary.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
     for path in _converted_files(name):
         if path.name != record.file:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # the record is in force already: what stays is only a waste of space
+                path.unlink()
 
 
 def clear(name: str, *, forget: bool = False) -> int:
@@ -119,11 +120,14 @@ def clear(name: str, *, forget: bool = False) -> int:
     """
     freed = 0
     with lock(name):
-        for path in _converted_files(name):
-            freed += path.stat().st_size
-            path.unlink()
-        if forget:
-            (home() / f"{name}.json").unlink(missing_ok=True)
+        try:
+            for path in _converted_files(name):
+                freed += path.lstat().st_size
+                path.unlink()
+            if forget:
+                (home() / f"{name}.json").unlink(missing_ok=True)
+        except OSError as error:
+            raise unwritable(home(), error) from error
     return freed
 
 
@@ -131,7 +135,7 @@ def sweep() -> None:
     """Delete temporary files that killed processes left; what has grown within the hour may still be in use."""
     for path in home().glob(".isanet-*.part"):
         with suppress(OSError):
-            if time.time() - path.stat().st_mtime > 3600:
+            if time.time() - path.lstat().st_mtime > 3600:
                 path.unlink()
 
 

@@ -7,14 +7,15 @@ one before cannot see, and none of which has a fallback:
 
 1. The first bytes must be those of a zip archive or of torch's older format; anything else is named.
 2. The archive must be as torch.save writes it: stored, not compressed; inside the file; no name twice.
-3. The pickle's instructions are scanned before they are run: bounded in size and in what they ask to remember.
-4. The unpickler knows nothing but an `OrderedDict` and descriptions of tensors. No function of torch, or of
-   anyone, is reachable from it; a file that names another is refused with that name.
+3. The pickle is read, not run: of its instructions only those that make plain values and containers are known,
+   in bounded number, and none of them calls anything, sets an attribute or hashes more than a plain value.
+4. What it names must be an `OrderedDict` or a description of a tensor, and stays a name: no function of torch, or
+   of anyone, is reachable; a file that names another is refused with that name.
 5. A tensor is a view of the bytes already in memory, and only if it lies inside its storage, and the storage
-   inside the file. Nothing is allocated on a file's word.
+   inside the file. Views of the same bytes are bounded too. Nothing is allocated on a file's word.
 
-`torch.load` is not used: with one parser there are no two readings of one file, a file cannot ask for more
-memory than it has bytes, and its weights need no copy.
+Neither `torch.load` nor the standard library's unpickler is used: `BUILD` alone reaches `Tensor.__setstate__`, and
+through it a tensor of any size. With one parser there are no two readings of one file, and its weights need no copy.
 """
 
 from __future__ import annotations
@@ -22,14 +23,13 @@ from __future__ import annotations
 import io
 import json
 import math
-import pickle
 import pickletools
 import zipfile
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -41,8 +41,17 @@ from isanet.errors import CheckpointFormatError, CheckpointMismatchError, Unsafe
 MAX_FILE_BYTES = 4 << 30
 """Largest file that is read: eight times the largest ISANet with its optimizer."""
 
-MAX_PICKLE_BYTES = 32 << 20
-"""Largest description of tensors; those of the published files have less than one megabyte."""
+MAX_DESCRIPTION_BYTES = 8 << 20
+"""Largest description of tensors (pickle, header, directory); those of the published files have less than 1 MB."""
+
+MAX_STEPS = 1 << 19
+"""Most instructions of a pickle; a ResNet-101 with its optimizer's state takes 50,000."""
+
+MAX_NUMBERED = 1 << 12
+"""Most entries of a dictionary with numbers as keys; an optimizer's state has one for each of 348 parameters."""
+
+MAX_SHARING = 4
+"""How many times the size of their file the tensors in it may be, where several show the same bytes."""
 
 STORAGES = {
     "DoubleStorage": torch.float64,
@@ -72,38 +81,14 @@ SAFETENSORS_DTYPES = {
 }
 
 
-class _Memory(io.RawIOBase):
-    """Memory read as a file, without the copy that io.BytesIO makes."""
-
-    def __init__(self, memory: memoryview) -> None:
-        self.memory = memory
-        self.position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: len(self.memory)}[whence]
-        if base + offset < 0:
-            raise OSError("seek before the start")
-        self.position = base + offset
-        return self.position
-
-    def readinto(self, buffer: Any) -> int:
-        chunk = self.memory[self.position : self.position + len(buffer)]
-        buffer[: len(chunk)] = chunk
-        self.position += len(chunk)
-        return len(chunk)
+Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]
 
 
 class File(NamedTuple):
     """The bytes of a file in memory, and their hash."""
 
     name: str
-    data: np.ndarray[tuple[int], np.dtype[np.uint8]]
+    data: Bytes
     sha256: str
 
 
@@ -137,7 +122,7 @@ def read_checkpoint(file: File) -> tuple[object, dict[str, str]]:
     head = file.data[:512].tobytes()
     if head.startswith(b"PK\x03\x04"):
         return _read_archive(file), {}
-    if head.startswith(b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."):
+    if head.startswith(LEGACY_MAGIC):
         return _read_legacy(file), {}
     if head[8:9] == b"{" and 0 < int.from_bytes(head[:8], "little") < len(file.data):
         return read_safetensors(file)
@@ -168,33 +153,8 @@ def looks_like(file: File) -> str:
 # --- torch.save's files -------------------------------------------------------------------------------------
 
 
-class _Storage(NamedTuple):
-    dtype: torch.dtype
-    data: np.ndarray[tuple[int], np.dtype[np.uint8]] | None
-
-
-class _Inert:
-    """What a pickle gets for a name that it may use: something that builds containers or views, and nothing else.
-
-    Made anew for each file, so that no instruction of one file can reach another.
-    """
-
-    __slots__ = ("name",)
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __call__(self, *arguments: Any) -> Any:
-        if self.name == "collections.OrderedDict":
-            return OrderedDict(*arguments)
-        if self.name == "torch._utils._rebuild_tensor_v2":
-            return _view(*arguments[:4])
-        if self.name == "torch._utils._rebuild_parameter":
-            if not isinstance(arguments[0], Tensor):
-                raise CheckpointFormatError("a parameter is not a tensor")
-            return arguments[0]
-        raise CheckpointFormatError(f"{self.name} is called, which is not a function")
-
+LEGACY_MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
+"""The first pickle of the format before torch 1.6: a constant."""
 
 ALLOWED = frozenset(
     {"collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"}
@@ -203,65 +163,195 @@ ALLOWED = frozenset(
 """All that a pickle may name."""
 
 
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, stream: BinaryIO, storages: Mapping[str, Any] | None) -> None:
-        super().__init__(stream)
+@dataclass(frozen=True)
+class _Name:
+    text: str
+
+
+@dataclass(frozen=True)
+class _Storage:
+    values: Tensor | None
+    """None in the first reading of the older format, where the bytes come after the pickle."""
+
+
+class _Pickle:
+    """A reader of pickles that builds containers and views, and nothing else.
+
+    Args:
+        storages: The bytes of each storage, by its key; None if they are not known yet.
+        budget: Bytes that all tensors together may show.
+    """
+
+    def __init__(self, storages: Mapping[str, Bytes] | None, budget: int) -> None:
         self.storages = storages
+        self.budget = budget
         self.asked: dict[str, tuple[torch.dtype, int]] = {}
+        self.known: dict[str, _Storage] = {}
 
-    def find_class(self, module: str, name: str) -> Any:
-        full = f"{module}.{name}"
-        if full not in ALLOWED:
-            raise UnsafeCheckpointError(
-                f"it names {full!r}, which is neither a plain tensor nor a container; nothing in it was run. "
-                "If you trust where it comes from, keep only the weights: "
-                "torch.save({'state_dict': weights}, new_file), in the environment that made it"
-            )
-        return _Inert(full)
+    def load(self, pickled: bytes) -> tuple[object, int]:
+        """What one pickle describes, and where it ends."""
+        stack: list[Any] = []
+        marked: list[list[Any]] = []  # what was on the stack at each MARK
+        memo: dict[int, Any] = {}
+        argument: Any
+        for step, (opcode, argument, position) in enumerate(pickletools.genops(pickled)):
+            if step >= MAX_STEPS:
+                raise CheckpointFormatError(f"its description of tensors has more than {MAX_STEPS:,} steps")
+            items: list[Any] = []
+            if opcode.name in ("TUPLE", "APPENDS", "SETITEMS"):  # these take all since the last MARK
+                items, stack = stack, marked.pop()
+            match opcode.name:
+                case "PROTO" | "FRAME":
+                    pass
+                case "STOP":
+                    return stack.pop(), (position or 0) + 1
+                case "MARK":
+                    marked.append(stack)
+                    stack = []
+                case "NONE":
+                    stack.append(None)
+                case "NEWTRUE" | "NEWFALSE":
+                    stack.append(opcode.name == "NEWTRUE")
+                case "BININT" | "BININT1" | "BININT2" | "INT" | "LONG1" | "LONG4":
+                    if argument.bit_length() > 128:  # arithmetic on larger ones takes long
+                        raise CheckpointFormatError("it holds a number of more than 128 bits")
+                    stack.append(argument)
+                case "BINFLOAT" | "SHORT_BINUNICODE" | "BINUNICODE" | "BINUNICODE8" | "SHORT_BINSTRING" | "BINSTRING":
+                    stack.append(argument)
+                case "SHORT_BINBYTES" | "BINBYTES" | "BINBYTES8":
+                    stack.append(argument)
+                case "BINPUT" | "LONG_BINPUT":
+                    if argument > step:
+                        raise CheckpointFormatError(f"it asks for {argument:,} places after {step:,} steps")
+                    memo[argument] = stack[-1]
+                case "MEMOIZE":
+                    memo[len(memo)] = stack[-1]
+                case "BINGET" | "LONG_BINGET":
+                    stack.append(memo[argument])
+                case "EMPTY_TUPLE" | "TUPLE":
+                    stack.append(tuple(items))
+                case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                    items = [stack.pop() for _ in range(int(opcode.name[-1]))]
+                    stack.append(tuple(reversed(items)))
+                case "EMPTY_LIST":
+                    stack.append([])
+                case "EMPTY_DICT":
+                    stack.append({})
+                case "APPEND":
+                    value = stack.pop()
+                    _expect(stack[-1], list).append(value)
+                case "APPENDS":
+                    _expect(stack[-1], list).extend(items)
+                case "SETITEM":
+                    value, key = stack.pop(), stack.pop()
+                    _fill(_expect(stack[-1], dict), [(key, value)])
+                case "SETITEMS":
+                    _fill(_expect(stack[-1], dict), zip(items[::2], items[1::2], strict=True))
+                case "GLOBAL" | "STACK_GLOBAL":
+                    stack.append(_allowed(argument.split(" ", 1) if argument else [stack.pop(-2), stack.pop()]))
+                case "BINPERSID":
+                    stack.append(self.storage(stack.pop()))
+                case "REDUCE":
+                    arguments, name = _expect(stack.pop(), tuple), _expect(stack.pop(), _Name)
+                    stack.append(self.build(name.text, arguments))
+                case "BUILD":  # a state dict's `_metadata`, which nobody needs
+                    stack.pop()
+                    _expect(stack[-1], dict)
+                case _:
+                    what = "" if argument is None else f" for {str(argument)[:200]!r}"
+                    raise _unsafe(f"uses the instruction {opcode.name}{what}")
+        raise CheckpointFormatError("its description of tensors has no end")
 
-    def persistent_load(self, pid: Any) -> _Storage:
-        if not (isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage" and isinstance(pid[1], _Inert)):
+    def build(self, name: str, arguments: tuple[Any, ...]) -> object:
+        if name == "collections.OrderedDict":
+            pairs = [_expect(pair, list) for pair in _expect(arguments[0], list)] if arguments else []
+            return _fill({}, pairs)
+        if name == "torch._utils._rebuild_tensor_v2":
+            tensor = _view(*arguments[:4])
+            self.budget -= tensor.nbytes
+            if self.budget < 0:
+                raise CheckpointFormatError(f"its tensors show its bytes more than {MAX_SHARING} times")
+            return tensor
+        if name == "torch._utils._rebuild_parameter":
+            return _expect(arguments[0], Tensor)
+        raise CheckpointFormatError(f"{name} is called, which is not a function")
+
+    def storage(self, reference: Any) -> _Storage:
+        if type(reference) is not tuple or len(reference) < 5 or reference[0] != "storage":
             raise CheckpointFormatError("it refers to something that is not a storage")
-        dtype = STORAGES.get(pid[1].name.removeprefix("torch."))
-        key, numel = pid[2], pid[4]
-        if dtype is None or not isinstance(key, str) or type(numel) is not int or numel < 0:
-            raise CheckpointFormatError(f"it describes a storage wrongly: {key!r}, {numel!r} elements")
-        if len(pid) > 5 and pid[5] is not None:
-            raise CheckpointFormatError(f"its storage {key!r} is a view of another, as only torch before 0.4 wrote")
-        if self.storages is None:  # first reading of the older format: the bytes come after the pickle
-            if self.asked.setdefault(key, (dtype, numel)) != (dtype, numel):
-                raise CheckpointFormatError(f"it describes the storage {key!r} in two ways")
-            return _Storage(dtype, None)
-        data = self.storages.get(key)
-        if data is None or len(data) != numel * dtype.itemsize:
-            found = "is missing" if data is None else f"has {len(data):,}"
+        kind, key, numel = _expect(reference[1], _Name).text, _expect(reference[2], str), _expect(reference[4], int)
+        dtype = STORAGES.get(kind.removeprefix("torch."))
+        if dtype is None or numel < 0:
+            raise CheckpointFormatError(f"it describes the storage {key[:80]!r} wrongly: {numel} elements of {kind}")
+        if len(reference) > 5 and reference[5] is not None:
             raise CheckpointFormatError(
-                f"its storage {key!r} should have {numel * dtype.itemsize:,} bytes, but {found}"
+                f"its storage {key[:80]!r} is a view of another, as only torch before 0.4 wrote"
             )
-        return _Storage(dtype, data)
+        if self.asked.setdefault(key, (dtype, numel)) != (dtype, numel):
+            raise CheckpointFormatError(f"it describes the storage {key[:80]!r} in two ways")
+        if self.storages is None:
+            return _Storage(None)
+        if key not in self.known:
+            data = self.storages.get(key)
+            if data is None or len(data) != numel * dtype.itemsize:
+                found = "is missing" if data is None else f"has {len(data):,}"
+                raise CheckpointFormatError(
+                    f"its storage {key[:80]!r} should have {numel * dtype.itemsize:,} bytes, but {found}"
+                )
+            self.known[key] = _Storage(_typed(data, dtype))  # once: it may have to be copied
+        return self.known[key]
+
+
+def _allowed(parts: list[Any]) -> _Name:
+    name = ".".join(_expect(part, str) for part in parts)
+    if name not in ALLOWED:
+        raise _unsafe(f"names {name[:200]!r}")
+    return _Name(name)
+
+
+def _unsafe(what: str) -> UnsafeCheckpointError:
+    return UnsafeCheckpointError(
+        f"it {what}, which is neither a plain tensor nor a container; nothing in it was run. "
+        "If you trust where it comes from, keep only the weights: "
+        "torch.save({'state_dict': weights}, new_file), in the environment that made it"
+    )
+
+
+def _expect(value: Any, kind: type) -> Any:
+    if type(value) is not kind:
+        raise CheckpointFormatError(f"it has a {type(value).__name__} in the place of a {kind.__name__}")
+    return value
+
+
+def _fill(target: dict[Any, Any], pairs: Iterable[Sequence[Any]]) -> dict[Any, Any]:
+    for key, value in pairs:
+        # The hash of nested tuples takes as long as the file likes, and numbers can be chosen to share one hash
+        if type(key) is not str and (type(key) is not int or key.bit_length() > 60 or len(target) >= MAX_NUMBERED):
+            raise CheckpointFormatError(f"a dictionary has a {type(key).__name__} as its key {len(target):,}")
+        target[key] = value
+    return target
 
 
 def _view(storage: Any, offset: Any, size: Any, stride: Any) -> Tensor:
-    if not isinstance(storage, _Storage):
-        raise CheckpointFormatError("a tensor has no storage")
-    if storage.data is None:
+    values = _expect(storage, _Storage).values
+    if values is None:
         return torch.empty(0)
-    for values in ((offset,), size, stride):
-        if not isinstance(values, tuple) or any(type(value) is not int or value < 0 for value in values):
-            raise CheckpointFormatError(f"a tensor has an impossible shape: {offset!r}, {size!r}, {stride!r}")
-    if len(size) != len(stride) or len(size) > 8:
-        raise CheckpointFormatError(f"a tensor's shape {size} and strides {stride} do not fit each other")
+    if len(_expect(size, tuple)) != len(_expect(stride, tuple)) or len(size) > 8:
+        raise CheckpointFormatError(f"a tensor of {len(size)} dimensions has {len(stride)} strides")
+    if min([_expect(n, int) for n in (offset, *size, *stride)]) < 0:
+        raise CheckpointFormatError(f"a tensor has an impossible shape: {offset}, {size}, {stride}")
     numel = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if numel else offset - 1
-    held = len(storage.data) // storage.dtype.itemsize
-    if last >= held or numel > held:
-        raise CheckpointFormatError(f"a tensor of shape {size} reaches beyond its storage of {held:,} elements")
+    if last >= len(values) or numel > len(values):
+        raise CheckpointFormatError(f"a tensor of shape {size} reaches beyond its storage of {len(values):,} elements")
     if numel == 0:
-        return torch.empty(size, dtype=storage.dtype)
-    return torch.as_strided(_typed(storage.data, storage.dtype), size, stride, offset)
+        return torch.empty(size, dtype=values.dtype)
+    return torch.as_strided(values, size, stride, offset)
 
 
-def _typed(data: np.ndarray[tuple[int], np.dtype[np.uint8]], dtype: torch.dtype) -> Tensor:
+def _typed(data: Bytes, dtype: torch.dtype) -> Tensor:
+    if not len(data):
+        return torch.empty(0, dtype=dtype)
     if data.ctypes.data % dtype.itemsize:
         data = data.copy()  # numpy aligns its own memory
     if dtype is torch.bool:
@@ -269,16 +359,43 @@ def _typed(data: np.ndarray[tuple[int], np.dtype[np.uint8]], dtype: torch.dtype)
     return torch.from_numpy(data).view(dtype)
 
 
+class _Memory:
+    """Memory read as a file by zipfile, without the copy that io.BytesIO makes."""
+
+    def __init__(self, memory: memoryview) -> None:
+        self.memory = memory
+        self.position = 0
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: len(self.memory)}[whence]
+        if base + offset < 0:
+            raise OSError("seek before the start")
+        self.position = base + offset
+        return self.position
+
+    def tell(self) -> int:
+        return self.position
+
+    def read(self, size: int = -1) -> bytes:
+        chunk = self.memory[self.position :] if size < 0 else self.memory[self.position : self.position + size]
+        if len(chunk) > MAX_DESCRIPTION_BYTES:  # each of a directory's entries becomes an object many times its size
+            raise OSError(f"its directory is larger than {MAX_DESCRIPTION_BYTES:,} bytes")
+        self.position += len(chunk)
+        return chunk.tobytes()
+
+
 def _read_archive(file: File) -> object:
     raw = file.data.data
     try:
-        with zipfile.ZipFile(io.BufferedReader(_Memory(raw))) as archive:
+        with zipfile.ZipFile(_Memory(raw)) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError) as error:
+    except Exception as error:  # zipfile raises all kinds, warnings among them
         raise CheckpointFormatError(
             f"{file.name} is a truncated or broken archive ({error}); fetch it again"
         ) from error
-    records: dict[str, np.ndarray[tuple[int], np.dtype[np.uint8]]] = {}
+    if min((entry.header_offset for entry in entries), default=0) != 0:
+        raise CheckpointFormatError(f"{file.name} is an archive with something else before it; torch.save starts with it")
+    records: dict[str, Bytes] = {}
     total = 0
     for entry in entries:
         # torch.save stores; a compressed entry is how a small file becomes a large one
@@ -293,7 +410,7 @@ def _read_archive(file: File) -> object:
             raise CheckpointFormatError(
                 f"{file.name}: its entry {entry.filename!r} lies outside the file; fetch it again"
             )
-        name = entry.filename.partition("/")[2]
+        name = entry.filename.partition("/")[2] or entry.filename
         if name in records:
             raise CheckpointFormatError(f"{file.name}: the entry {name!r} appears twice")
         records[name] = file.data[start : start + entry.file_size]
@@ -304,62 +421,50 @@ def _read_archive(file: File) -> object:
     if records.get("byteorder", np.frombuffer(b"little", np.uint8)).tobytes() != b"little":
         raise CheckpointFormatError(f"{file.name} was written on a big-endian machine")
     storages = {name.removeprefix("data/"): data for name, data in records.items() if name.startswith("data/")}
-    return _unpickle(file, io.BytesIO(records["data.pkl"].tobytes()), storages)[0]
+    return _unpickle(file, records["data.pkl"], storages)[0]
 
 
 def _read_legacy(file: File) -> object:
     """The format before torch 1.6: five pickles, then each storage with its length before it."""
-    stream = io.BufferedReader(_Memory(file.data.data))
-    for _ in range(2):  # a magic number and a version, both constants
-        _unpickle(file, stream, {})
-    system, _ = _unpickle(file, stream, {})
+    position = len(LEGACY_MAGIC)
+    _, _, length = _unpickle(file, file.data[position:], {})  # a version, a constant
+    position += length
+    system, _, length = _unpickle(file, file.data[position:], {})
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise CheckpointFormatError(f"{file.name} was not written on a little-endian machine")
-    start = stream.tell()
-    _, asked = _unpickle(file, stream, None)  # which storages there are; their bytes come later
-    keys, _ = _unpickle(file, stream, {})
-    if not isinstance(keys, list) or set(map(str, keys)) != set(asked) or len(keys) != len(asked):
+    tensors = file.data[position + length :]
+    _, asked, length = _unpickle(file, tensors, None)  # which storages there are; their bytes come later
+    keys, _, skipped = _unpickle(file, tensors[length:], {})
+    if not isinstance(keys, list) or any(type(key) is not str for key in keys) or sorted(keys) != sorted(asked):
         raise CheckpointFormatError(f"{file.name}: its list of storages does not fit its tensors")
-    storages: dict[str, Any] = {}
-    position = stream.tell()
+    rest = tensors[length + skipped :]
+    storages: dict[str, Bytes] = {}
     for key in keys:
-        dtype, numel = asked[str(key)]
-        length = int.from_bytes(file.data[position : position + 8].tobytes(), "little")
-        end = position + 8 + numel * dtype.itemsize
-        if length != numel or end > len(file.data):
-            raise CheckpointFormatError(f"{file.name} is truncated, or lies about the storage {key!r}; fetch it again")
-        storages[str(key)] = file.data[position + 8 : end]
-        position = end
-    stream.seek(start)
-    return _unpickle(file, stream, storages)[0]
+        dtype, numel = asked[key]
+        end = 8 + numel * dtype.itemsize
+        if end > len(rest) or int.from_bytes(rest[:8].tobytes(), "little") != numel:
+            raise CheckpointFormatError(
+                f"{file.name} is truncated, or lies about the storage {key[:80]!r}; fetch it again"
+            )
+        storages[key], rest = rest[8:end], rest[end:]
+    return _unpickle(file, tensors, storages)[0]
 
 
-def _unpickle(file: File, stream: BinaryIO, storages: Mapping[str, Any] | None) -> tuple[object, dict[str, Any]]:
-    start = stream.tell()
+def _unpickle(
+    file: File, data: Bytes, storages: Mapping[str, Bytes] | None
+) -> tuple[object, dict[str, tuple[torch.dtype, int]], int]:
+    """What the pickle at the start of some bytes describes, the storages it asks for, and its length."""
+    reader = _Pickle(storages, MAX_SHARING * len(file.data))
     try:
-        _scan(stream)
-        stream.seek(start)
-        unpickler = _Unpickler(stream, storages)
-        return unpickler.load(), unpickler.asked
+        contents, length = reader.load(data[:MAX_DESCRIPTION_BYTES].tobytes())
+        return contents, reader.asked, length
     except (UnsafeCheckpointError, CheckpointFormatError) as error:
         raise type(error)(f"{file.name}: {error}") from error
     except Exception as error:  # a broken pickle may raise anything at all, and every way is the same news
         raise CheckpointFormatError(
-            f"{file.name}: its description of tensors is broken ({error}); fetch it again"
+            f"{file.name}: its description of tensors is broken, or has over {MAX_DESCRIPTION_BYTES:,} bytes "
+            f"({type(error).__name__}: {error}); fetch it again"
         ) from error
-
-
-def _scan(stream: BinaryIO) -> None:
-    """Read one pickle's instructions without running them."""
-    start = stream.tell()
-    for count, (opcode, argument, position) in enumerate(pickletools.genops(stream)):
-        if position is not None and position - start > MAX_PICKLE_BYTES:
-            raise CheckpointFormatError(f"its description of tensors is larger than {MAX_PICKLE_BYTES:,} bytes")
-        # The unpickler makes room for as many values as the largest place named, on the file's word
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and isinstance(argument, int) and argument > count:
-            raise CheckpointFormatError(
-                f"its description of tensors asks for {argument:,} places after {count:,} steps"
-            )
 
 
 # --- safetensors --------------------------------------------------------------------------------------------
@@ -372,47 +477,37 @@ def read_safetensors(file: File) -> tuple[dict[str, Tensor], dict[str, str]]:
         CheckpointFormatError: The header is broken, or the tensors do not cover the data exactly once.
     """
     length = int.from_bytes(file.data[:8].tobytes(), "little")
-    if len(file.data) < 8 or length > min(len(file.data) - 8, MAX_PICKLE_BYTES):
+    if len(file.data) < 8 or length > min(len(file.data) - 8, MAX_DESCRIPTION_BYTES):
         raise CheckpointFormatError(f"{file.name} is no safetensors file, or a truncated one: {looks_like(file)}")
+    data = file.data[8 + length :]
+    tensors: dict[str, Tensor] = {}
+    end = 0
     try:
-        header = json.loads(file.data[8 : 8 + length].tobytes(), object_pairs_hook=_unique)
+        header = json.loads(file.data[8 : 8 + length].tobytes().decode(), object_pairs_hook=_unique)
         metadata = header.pop("__metadata__", {})
         if not all(isinstance(text, str) for pair in metadata.items() for text in pair):
             raise ValueError("metadata is not text")
         entries = sorted(
-            (entry["data_offsets"][0], entry["data_offsets"][1], name, entry["dtype"], entry["shape"])
-            for name, entry in header.items()
+            ((*entry["data_offsets"], name), entry["dtype"], entry["shape"]) for name, entry in header.items()
         )
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise CheckpointFormatError(f"{file.name}: broken safetensors header ({error})") from error
-    data = file.data[8 + length :]
-    tensors: dict[str, Tensor] = {}
-    end = 0
-    for start, stop, name, dtype_name, shape in entries:
-        dtype = SAFETENSORS_DTYPES.get(dtype_name) if isinstance(dtype_name, str) else None
-        if (
-            dtype is None
-            or not isinstance(shape, list)
-            or any(type(n) is not int or n < 0 for n in shape)
-            or len(shape) > 8
-        ):
-            raise CheckpointFormatError(
-                f"{file.name}: the tensor {name!r} has an unknown dtype or shape: {dtype_name!r}, {shape!r}"
-            )
-        if (
-            type(start) is not int
-            or start != end
-            or stop != start + math.prod(shape) * dtype.itemsize
-            or stop > len(data)
-        ):
-            raise CheckpointFormatError(
-                f"{file.name}: the tensor {name!r} of shape {shape} cannot lie at "
-                f"bytes {start} to {stop} of {len(data):,}"
-            )
-        tensors[name] = _typed(data[start:stop], dtype).view(shape)
-        end = stop
-    if end != len(data):
-        raise CheckpointFormatError(f"{file.name}: {len(data) - end:,} bytes belong to no tensor")
+        for (start, stop, name), dtype_name, shape in entries:
+            dtype = SAFETENSORS_DTYPES[dtype_name]
+            if (
+                type(shape) is not list
+                or len(shape) > 8
+                or min([n if type(n) is int else -1 for n in (start, stop, *shape)]) < 0
+            ):
+                raise ValueError(f"the tensor {name[:80]!r} has an impossible shape or place")
+            if start != end or stop != start + math.prod(shape) * dtype.itemsize or stop > len(data):
+                raise ValueError(
+                    f"the tensor {name[:80]!r} of shape {shape} cannot lie at bytes {start} to {stop} of {len(data):,}"
+                )
+            tensors[name] = _typed(data[start:stop], dtype).view(shape)
+            end = stop
+        if end != len(data):
+            raise ValueError(f"{len(data) - end:,} bytes belong to no tensor")
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
+        raise CheckpointFormatError(f"{file.name}: broken safetensors header ({str(error)[:500]})") from error
     return tensors, metadata
 
 
@@ -434,7 +529,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def check_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, values: bool = True) -> dict[str, Tensor]:
-    """Tensors that fit a model exactly, floating-point ones as float32.
+    """Tensors that fit a model exactly, floating-point ones as float32, no two of them in the same memory.
 
     Args:
         state: Tensors in the model's own names.
@@ -448,6 +543,7 @@ def check_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, va
     problems = [f"{name} is missing" for name in expected if name not in state]
     problems += [f"{name} is not part of the model" for name in state if name not in expected]
     fitting: dict[str, Tensor] = {}
+    memories: set[int] = set()
     for name, wanted in expected.items():
         if name not in state:
             continue
@@ -457,7 +553,11 @@ def check_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, va
         elif tensor.is_floating_point() != wanted.is_floating_point():
             problems.append(f"{name} is {tensor.dtype}, expected {wanted.dtype}")
         else:
-            fitting[name] = tensor.to(wanted.dtype).contiguous()
+            tensor = tensor.to(wanted.dtype).contiguous()
+            memory = tensor.untyped_storage().data_ptr()
+            # Two names for the same bytes would be trained as one, and cannot be written as safetensors
+            fitting[name] = tensor.clone() if memory in memories else tensor
+            memories.add(memory)
     if values and not problems:
         for name, tensor in fitting.items():
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():

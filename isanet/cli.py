@@ -26,9 +26,6 @@ from isanet.manifest import Weights, list_models, load_manifest, manifest_path, 
 if TYPE_CHECKING:
     from isanet.segmenter import Segmentation
 
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-"""What counts as a picture in a folder."""
-
 SETTINGS = ("ISANET_HOME", "ISANET_OFFLINE", "ISANET_MIRROR", "HF_ENDPOINT", "HF_HUB_OFFLINE", "REQUESTS_CA_BUNDLE")
 SECRET_SETTINGS = ("HF_TOKEN", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
 """May hold passwords: shown as set or not."""
@@ -71,7 +68,9 @@ def _parser() -> argparse.ArgumentParser:
 
     listing = command("list", _list, "list the models of the zoo")
     listing.add_argument("pattern", nargs="?", default="*", help="only names that fit, such as '*cityscapes*'")
-    listing.add_argument("--json", action="store_true", help="everything that is known, as JSON")
+    form = listing.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="everything that is known, as JSON")
+    form.add_argument("--markdown", action="store_true", help="the table of the README")
 
     info = command("info", _info, "say everything about one model, its classes included")
     info.add_argument("name")
@@ -133,16 +132,15 @@ def _list(options: argparse.Namespace) -> int:
     rows = [("NAME", "DATA SET", "mIoU", "PARAMETERS", "DOWNLOAD", "CACHED")]
     for name in names:
         weights = manifest[name]
-        rows.append(
-            (
-                name,
-                f"{weights.metrics['dataset']} {weights.metrics['split']}",
-                f"{100 * weights.metrics['miou']:.2f}",
-                f"{weights.parameters / 1e6:.1f} M",
-                _download_size(weights),
-                "yes" if cache.cached_file(name) else "no",
-            )
-        )
+        dataset = f"{weights.metrics['dataset']} {weights.metrics['split']}"
+        miou, parameters = f"{100 * weights.metrics['miou']:.2f}", f"{weights.parameters / 1e6:.1f} M"
+        cached = "yes" if cache.cached_file(name) else "no"
+        rows.append((name, dataset, miou, parameters, _download_size(weights), cached))
+    if options.markdown:
+        print("| name | data set | mIoU | parameters | download |\n|---|---|---|---|---|")
+        for row in rows[1:]:
+            print(f"| `{row[0]}` | {' | '.join(row[1:5])} |")
+        return 0
     _print_table(rows)
     return 0
 
@@ -368,17 +366,19 @@ def _chosen(names: Iterable[str], default: list[str] | None) -> list[Weights]:
 
 def _expand(arguments: Iterable[str]) -> list[Path]:
     """The pictures that files, folders and patterns stand for, each once, in order."""
+    from isanet.preprocess import SUFFIXES
+
     pictures: list[Path] = []
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():
-            found = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in PICTURES and entry.is_file())
+            found = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES and entry.is_file())
         elif not path.exists() and glob.has_magic(argument):
             found = sorted(Path(match) for match in glob.glob(argument, recursive=True) if Path(match).is_file())  # noqa: PTH207  a pattern may be absolute
         else:
             found = [path]  # a missing file is named when it is read, and the others are done
         if not found:
-            raise ImageError(f"no pictures in {argument!r} (looking for {', '.join(PICTURES)})")
+            raise ImageError(f"no pictures in {argument!r} (looking for {', '.join(sorted(SUFFIXES))})")
         pictures += found
     return list(dict.fromkeys(pictures))
 

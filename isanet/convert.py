@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 from torch import Tensor
@@ -59,6 +60,12 @@ LANDMARKS = {
 }
 """One key that only an ISANet in that layout has."""
 
+MAX_NAME = 200
+"""Characters of the longest name of a tensor."""
+
+MAX_CHANNELS = 2**16
+"""Most channels or classes that shapes are believed to have."""
+
 WRAPPERS = ("model", "state_dict")
 """Keys under which training frameworks keep the weights, beside optimizer, counters and averaged copies."""
 
@@ -84,8 +91,11 @@ def unwrap(checkpoint: object) -> dict[str, Tensor]:
     if strangers:
         raise CheckpointFormatError(
             f"expected a state dict of named tensors, or one under {' or '.join(WRAPPERS)}; "
-            f"got {_describe(state)}, of which {strangers[0]!r} is no tensor"
+            f"got {_describe(state)}, of which {repr(strangers[0])[:MAX_NAME]} is no tensor"
         )
+    # Names are shown in messages, on a terminal or in a log, where others could do harm
+    if odd := [name for name in state if len(name) > MAX_NAME or not name.isprintable()]:
+        raise CheckpointFormatError(f"{odd[0][:MAX_NAME]!r} is no name of a tensor")
     while all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     return dict(state)
@@ -162,23 +172,25 @@ def infer_architecture(state: Mapping[str, Tensor]) -> dict[str, Any]:
         backbone = next((name for name, known in BACKBONES.items() if known == blocks), None)
         if backbone is None:
             raise CheckpointMismatchError(f"no known backbone has {blocks} blocks; known are {BACKBONES}")
-        return {
-            "backbone": backbone,
-            "num_classes": int(state["classifier.weight"].shape[0]),
-            "width": int(state["backbone.layer1.0.conv3.weight"].shape[0]) // EXPANSION,
-            "head_channels": int(value[0]),
-            "key_channels": int(state["long_range.key_project.0.conv.weight"].shape[0]),
-            "aux_channels": int(state["aux_classifier.weight"].shape[1]),
-            "value_bias": "long_range.value_project.bias" in state,
-            "fusion_kernel": int(state["fuse.conv.weight"].shape[-1]),
+        channels = {
+            "num_classes": state["classifier.weight"].shape[0],
+            "width": state["backbone.layer1.0.conv3.weight"].shape[0] // EXPANSION,
+            "head_channels": value[0],
+            "key_channels": state["long_range.key_project.0.conv.weight"].shape[0],
+            "aux_channels": state["aux_classifier.weight"].shape[1],
+            "fusion_kernel": state["fuse.conv.weight"].shape[-1],
         }
+        # A tensor without elements may claim any shape, and a network is made in every one of these sizes
+        if odd := [f"{name} = {count}" for name, count in channels.items() if not 0 < count <= MAX_CHANNELS]:
+            raise CheckpointMismatchError(f"no ISANet has these sizes: {', '.join(odd)}")
+        return {"backbone": backbone, **channels, "value_bias": "long_range.value_project.bias" in state}
     except (KeyError, IndexError) as error:
         raise CheckpointMismatchError(f"cannot tell the architecture: no usable tensor {error}") from error
 
 
 def _describe(value: object) -> str:
     if isinstance(value, Mapping):
-        keys = [repr(key) for key in value]
+        keys = [repr(key)[:MAX_NAME] for key in islice(value, 7)]
         return (
             f"a dictionary with {', '.join(keys[:6])}{', ...' if len(keys) > 6 else ''}"
             if keys

@@ -23,7 +23,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     temporary.open("xb").close()  # an ordinary file under the user's umask, unlike those of the module tempfile
     try:
         yield temporary
-        with temporary.open("rb") as file:
+        with temporary.open("r+b") as file:  # Windows flushes only what may be written
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:

@@ -6,6 +6,7 @@ Standard library only, so that `isanet list` answers at once.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -13,7 +14,6 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from isanet.errors import ManifestError
 
@@ -85,17 +85,15 @@ def load_manifest(path: Path | None = None) -> dict[str, Weights]:
     """
     path = manifest_path() if path is None else path
     try:
-        document = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_no_duplicates)
+        return _parse(json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_no_duplicates))
     except OSError as error:
         raise ManifestError(f"cannot read the manifest {path}: {error.strerror}; install isanet again") from error
     except ManifestError as error:
         raise ManifestError(f"{path}: {error}") from error
-    except (ValueError, RecursionError) as error:  # broken JSON, or bytes that are not UTF-8
+    except RecursionError as error:
+        raise ManifestError(f"{path} is nested too deeply") from error
+    except ValueError as error:  # broken JSON, or bytes that are not UTF-8
         raise ManifestError(f"{path} is not JSON: {error}") from error
-    try:
-        return _parse(document)
-    except ManifestError as error:
-        raise ManifestError(f"{path}: {error}") from error
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -138,10 +136,13 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _parse(document: Any) -> dict[str, Weights]:
-    if not isinstance(document, dict) or set(document) != {"schema", "weights"}:
-        raise ManifestError("expected an object with exactly the keys 'schema' and 'weights'")
-    if document["schema"] != SCHEMA:
-        raise ManifestError(f"schema: expected {SCHEMA}, got {document['schema']!r}; a newer isanet may read it")
+    if not isinstance(document, dict) or "schema" not in document:
+        raise ManifestError("expected an object with the keys 'schema' and 'weights'")
+    schema = document["schema"]  # first of all, because a newer one may have other keys
+    if type(schema) is not int or schema != SCHEMA:
+        raise ManifestError(f"schema: expected {SCHEMA}, got {schema!r}; a newer isanet may read it")
+    if set(document) != {"schema", "weights"}:
+        raise ManifestError(f"expected exactly the keys 'schema' and 'weights', got {sorted(document)}")
     if not isinstance(document["weights"], dict):
         raise ManifestError("weights: expected an object of entries by name")
     return {name: _entry(name, entry) for name, entry in document["weights"].items()}
@@ -158,25 +159,31 @@ def _entry(name: str, entry: Any) -> Weights:
     if missing := sorted(expected - set(entry)):
         raise ManifestError(f"{name}: missing field {missing[0]!r}")
     for field, (fits, wanted) in CHECKS.items():
-        if not fits(entry[field]):
+        if not (_is_finite(entry[field]) and fits(entry[field])):
             raise ManifestError(f"{name}.{field}: expected {wanted}, got {entry[field]!r}")
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
     return Weights(name=name, **values)
 
 
 def _file_name(url: str) -> str:
-    return unquote(urlsplit(url).path.rpartition("/")[2])
+    return url.rpartition("/")[2]
 
 
 def _is_address(value: Any) -> bool:
-    if not isinstance(value, str) or not value.isprintable() or " " in value:
-        return False
-    try:
-        parts = urlsplit(value)
-    except ValueError:
-        return False
-    plain = parts.scheme == "https" and bool(parts.hostname) and not parts.username and not parts.query
-    return plain and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", _file_name(value)) is not None
+    host, folder, file = (
+        r"[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]{1,5})?",
+        r"[A-Za-z0-9._~%+-]+",
+        r"[A-Za-z0-9_][A-Za-z0-9._-]*",
+    )
+    return isinstance(value, str) and re.fullmatch(f"https://{host}/({folder}/)*{file}", value) is not None
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether there is no NaN and no infinity in it, which Python's JSON has and others' has not."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return all(_is_finite(part) for part in inside)
 
 
 def _is_text(value: Any) -> bool:
@@ -215,7 +222,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "layout": (_is_text, "the name of a layout"),
     "urls": (
         lambda v: isinstance(v, list) and len(v) > 0 and all(map(_is_address, v)),
-        "a list of https addresses, without user, query or odd file names",
+        "a list of https addresses, without user, query, fragment or odd file names",
     ),
     "log_urls": (lambda v: isinstance(v, list) and all(map(_is_address, v)), "a list of https addresses"),
     "sha256": (
@@ -227,7 +234,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "payload": (_is_positive, "a number of bytes"),
     "parameters": (_is_positive, "a positive whole number"),
     "metrics": (_is_metrics, "texts 'dataset', 'split', 'protocol', and 'miou' between 0 and 1"),
-    "recipe": (lambda v: isinstance(v, dict), "an object"),
+    "recipe": (lambda v: isinstance(v, dict), "an object of finite values"),
     "licence": (_is_text, "a text"),
     "paper": (_is_address, "an https address"),
 }

@@ -8,8 +8,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+import torch
 
-from tests import tiny_zoo
+from tests import stand_in, tiny_zoo
 from tests.file_server import FileServer
 from tests.hub_server import HubServer
 
@@ -69,4 +70,28 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: FileServer) ->
     monkeypatch.setattr("isanet.manifest.manifest_path", lambda: path)
     server.files[f"/{tiny_zoo.FILE_NAME}"] = tiny_zoo.saved({"epoch": 60, "model": tiny_zoo.upstream_state()})
     monkeypatch.setenv("ISANET_MIRROR", server.url)
+    return server
+
+
+@pytest.fixture(scope="session")
+def r50_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A full-size checkpoint in upstream's oldest layout, optimizer included, under the second published name."""
+    state = stand_in.state_dict("sssegmentation_r50_voc")
+    path = tmp_path_factory.mktemp("r50") / "isanet_resnet50os8_voc.pth"
+    torch.save({"epoch": 60, "model": state, "optimizer": stand_in.sgd_state(state)}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def r50_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that tests of the full-size model share, so that it is converted once."""
+    return tmp_path_factory.mktemp("r50_home")
+
+
+@pytest.fixture
+def r50(r50_file: Path, r50_home: Path, server: FileServer, monkeypatch: pytest.MonkeyPatch) -> FileServer:
+    """The real manifest, and a mirror on loopback that has isanet_r50_voc under its second name alone."""
+    server.files[f"/{r50_file.name}"] = r50_file
+    monkeypatch.setenv("ISANET_MIRROR", server.url)
+    monkeypatch.setenv("ISANET_HOME", str(r50_home))
     return server

@@ -46,7 +46,12 @@ def test_every_kind_of_source_gives_the_same_model(tiny: FileServer, tmp_path: P
     torch.testing.assert_close(logits(released), expected_logits(), rtol=0, atol=0)
     released.save_pretrained(tmp_path / "folder")
     zoo.convert_file(upstream_file(tmp_path), tmp_path / "one.safetensors")
-    sources = [tmp_path / "folder", str(tmp_path / "folder"), tmp_path / "checkpoint.pth", str(tmp_path / "one.safetensors")]
+    sources = [
+        tmp_path / "folder",
+        str(tmp_path / "folder"),
+        tmp_path / "checkpoint.pth",
+        str(tmp_path / "one.safetensors"),
+    ]
     for source in [*sources, tmp_path / "folder" / "model.safetensors"]:
         model = isanet.from_pretrained(source)
         assert torch.equal(logits(model), logits(released)), source
@@ -60,7 +65,9 @@ def test_a_bare_safetensors_file_tells_its_architecture(tmp_path: Path) -> None:
     assert torch.equal(logits(isanet.from_pretrained(tmp_path / "bare.safetensors")), expected_logits())
 
 
-@pytest.mark.parametrize(("count", "space", "edge"), [(21, "voc21", 512), (150, "ade20k150", 512), (19, "cityscapes19", 1024)])
+@pytest.mark.parametrize(
+    ("count", "space", "edge"), [(21, "voc21", 512), (150, "ade20k150", 512), (19, "cityscapes19", 1024)]
+)
 def test_a_bare_file_with_known_classes_gets_their_space(
     count: int, space: str, edge: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -186,7 +193,10 @@ STATE = tiny_zoo.upstream_state()
 WRONG_FILES: dict[str, tuple[bytes, str]] = {
     "missing tensor": (tiny_zoo.saved(spoiled(STATE, {"decoder.1.bias": None})), "classifier.bias is missing"),
     "extra tensor": (tiny_zoo.saved(spoiled(STATE, {"decoder.9.bias": torch.ones(1)})), "decoder.9.bias"),
-    "extra of ours": (tiny_zoo.saved(spoiled(STATE, {"in_conv.0.bias": torch.ones(16)})), "reduce.conv.bias is not part"),
+    "extra of ours": (
+        tiny_zoo.saved(spoiled(STATE, {"in_conv.0.bias": torch.ones(16)})),
+        "reduce.conv.bias is not part",
+    ),
     "other class count": (tiny_zoo.saved(tiny_zoo.upstream_state(num_classes=20)), r"shape \(20, 16, 1, 1\)"),
     "not a number": (tiny_zoo.saved(spoiled(STATE, {"decoder.1.bias": torch.full((21,), torch.nan)})), "not finite"),
     "negative variance": (
@@ -234,7 +244,14 @@ def test_a_wrong_file_on_disk_has_its_own_error(tmp_path: Path, monkeypatch: pyt
     "contents",
     [
         {"epoch": 60, "model": STATE, "optimizer": stand_in.sgd_state(STATE)},
-        {"cur_epoch": 60, "cur_iter": 1, "model": STATE, "optimizer": {}, "model_ema": STATE, "grad_scaler": {"scale": 1.0}},
+        {
+            "cur_epoch": 60,
+            "cur_iter": 1,
+            "model": STATE,
+            "optimizer": {},
+            "model_ema": STATE,
+            "grad_scaler": {"scale": 1.0},
+        },
         {"model": STATE},
         {"state_dict": {f"module.{name}": value for name, value in STATE.items()}},
         STATE,
@@ -267,7 +284,14 @@ def test_a_saved_model_says_where_it_came_from(tiny: FileServer, tmp_path: Path)
     again = isanet.from_pretrained(tmp_path / "mine")
     assert again.provenance == model.provenance
     card = (tmp_path / "mine" / "README.md").read_text()
-    for words in ("library_name: isanet", "pipeline_tag: image-segmentation", "76.99 %", "Apache-2.0", "Segmenter", "PASCAL VOC"):
+    for words in (
+        "library_name: isanet",
+        "pipeline_tag: image-segmentation",
+        "76.99 %",
+        "Apache-2.0",
+        "Segmenter",
+        "PASCAL VOC",
+    ):
         assert words in card
     (tmp_path / "mine" / "README.md").write_text("my own words")
     again.save_pretrained(tmp_path / "mine")
@@ -290,7 +314,11 @@ def test_a_half_precision_model_is_saved_as_float32(tiny: FileServer, tmp_path: 
 
 @pytest.mark.parametrize("kind", ["num_classes", "classes", "neither"])
 def test_builders_without_weights(kind: str) -> None:
-    options: dict[str, Any] = {"num_classes": {"num_classes": 3}, "classes": {"classes": ["a", "cat", "b"]}, "neither": {}}[kind]
+    options: dict[str, Any] = {
+        "num_classes": {"num_classes": 3},
+        "classes": {"classes": ["a", "cat", "b"]},
+        "neither": {},
+    }[kind]
     with torch.device("meta"):
         model = zoo.isanet_r50_voc(pretrained=False, **options)
     assert len(model.classes) == (21 if kind == "neither" else 3)

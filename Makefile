@@ -1,0 +1,12 @@
+.PHONY: check test table
+
+check:  ## lint, format, types
+	ruff check .
+	ruff format --check .
+	mypy
+
+test:  ## everything, offline
+	pytest
+
+table:  ## the model table of the README, from the manifest
+	python -m isanet.cli list --markdown

@@ -1,0 +1,298 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import isanet
+from isanet import cache, cli
+from tests import tiny_zoo
+from tests.file_server import FileServer
+
+ROOT = Path(__file__).parent.parent
+PHOTO = ROOT / "examples" / "chelsea.jpg"
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with three small pictures, which is where the command runs."""
+    folder = tmp_path / "work"
+    (folder / "pictures").mkdir(parents=True)
+    photo = Image.open(PHOTO)
+    for i in range(3):
+        photo.crop((40 * i, 0, 40 * i + 80, 60)).save(folder / "pictures" / f"{i}.png")
+    (folder / "pictures" / "notes.txt").write_text("not a picture")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def run(*arguments: str) -> int:
+    return cli.main([str(argument) for argument in arguments])
+
+
+def test_list(tiny: FileServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("list") == 0
+    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()] == ["CACHED", "no"]
+    isanet.from_pretrained(tiny_zoo.NAME)
+    assert run("list", "*voc") == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[-1] == "yes"
+    assert run("list", "--json") == 0
+    assert json.loads(capsys.readouterr().out)[tiny_zoo.NAME]["tensors"] == len(tiny_zoo.upstream_state())
+    assert run("list", "resnet*") == 1
+    assert "no model fits" in capsys.readouterr().err
+
+
+def test_info(tiny: FileServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("info", tiny_zoo.NAME) == 0
+    out = capsys.readouterr().out
+    for words in ("76.99 on PASCAL VOC 2012 val", "not published", "Apache-2.0", "Label space voc21", "15     person"):
+        assert words in out
+    assert run("info", "isanet_tiny_vox") == 1
+    assert (
+        capsys.readouterr().err
+        == "isanet: error: no model 'isanet_tiny_vox' in the zoo; did you mean isanet_tiny_voc?\n"
+    )
+
+
+def test_download_verify_and_clear(tiny: FileServer, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("download", tiny_zoo.NAME, "--keep") == 0
+    assert "is ready" in capsys.readouterr().out
+    assert (home / tiny_zoo.FILE_NAME).exists()
+    assert run("download", "--all") == 0  # cached: nothing is asked
+    assert [path for _, path, _ in tiny.requests] == [f"/{tiny_zoo.FILE_NAME}"]
+    capsys.readouterr()
+    assert run("verify", tiny_zoo.NAME) == 0
+    out = capsys.readouterr().out
+    assert "good" in out
+    assert f"{tiny.url}/{tiny_zoo.FILE_NAME}" in out
+    assert "trusted on first use" in out
+    assert run("cache", "path") == 0
+    assert capsys.readouterr().out == f"{home}\n"
+    assert run("cache", "list") == 0
+    assert tiny_zoo.NAME in capsys.readouterr().out
+    file = cache.cached_file(tiny_zoo.NAME)
+    assert file is not None
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    assert run("verify", "--all") == 1
+    assert "FAILED" in capsys.readouterr().out
+    assert run("cache", "clear", tiny_zoo.NAME) == 0
+    assert "freed" in capsys.readouterr().out
+    assert run("verify", tiny_zoo.NAME) == 1
+    assert "not cached" in capsys.readouterr().out
+
+
+def test_verify_pins_into_a_manifest(tiny: FileServer, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.json"
+    shutil.copy(tmp_path / "weights.json", copy)
+    assert run("download", tiny_zoo.NAME) == 0
+    assert run("verify", tiny_zoo.NAME, "--pin", str(copy)) == 0
+    pinned = json.loads(copy.read_text())["weights"][tiny_zoo.NAME]
+    data = tiny.files[f"/{tiny_zoo.FILE_NAME}"]
+    assert isinstance(data, bytes)
+    assert pinned["size"] == len(data)
+    assert len(pinned["sha256"]) == 64
+
+
+def test_segment_writes_what_is_asked_for(tiny: FileServer, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("segment", "pictures", "--model", tiny_zoo.NAME, "--overlay", "--labels", "--areas") == 0
+    written = sorted(path.name for path in Path("segmented").iterdir())
+    assert written == [f"{i}_{kind}" for i in range(3) for kind in ("areas.json", "labels.png", "overlay.png")]
+    out = capsys.readouterr().out.splitlines()
+    assert [line.split(" -> ")[0] for line in out] == [f"pictures/{i}.png" for i in range(3)]
+    expected = isanet.Segmenter(tiny_zoo.NAME)(work / "pictures" / "1.png")
+    np.testing.assert_array_equal(np.asarray(Image.open("segmented/1_labels.png")), expected.labels)
+    assert json.loads(Path("segmented/1_areas.json").read_text()) == expected.areas()
+    assert np.array_equal(np.asarray(Image.open("segmented/1_overlay.png")), np.asarray(expected.overlay()))
+
+
+def test_segment_takes_files_folders_and_patterns_once_each(tiny: FileServer, work: Path) -> None:
+    arguments = ("pictures/0.png", "pictures", "pictures/[12].png")
+    assert run("segment", *arguments, "--model", tiny_zoo.NAME, "--output", "out", "--batch-size", "2") == 0
+    assert len(list(Path("out").iterdir())) == 3
+
+
+def test_segment_keeps_existing_outputs_without_force(
+    tiny: FileServer, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("segmented").mkdir()
+    Path("segmented/1_overlay.png").write_text("mine")
+    assert run("segment", "pictures", "--model", tiny_zoo.NAME) == 1
+    error = capsys.readouterr().err
+    assert "segmented/1_overlay.png exists and was kept; --force replaces it" in error
+    assert "1 of 3 pictures were not segmented" in error
+    assert Path("segmented/1_overlay.png").read_text() == "mine"
+    assert Path("segmented/2_overlay.png").exists()
+    assert run("segment", "pictures", "--model", tiny_zoo.NAME, "--force") == 0
+    with Image.open("segmented/1_overlay.png") as replaced:
+        assert replaced.mode == "RGB"
+
+
+def test_segment_never_overwrites_an_input(tiny: FileServer, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy("pictures/0.png", "pictures/0_overlay.png")
+    before = Path("pictures/0_overlay.png").read_bytes()
+    assert run("segment", "pictures", "--model", tiny_zoo.NAME, "--output", "pictures", "--force") == 1
+    assert "already taken by" in capsys.readouterr().err
+    assert Path("pictures/0_overlay.png").read_bytes() == before
+
+
+def test_two_pictures_of_one_name_do_not_share_an_output(
+    tiny: FileServer, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("other").mkdir()
+    shutil.copy("pictures/0.png", "other/0.png")
+    assert run("segment", "pictures/0.png", "other/0.png", "--model", tiny_zoo.NAME) == 1
+    assert "already taken by pictures/0.png" in capsys.readouterr().err
+    assert Path("segmented/0_overlay.png").exists()
+
+
+def test_one_bad_picture_does_not_stop_the_others(
+    tiny: FileServer, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("pictures/1.png").write_text("<html>")
+    assert run("segment", "pictures", "missing.jpg", "--model", tiny_zoo.NAME) == 1
+    error = capsys.readouterr().err
+    assert "pictures/1.png" in error
+    assert "missing.jpg" in error
+    assert "2 of 4 pictures were not segmented" in error
+    assert sorted(path.name for path in Path("segmented").iterdir()) == ["0_overlay.png", "2_overlay.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ((), 2, "COMMAND"),
+        (("segment", "x.jpg"), 2, "--model"),
+        (("segment", "x.jpg", "--model", "m", "--batch-size", "0"), 2, "positive"),
+        (("cache",), 2, "ACTION"),
+        (("nonsense",), 2, "invalid choice"),
+        (("download",), 1, "name a model"),
+        (("download", "isanet_r5_voc"), 1, "no model"),
+        (("segment", "empty", "--model", "m"), 1, "no pictures"),
+        (("segment", "*.jpeg", "--model", "m"), 1, "no pictures"),
+        (("segment", "pictures", "--model", "isanet_tiny"), 1, "did you mean"),
+        (("segment", "pictures", "--model", tiny_zoo.NAME, "--device", "gpu"), 1, "device"),
+        (("segment", "pictures", "--model", tiny_zoo.NAME, "--precision", "int3"), 1, "float32"),
+        (("convert", "missing.pth", "out"), 1, "missing.pth"),
+        (("convert", "pictures/0.png", "out"), 1, "not a checkpoint"),
+    ],
+)
+def test_wrong_calls(
+    tiny: FileServer,
+    work: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    code: int,
+    message: str,
+) -> None:
+    Path("empty").mkdir()
+    if code == 2:
+        with pytest.raises(SystemExit, check=lambda stop: stop.code == 2):
+            run(*arguments)
+    else:
+        assert run(*arguments) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    if code == 1:
+        assert len([line for line in error.splitlines() if line.startswith("isanet: error:")]) == 1
+    assert not Path("out").exists()
+
+
+def test_debug_shows_the_traceback(tiny: FileServer) -> None:
+    with pytest.raises(ValueError, match="no model"):
+        run("--debug", "info", "nothing")
+
+
+def test_convert(tiny: FileServer, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("up.pth").write_bytes(tiny_zoo.saved(tiny_zoo.upstream_state()))
+    assert run("convert", "up.pth", "folder") == 0
+    assert run("convert", "up.pth", "one.safetensors") == 0
+    assert sorted(path.name for path in Path("folder").iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    before = Path("one.safetensors").read_bytes()
+    assert run("convert", "up.pth", "one.safetensors") == 1
+    assert "--force" in capsys.readouterr().err
+    assert run("convert", "one.safetensors", "one.safetensors", "--force") == 1
+    assert Path("one.safetensors").read_bytes() == before
+    assert run("convert", "folder", "again", "--force") == 0
+    assert isanet.from_pretrained("again").classes == isanet.from_pretrained("one.safetensors").classes
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_doctor(
+    tiny: FileServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], home: Path, offline: bool
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://user:secret@127.0.0.1:9")
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    if offline:
+        monkeypatch.setenv("ISANET_OFFLINE", "1")
+    assert run("doctor") == 0
+    out = capsys.readouterr().out
+    for words in ("torch 2", f"cache: {home} (writable", "free)", "HTTPS_PROXY is set", "REQUESTS_CA_BUNDLE="):
+        assert words in out
+    assert "secret" not in out
+    if offline:
+        assert "not asked" in out
+        assert not tiny.requests
+    else:
+        assert f"{tiny.url}/{tiny_zoo.FILE_NAME}: answers 200" in out
+        assert "https://127.0.0.1:1/isanet_tiny.pth: FAILED" in out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["list"], ["--help"], ["segment", "--help"], ["cache", "path"], ["cache", "list"], ["info", "isanet_r50_voc"]],
+)
+def test_light_commands_do_not_import_torch(arguments: list[str]) -> None:
+    code = (
+        "import sys, runpy\n"
+        f"sys.argv = ['isanet', *{arguments!r}]\n"
+        "try:\n    runpy.run_module('isanet.cli', run_name='__main__')\n"
+        "except SystemExit as stop:\n    assert not stop.code, stop.code\n"
+        "heavy = {'torch', 'numpy', 'PIL', 'requests', 'huggingface_hub'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=60)
+
+
+def test_ctrl_c_leaves_no_half_file(tiny: FileServer, work: Path, tmp_path: Path, home: Path) -> None:
+    for i in range(3, 200):
+        shutil.copy("pictures/0.png", f"pictures/{i}.png")
+    code = (
+        "import isanet.manifest, pathlib, sys\n"
+        f"isanet.manifest.manifest_path = lambda: pathlib.Path({str(tmp_path / 'weights.json')!r})\n"
+        "from isanet.cli import main\n"
+        f"sys.exit(main(['segment', 'pictures', '--model', {tiny_zoo.NAME!r}]))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while not (Path("segmented").is_dir() and any(Path("segmented").iterdir())) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert b"Traceback" not in error
+    written = list(Path("segmented").iterdir())
+    assert 0 < len(written) < 200
+    for path in written:
+        assert not path.name.startswith(".")
+        with Image.open(path) as picture:
+            picture.load()
+
+
+def test_a_closed_pipe_is_no_error_of_ours() -> None:
+    command = f"{sys.executable} -m isanet.cli list --json | head -n 1"
+    result = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout == "{\n"
+    assert result.stderr == ""

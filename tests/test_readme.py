@@ -1,0 +1,99 @@
+"""Every command and snippet of the README is run, and its table is the manifest's."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from isanet import cli
+from tests import tiny_zoo
+from tests.file_server import FileServer
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.S)
+SHELL = [line for language, text in BLOCKS if language == "sh" for line in text.splitlines()]
+PYTHON = [text for language, text in BLOCKS if language == "python"]
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with what the README speaks of, and torch.hub's cache with a checkout in it."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    shutil.copy(ROOT / "examples" / "chelsea.jpg", folder / "photo.jpg")
+    (folder / "checkpoint.pth").write_bytes(tiny_zoo.saved({"model": tiny_zoo.upstream_state()}))
+    checkout = tmp_path / "torch" / "hub" / "org_isanet_v1.0"
+    checkout.mkdir(parents=True)
+    for name in ("hubconf.py", "weights.json"):
+        shutil.copy(ROOT / name, checkout)
+    shutil.copytree(ROOT / "isanet", checkout / "isanet", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_shell_commands(r50: FileServer, work: Path) -> None:
+    commands = [line for line in SHELL if not line.startswith("pip ")]  # those two are what .ci/run runs
+    assert len(commands) >= 9
+    (work / "bin").mkdir()
+    script = work / "bin" / "isanet"
+    script.write_text(
+        f'#!/bin/sh\nPYTHONPATH={shlex.quote(str(ROOT))} exec {shlex.quote(sys.executable)} -m isanet.cli "$@"\n'
+    )
+    script.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{work / 'bin'}:{os.environ['PATH']}"}
+    for command in commands:
+        result = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", command], env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert result.returncode == 0, (command, result.stdout, result.stderr)
+    for name in ("segmented/photo_overlay.png", "segmented/photo_labels.png", "segmented/photo_areas.json", "my_model"):
+        assert Path(name).exists()
+
+
+def test_the_two_set_up_commands_are_those_that_ci_runs() -> None:
+    ci = (ROOT / ".ci" / "run").read_text()
+    for pattern in re.findall(r"grep -m1 (?:'([^']+)'|\"([^\"]+)\") README\.md", ci):
+        assert len([line for line in SHELL if re.search(pattern[0] or pattern[1], line)]) == 1
+    assert len([line for line in SHELL if line.startswith("pip ")]) == 2
+
+
+def test_python_snippets(r50: FileServer, work: Path) -> None:
+    # One session, top to bottom; in a process of its own, because torch.hub changes what is imported
+    prelude = "import torch\nimages = torch.zeros(2, 3, 65, 65)\n"
+    code = prelude + "\n".join(PYTHON)
+    assert code.count("torch.hub.load") == 1
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    for name in ("overlay.png", "labels.png", "my_model/model.safetensors"):
+        assert Path(name).exists()
+
+
+def test_the_table_is_the_manifests(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list", "--markdown"]) == 0
+    table = capsys.readouterr().out
+    between = re.search(r"<!-- models: .*?-->\n(.*?)<!-- end of models -->", README, re.S)
+    assert between is not None
+    assert between[1] == table, "the README's table is stale: `make table` prints the new one"
+
+
+def test_figures_in_the_text_are_the_codes() -> None:
+    from isanet import preprocess
+
+    assert f"{preprocess.MAX_PIXELS:,} pixels" in README
+    assert torch.__version__ >= "2.10"
