@@ -394,7 +394,9 @@ def _read_archive(file: File) -> object:
             f"{file.name} is a truncated or broken archive ({error}); fetch it again"
         ) from error
     if min((entry.header_offset for entry in entries), default=0) != 0:
-        raise CheckpointFormatError(f"{file.name} is an archive with something else before it; torch.save starts with it")
+        raise CheckpointFormatError(
+            f"{file.name} is an archive with something else before it; torch.save starts with it"
+        )
     records: dict[str, Bytes] = {}
     total = 0
     for entry in entries:
@@ -512,10 +514,16 @@ def read_safetensors(file: File) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def serialize(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """The bytes of a safetensors file with these tensors and texts."""
-    return save(
+    """The bytes of a safetensors file with these tensors and texts: the same for the same, every time."""
+    data = save(
         {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, {"format": "pt", **metadata}
     )
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))  # the library writes them in random order
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors stay aligned
+    return b"".join((len(text).to_bytes(8, "little"), text, memoryview(data)[start:]))
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

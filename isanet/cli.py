@@ -35,8 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; gives the exit code: 0, 1 for a failure, 2 for a wrong call, 130 for Ctrl-C."""
     options = _parser().parse_args(arguments)
     level = logging.DEBUG if options.debug else logging.WARNING if options.quiet else logging.INFO
-    logging.basicConfig(level=logging.WARNING, format="isanet: %(message)s", stream=sys.stderr, force=True)
-    logging.getLogger("isanet").setLevel(level)
+    logger, handler = logging.getLogger("isanet"), logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("isanet: %(message)s"))
+    logger.addHandler(handler)
+    earlier_level = logger.level
+    logger.setLevel(level)
     try:
         code: int = options.run(options)
         sys.stdout.flush()
@@ -52,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"isanet: error: {_one_line(error)}", file=sys.stderr)
         return 1
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(earlier_level)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -182,16 +188,16 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _download(options: argparse.Namespace) -> int:
-    from isanet import zoo
+    from isanet import released
 
     for weights in _chosen(options.names, list_models() if options.all else None):
-        zoo.load_cached(weights, keep=options.keep, force=options.force)
+        released.load_cached(weights, keep=options.keep, force=options.force)
         print(f"{weights.name} is ready: {cache.cached_file(weights.name)}")
     return 0
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from isanet import zoo
+    from isanet import released
 
     cached = [name for name in list_models() if cache.cached_file(name)]
     if options.all and not cached:
@@ -199,7 +205,7 @@ def _verify(options: argparse.Namespace) -> int:
     records, failed = {}, 0
     for weights in _chosen(options.names, cached if options.all else None):
         try:
-            record = zoo.verify(weights)
+            record = released.verify(weights)
         except IsanetError as error:
             failed += 1
             print(f"{weights.name}: FAILED: {_one_line(error)}")
@@ -210,7 +216,7 @@ def _verify(options: argparse.Namespace) -> int:
         print(f"  sha256 {record.source_sha256} ({trust})")
     if options.pin is not None and not failed:
         target = Path(options.pin) if options.pin else manifest_path()
-        zoo.pin(records, target)
+        released.pin(records, target)
         print(f"pinned {', '.join(records)} in {target}")
     return 1 if failed else 0
 

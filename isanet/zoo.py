@@ -1,34 +1,29 @@
-"""From a name to a model: the one place that joins manifest, download, checkpoint, conversion and network."""
+"""From a name, a file, a folder or a repository to a model; and the builders that torch.hub offers."""
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-import isanet
-from isanet import cache, checkpoint, convert, download, hub
+from isanet import checkpoint, convert, hub
 from isanet.errors import (
     CacheError,
     CheckpointFormatError,
     IntegrityError,
-    IsanetError,
 )
 from isanet.files import written_whole
-from isanet.labels import LABEL_SPACES, generic_palette, label_space_for
-from isanet.manifest import Weights, load_manifest, model_info, unknown_model
+from isanet.labels import generic_palette, label_space_for
+from isanet.manifest import load_manifest, model_info, unknown_model
 from isanet.model import ISANet
+from isanet.released import load_cached, meta_model, model_config, provenance_in
 
 HEADS = ("classifier", "aux_classifier")
 """The layers that know the classes; everything else is kept when the classes change."""
@@ -114,22 +109,10 @@ def from_pretrained(
 
 def build(loaded: Loaded) -> ISANet:
     """The model, in evaluation mode; nothing is drawn at random first, and the tensors are taken over, not copied."""
-    model = _meta_model(loaded.config)
+    model = meta_model(loaded.config)
     model.load_state_dict(checkpoint.check_fit(loaded.state, model.state_dict(), values=False), assign=True)
     model.provenance = dict(loaded.provenance)
     return model.eval()
-
-
-def model_config(weights: Weights) -> dict[str, Any]:
-    """The arguments of `ISANet` for one released model."""
-    space = LABEL_SPACES[weights.label_space]
-    return {
-        **weights.architecture,
-        "classes": list(space.classes),
-        "palette": [list(colour) for colour in space.palette],
-        "label_space": space.name,
-        "preprocessing": dict(weights.preprocessing),
-    }
 
 
 # --- new classes --------------------------------------------------------------------------------------------
@@ -148,7 +131,7 @@ def class_config(config: Mapping[str, Any], num_classes: int | None, classes: Se
 def new_classes(loaded: Loaded, num_classes: int | None, classes: Sequence[str] | None) -> Loaded:
     """Other classes: both classifiers are drawn anew, and rows of classes of the same name are copied into them."""
     config = class_config(loaded.config, num_classes, classes)
-    _meta_model(config)  # raises for names that no model can have
+    meta_model(config)  # raises for names that no model can have
     old = list(loaded.config.get("classes") or ())
     kept = [name for name in classes or () if name in old]
     targets, sources = [config["classes"].index(name) for name in kept], [old.index(name) for name in kept]
@@ -165,202 +148,6 @@ def new_classes(loaded: Loaded, num_classes: int | None, classes: Sequence[str] 
         "%d new classes: made %s; rows kept: %s", config["num_classes"], ", ".join(made), ", ".join(kept) or "none"
     )
     return Loaded(config, state, loaded.provenance)
-
-
-# --- the cache ----------------------------------------------------------------------------------------------
-
-
-def load_cached(
-    weights: Weights, *, progress: bool | None = None, keep: bool = False, force: bool = False
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and provenance of a released model: from the cache, verified, or fetched, verified and converted.
-
-    Args:
-        weights: Which.
-        progress: Show a progress bar; None shows it on a terminal.
-        keep: Leave the released file in the cache too, under its own name.
-        force: Fetch it again even if it is cached.
-    """
-    cached = None if force else _read_cached(weights)
-    if cached is None:
-        with cache.lock(weights.name):
-            cached = None if force else _read_cached(weights)  # another process may have been first
-            if cached is None:
-                cached = _obtain(weights, progress=progress, keep=keep, force=force)
-    return cached
-
-
-def verify(weights: Weights) -> cache.Record:
-    """Compare a cached model with its record and the manifest, byte by byte and tensor by tensor.
-
-    Raises:
-        CacheError: It is not cached.
-        IntegrityError: The cached file is not what was recorded, or not what the manifest says.
-        CheckpointError: Its tensors do not fit the model.
-    """
-    record, path = cache.read_record(weights.name), cache.cached_file(weights.name)
-    if record is None or path is None:
-        raise CacheError(
-            f"{weights.name} is not cached in {cache.home()}; fetch it with `isanet download {weights.name}`"
-        )
-    _verified(weights, record, path, values=True)
-    return record
-
-
-def pin(records: Mapping[str, cache.Record], manifest: Path) -> None:
-    """Write the hashes and sizes that were measured into a manifest, for its maintainers to commit.
-
-    Raises:
-        ManifestError: The manifest is malformed, or has no such model; it is unchanged then.
-    """
-    known = load_manifest(manifest)
-    document = json.loads(manifest.read_text(encoding="utf-8"))
-    for name, record in records.items():
-        if name not in known:
-            raise ValueError(f"{manifest} has no model {name!r}")
-        document["weights"][name].update(sha256=record.source_sha256, size=record.source_size)
-    with written_whole(manifest) as temporary:
-        temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        load_manifest(temporary)
-
-
-def _verified(
-    weights: Weights, record: cache.Record, path: Path, *, values: bool
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    if weights.sha256 is not None and record.source_sha256 != weights.sha256:
-        raise IntegrityError(
-            f"{path} was made from a file with sha256 {record.source_sha256}; the manifest says {weights.sha256}"
-        )
-    file = checkpoint.read_file(path)
-    if file.sha256 != record.file_sha256:
-        raise IntegrityError(
-            f"{path} has sha256 {file.sha256}, but {record.file_sha256} was recorded: it was changed or damaged"
-        )
-    tensors, metadata = checkpoint.read_safetensors(file)
-    state = checkpoint.check_fit(tensors, _meta_model(model_config(weights)).state_dict(), values=values)
-    return state, _provenance_in(metadata)
-
-
-def _read_cached(weights: Weights) -> tuple[dict[str, Tensor], dict[str, str]] | None:
-    record, path = cache.read_record(weights.name), cache.cached_file(weights.name)
-    if record is None or path is None or record.converter != convert.CONVERTER_VERSION:
-        return None
-    try:
-        return _verified(weights, record, path, values=False)
-    except FileNotFoundError:  # replaced since the record was read
-        return None
-    except (IsanetError, OSError) as error:
-        log.warning("the cached %s cannot be used and is made again: %s", weights.name, error)
-        return None
-
-
-def _obtain(
-    weights: Weights, *, progress: bool | None, keep: bool, force: bool
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Get the released file, check and convert it, and cache the result; the caller holds the lock."""
-    folder = cache.home()
-    record = cache.read_record(weights.name)
-    expected = weights.sha256 or (record.source_sha256 if record is not None else None)
-    for name in () if force else weights.file_names:  # put there by hand, or kept from an earlier download
-        path = folder / name
-        if not path.is_file():
-            continue
-        try:
-            file = checkpoint.read_file(path)
-            return _store(weights, _convert(weights, file, expected), path.absolute().as_uri(), file)
-        except (IntegrityError, CheckpointFormatError, ValueError) as error:
-            if download.offline():
-                raise
-            log.warning("%s cannot be used, so it is fetched: %s", path, error)
-    cache.sweep()
-    found: list[tuple[checkpoint.File, dict[str, Tensor]]] = []
-
-    def check(path: Path) -> None:
-        file = checkpoint.read_file(path)
-        found[:] = [(file, _convert(weights, file, expected))]
-
-    fetched = download.fetch(
-        weights.urls,
-        folder,
-        sha256=expected,
-        size=weights.size,
-        max_size=3 * weights.payload + (64 << 20),  # with the optimizer's state a file has about twice the payload
-        check=check,
-        progress=progress,
-    )
-    try:
-        (file, state) = found[0]
-        if file.sha256 != fetched.sha256:
-            raise IntegrityError(
-                f"{fetched.path} changed between download and reading; something else writes to {folder}"
-            )
-        if expected is None:
-            log.info(
-                "first download of %s: nobody has published its hash, so sha256 %s is recorded",
-                weights.name,
-                file.sha256,
-            )
-        result = _store(weights, state, fetched.url, file)
-        if keep:
-            fetched.path.chmod(cache.home().joinpath(f"{weights.name}.json").stat().st_mode)  # it was private so far
-            fetched.path.replace(folder / weights.file_names[0])
-        return result
-    finally:
-        fetched.path.unlink(missing_ok=True)
-
-
-def _convert(weights: Weights, file: checkpoint.File, expected: str | None) -> dict[str, Tensor]:
-    """The tensors of a released file in our own names, if they are exactly those that the manifest promises."""
-    if expected is not None and file.sha256 != expected:
-        raise IntegrityError(f"{file.name} has sha256 {file.sha256}, expected {expected}")
-    state = convert.unwrap(checkpoint.read_checkpoint(file)[0])
-    converted = convert.convert(state, convert.detect_layout(state))
-    payload = sum(tensor.numel() * tensor.element_size() for tensor in converted.values())
-    fitting = checkpoint.check_fit(converted, _meta_model(model_config(weights)).state_dict())
-    if len(converted) != weights.tensors or payload != weights.payload:
-        raise IntegrityError(
-            f"{file.name} has {len(converted)} tensors of {payload:,} bytes, "
-            f"expected {weights.tensors} of {weights.payload:,}"
-        )
-    return fitting
-
-
-def _store(
-    weights: Weights, state: dict[str, Tensor], source: str, file: checkpoint.File
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    folder = cache.home()
-    provenance = {
-        "name": weights.name,
-        "source": source,
-        "source_sha256": file.sha256,
-        "layout": weights.layout,
-        "converter_version": str(convert.CONVERTER_VERSION),
-        "isanet_version": isanet.__version__,
-    }
-    data = checkpoint.serialize(state, {**provenance, "config": json.dumps(_meta_model(model_config(weights)).config)})
-    digest = sha256(data).hexdigest()
-    record = cache.Record(
-        file=f"{weights.name}-{digest[:8]}.safetensors",
-        file_sha256=digest,
-        source=source,
-        source_sha256=file.sha256,
-        source_size=len(file.data),
-        layout=weights.layout,
-        converter=convert.CONVERTER_VERSION,
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-    try:
-        with written_whole(folder / record.file) as temporary:
-            temporary.write_bytes(data)
-        cache.write_record(weights.name, record)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise CacheError(
-                f"the disk of {folder} is full: {len(data):,} bytes needed, {shutil.disk_usage(folder).free:,} free; "
-                "nothing was kept. Free some, or set ISANET_HOME to another folder"
-            ) from error
-        raise cache.unwritable(folder, error) from error
-    return state, provenance
 
 
 # --- files, folders, repositories ---------------------------------------------------------------------------
@@ -404,10 +191,10 @@ def _load_file(file: checkpoint.File, config_file: Path | None = None) -> Loaded
         config = _parse_config(f"the metadata of {file.name}", metadata["config"])
     else:
         config = _guess_config(state, raw)
-    fitting = checkpoint.check_fit(state, _meta_model(config).state_dict())
+    fitting = checkpoint.check_fit(state, meta_model(config).state_dict())
     provenance = {"source": Path(file.name).name, "source_sha256": file.sha256, "layout": layout}
     return Loaded(
-        config, fitting, _provenance_in(metadata) or {**provenance, "converter_version": str(convert.CONVERTER_VERSION)}
+        config, fitting, provenance_in(metadata) or {**provenance, "converter_version": str(convert.CONVERTER_VERSION)}
     )
 
 
@@ -443,19 +230,9 @@ def _parse_config(place: str, text: str | bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise CheckpointFormatError(f"{place} is not the configuration of a model: {error}") from error
     try:
-        return _meta_model(config).config
+        return meta_model(config).config
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise CheckpointFormatError(f"{place} is not the configuration of an ISANet: {error}") from error
-
-
-def _meta_model(config: Mapping[str, Any]) -> ISANet:
-    """A network without memory for its weights."""
-    with torch.device("meta"):
-        return ISANet(**config)
-
-
-def _provenance_in(metadata: Mapping[str, str]) -> dict[str, str]:
-    return {key: value for key, value in metadata.items() if key not in ("format", "config")}
 
 
 def _load_repository(repo_id: str, *, revision: str | None, token: str | bool | None) -> Loaded:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from isanet import cli
+from isanet.labels import LABEL_SPACES
 from tests import tiny_zoo
 from tests.file_server import FileServer
 
@@ -97,3 +99,14 @@ def test_figures_in_the_text_are_the_codes() -> None:
 
     assert f"{preprocess.MAX_PIXELS:,} pixels" in README
     assert torch.__version__ >= "2.10"
+
+
+def test_example_of_areas(tiny: FileServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("b.jpg", "a.jpg"):
+        shutil.copy(ROOT / "examples" / "chelsea.jpg", tmp_path / name)
+    runpy.run_path(str(ROOT / "examples" / "areas.py"))["main"](str(tmp_path), tiny_zoo.NAME)
+    head, *rows = (line.split(",") for line in capsys.readouterr().out.splitlines())
+    assert head == ["picture", *LABEL_SPACES["voc21"].classes]
+    assert [Path(row[0]).name for row in rows] == ["a.jpg", "b.jpg"]
+    for row in rows:
+        assert sum(map(float, row[1:])) == pytest.approx(1, abs=0.01)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import isanet
-from isanet import convert, zoo
+from isanet import convert, released, zoo
 from isanet.labels import LABEL_SPACES
 from isanet.model import ISANet
 from tests import stand_in, tiny_zoo
@@ -265,7 +265,7 @@ def test_upstreams_layouts(
         monkeypatch.setenv(name, value)
     for zipped in (True, False):
         tiny.files[f"/{tiny_zoo.FILE_NAME}"] = tiny_zoo.saved(contents, _use_new_zipfile_serialization=zipped)
-        state, _ = zoo.load_cached(isanet.model_info(tiny_zoo.NAME), force=True) if zipped else forgotten()
+        state, _ = released.load_cached(isanet.model_info(tiny_zoo.NAME), force=True) if zipped else forgotten()
         assert all(torch.equal(value, state[name]) for name, value in convert.convert(STATE, "sssegmentation").items())
 
 
@@ -273,7 +273,7 @@ def forgotten() -> tuple[dict[str, Tensor], dict[str, str]]:
     from isanet import cache
 
     cache.clear(tiny_zoo.NAME, forget=True)
-    return zoo.load_cached(isanet.model_info(tiny_zoo.NAME))
+    return released.load_cached(isanet.model_info(tiny_zoo.NAME))
 
 
 def test_a_saved_model_says_where_it_came_from(tiny: FileServer, tmp_path: Path) -> None:
@@ -329,11 +329,11 @@ def test_builders_without_weights(kind: str) -> None:
 
 def test_pinning_writes_what_was_measured(tiny: FileServer, tmp_path: Path) -> None:
     isanet.from_pretrained(tiny_zoo.NAME)
-    record = zoo.verify(isanet.model_info(tiny_zoo.NAME))
+    record = released.verify(isanet.model_info(tiny_zoo.NAME))
     manifest = tmp_path / "weights.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()), indent=1) + "\n")
     before = manifest.read_text().splitlines()
-    zoo.pin({tiny_zoo.NAME: record}, manifest)
+    released.pin({tiny_zoo.NAME: record}, manifest)
     changed = [line for line in manifest.read_text().splitlines() if line not in before]
     assert len(changed) == 2
     weights = isanet.model_info(tiny_zoo.NAME)

@@ -1,0 +1,253 @@
+"""A released checkpoint on its way: manifest entry, cached file or download, verification, conversion, cache."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import isanet
+from isanet import cache, checkpoint, convert, download
+from isanet.errors import CacheError, CheckpointMismatchError, IntegrityError, IsanetError, MirrorsExhaustedError
+from isanet.files import written_whole
+from isanet.labels import LABEL_SPACES
+from isanet.manifest import Weights, load_manifest
+from isanet.model import ISANet
+
+log = logging.getLogger("isanet")
+
+
+def load_cached(
+    weights: Weights, *, progress: bool | None = None, keep: bool = False, force: bool = False
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and provenance of a released model: from the cache, verified, or fetched, verified and converted.
+
+    Args:
+        weights: Which.
+        progress: Show a progress bar; None shows it on a terminal.
+        keep: Leave the released file in the cache too, under its own name.
+        force: Fetch it again even if it is cached.
+    """
+    cached = None if force else _read_cached(weights)
+    if cached is None:
+        with cache.lock(weights.name):
+            cached = None if force else _read_cached(weights)  # another process may have been first
+            if cached is None:
+                cached = _obtain(weights, progress=progress, keep=keep, force=force)
+    return cached
+
+
+def verify(weights: Weights) -> cache.Record:
+    """Compare a cached model with its record and the manifest, byte by byte and tensor by tensor.
+
+    Raises:
+        CacheError: It is not cached.
+        IntegrityError: The cached file is not what was recorded, or not what the manifest says.
+        CheckpointError: Its tensors do not fit the model.
+    """
+    record, path = cache.read_record(weights.name), cache.cached_file(weights.name)
+    if record is None or path is None:
+        raise CacheError(
+            f"{weights.name} is not cached in {cache.home()}; fetch it with `isanet download {weights.name}`"
+        )
+    _verified(weights, record, path, values=True)
+    return record
+
+
+def pin(records: Mapping[str, cache.Record], manifest: Path) -> None:
+    """Write the hashes and sizes that were measured into a manifest, for its maintainers to commit.
+
+    Raises:
+        ManifestError: The manifest is malformed, or has no such model; it is unchanged then.
+    """
+    known = load_manifest(manifest)
+    document = json.loads(manifest.read_text(encoding="utf-8"))
+    for name, record in records.items():
+        if name not in known:
+            raise ValueError(f"{manifest} has no model {name!r}")
+        document["weights"][name].update(sha256=record.source_sha256, size=record.source_size)
+    with written_whole(manifest) as temporary:
+        temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        load_manifest(temporary)
+
+
+def _verified(
+    weights: Weights, record: cache.Record, path: Path, *, values: bool
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if weights.sha256 is not None and record.source_sha256 != weights.sha256:
+        raise IntegrityError(
+            f"{path} was made from a file with sha256 {record.source_sha256}; the manifest says {weights.sha256}"
+        )
+    file = checkpoint.read_file(path)
+    if file.sha256 != record.file_sha256:
+        raise IntegrityError(
+            f"{path} has sha256 {file.sha256}, but {record.file_sha256} was recorded: it was changed or damaged"
+        )
+    tensors, metadata = checkpoint.read_safetensors(file)
+    state = checkpoint.check_fit(tensors, meta_model(model_config(weights)).state_dict(), values=values)
+    return state, provenance_in(metadata)
+
+
+def _read_cached(weights: Weights) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    record, path = cache.read_record(weights.name), cache.cached_file(weights.name)
+    if record is None or path is None or record.converter != convert.CONVERTER_VERSION:
+        return None
+    try:
+        return _verified(weights, record, path, values=False)
+    except FileNotFoundError:  # replaced since the record was read
+        return None
+    except (IsanetError, OSError) as error:
+        log.warning("the cached %s cannot be used and is made again: %s", weights.name, error)
+        return None
+
+
+def _obtain(
+    weights: Weights, *, progress: bool | None, keep: bool, force: bool
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Get the released file, check and convert it, and cache the result; the caller holds the lock."""
+    folder = cache.home()
+    record = cache.read_record(weights.name)
+    expected = weights.sha256 or (record.source_sha256 if record is not None else None)
+    for name in () if force else weights.file_names:  # put there by hand, or kept from an earlier download
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            file = checkpoint.read_file(path)
+            return _store(weights, _convert(weights, file, expected), path.absolute().as_uri(), file)
+        except (IsanetError, OSError) as error:
+            if download.offline():
+                raise
+            log.warning("%s cannot be used, so it is fetched: %s", path, error)
+    cache.sweep()
+    found: list[tuple[checkpoint.File, dict[str, Tensor]]] = []
+
+    def check(path: Path) -> None:
+        file = checkpoint.read_file(path)
+        found[:] = [(file, _convert(weights, file, expected))]
+
+    try:
+        fetched = download.fetch(
+            weights.urls,
+            folder,
+            sha256=expected,
+            size=weights.size,
+            max_size=3 * weights.payload + (64 << 20),  # with the optimizer's state a file has about twice the payload
+            check=check,
+            progress=progress,
+        )
+    except (IntegrityError, MirrorsExhaustedError) as error:
+        if expected is None or weights.sha256 is not None:
+            raise
+        raise type(error)(
+            f"{error}\nsha256 {expected} was recorded when {weights.name} was first fetched; if upstream has published "
+            f"a new file since, `isanet cache clear {weights.name} --forget` trusts it anew"
+        ) from error
+    try:
+        (file, state) = found[0]
+        if file.sha256 != fetched.sha256:
+            raise IntegrityError(
+                f"{fetched.path} changed between download and reading; something else writes to {folder}"
+            )
+        if expected is None:
+            log.info(
+                "first download of %s: nobody has published its hash, so sha256 %s is recorded",
+                weights.name,
+                file.sha256,
+            )
+        result = _store(weights, state, fetched.url, file)
+        if keep:
+            fetched.path.chmod(cache.home().joinpath(f"{weights.name}.json").stat().st_mode)  # it was private so far
+            fetched.path.replace(folder / weights.file_names[0])
+        return result
+    finally:
+        fetched.path.unlink(missing_ok=True)
+
+
+def _convert(weights: Weights, file: checkpoint.File, expected: str | None) -> dict[str, Tensor]:
+    """The tensors of a released file in our own names, if they are exactly those that the manifest promises."""
+    if expected is not None and file.sha256 != expected:
+        raise IntegrityError(f"{file.name} has sha256 {file.sha256}, expected {expected}")
+    state = convert.unwrap(checkpoint.read_checkpoint(file)[0])
+    layout = convert.detect_layout(state)
+    if layout != weights.layout:
+        raise CheckpointMismatchError(f"{file.name} has {layout}'s layout, expected {weights.layout}'s")
+    converted = convert.convert(state, layout)
+    payload = sum(tensor.numel() * tensor.element_size() for tensor in converted.values())
+    fitting = checkpoint.check_fit(converted, meta_model(model_config(weights)).state_dict())
+    if len(converted) != weights.tensors or payload != weights.payload:
+        raise IntegrityError(
+            f"{file.name} has {len(converted)} tensors of {payload:,} bytes, "
+            f"expected {weights.tensors} of {weights.payload:,}"
+        )
+    return fitting
+
+
+def _store(
+    weights: Weights, state: dict[str, Tensor], source: str, file: checkpoint.File
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    folder = cache.home()
+    provenance = {
+        "name": weights.name,
+        "source": source,
+        "source_sha256": file.sha256,
+        "layout": weights.layout,
+        "converter_version": str(convert.CONVERTER_VERSION),
+        "isanet_version": isanet.__version__,
+    }
+    data = checkpoint.serialize(state, {**provenance, "config": json.dumps(meta_model(model_config(weights)).config)})
+    digest = sha256(data).hexdigest()
+    record = cache.Record(
+        file=f"{weights.name}-{digest[:8]}.safetensors",
+        file_sha256=digest,
+        source=source,
+        source_sha256=file.sha256,
+        source_size=len(file.data),
+        layout=weights.layout,
+        converter=convert.CONVERTER_VERSION,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    try:
+        with written_whole(folder / record.file) as temporary:
+            temporary.write_bytes(data)
+        cache.write_record(weights.name, record)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise CacheError(
+                f"the disk of {folder} is full: {len(data):,} bytes needed, {shutil.disk_usage(folder).free:,} free; "
+                "nothing was kept. Free some, or set ISANET_HOME to another folder"
+            ) from error
+        raise cache.unwritable(folder, error) from error
+    return state, provenance
+
+
+def model_config(weights: Weights) -> dict[str, Any]:
+    """The arguments of `ISANet` for one released model."""
+    space = LABEL_SPACES[weights.label_space]
+    return {
+        **weights.architecture,
+        "classes": list(space.classes),
+        "palette": [list(colour) for colour in space.palette],
+        "label_space": space.name,
+        "preprocessing": dict(weights.preprocessing),
+    }
+
+
+def meta_model(config: Mapping[str, Any]) -> ISANet:
+    """A network without memory for its weights."""
+    with torch.device("meta"):
+        return ISANet(**config)
+
+
+def provenance_in(metadata: Mapping[str, str]) -> dict[str, str]:
+    """What a converted file's metadata says of where it came from."""
+    return {key: value for key, value in metadata.items() if key not in ("format", "config")}
