@@ -65,12 +65,13 @@ _HOMES = {
     "isanet.segmenter": ("Segmentation", "Segmenter"),
     "isanet.zoo": ("from_pretrained",),
 }
+_MODULES = ("backbone", "checkpoint", "convert", "download", "hub", "labels", "preprocess", "zoo")
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "labels":
-        return import_module("isanet.labels")
+    if name in _MODULES:
+        return import_module(f"isanet.{name}")
     if name not in __all__:
         raise AttributeError(f"module 'isanet' has no attribute {name!r}")
     value = getattr(import_module(_HOME_OF.get(name, "isanet.errors")), name)

@@ -561,7 +561,7 @@ def check_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, va
         elif tensor.is_floating_point() != wanted.is_floating_point():
             problems.append(f"{name} is {tensor.dtype}, expected {wanted.dtype}")
         else:
-            tensor = tensor.to(wanted.dtype).contiguous()
+            tensor = tensor.to(torch.float32 if wanted.is_floating_point() else wanted.dtype).contiguous()
             memory = tensor.untyped_storage().data_ptr()
             # Two names for the same bytes would be trained as one, and cannot be written as safetensors
             fitting[name] = tensor.clone() if memory in memories else tensor
@@ -578,3 +578,9 @@ def check_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, va
             f"the checkpoint does not fit the model, which was left as it was: {'; '.join(problems[:5])}{more}"
         )
     return fitting
+
+
+def own_memory(state: dict[str, Tensor], file: File) -> dict[str, Tensor]:
+    """The same tensors, copied if they are much less than the file whose memory they would keep alive."""
+    payload = sum(tensor.nbytes for tensor in state.values())
+    return {name: tensor.clone() for name, tensor in state.items()} if len(file.data) > 1.2 * payload else state

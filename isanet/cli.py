@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import glob
+import io
 import json
 import logging
 import os
@@ -40,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logger.addHandler(handler)
     earlier_level = logger.level
     logger.setLevel(level)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file name may be no text at all
     try:
         code: int = options.run(options)
         sys.stdout.flush()
@@ -50,10 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("isanet: stopped; files that were not complete are gone", file=sys.stderr)
         return 130
-    except (IsanetError, ValueError, OSError, MemoryError) as error:
+    except (IsanetError, ValueError, OSError, MemoryError, RuntimeError) as error:
         if options.debug:
             raise
-        print(f"isanet: error: {_one_line(error)}", file=sys.stderr)
+        hint = "; try --batch-size 1, or --device cpu" if "out of memory" in str(error) else ""
+        print(f"isanet: error: {_one_line(error)}{hint}", file=sys.stderr)
         return 1
     finally:
         logger.removeHandler(handler)
@@ -63,12 +67,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="isanet", description="Pretrained ISANet segmentation models.")
     parser.add_argument("--version", action="version", version=f"isanet {__version__}")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks and everything that is logged")
-    parser.add_argument("--quiet", action="store_true", help="show only warnings and errors")
+    anywhere = argparse.ArgumentParser(add_help=False)  # before the command or after it
+    for each, default in ((parser, False), (anywhere, argparse.SUPPRESS)):
+        each.add_argument(
+            "--debug", action="store_true", default=default, help="show tracebacks and all that is logged"
+        )
+        each.add_argument("--quiet", action="store_true", default=default, help="show only warnings and errors")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        added = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", parents=[anywhere])
         added.set_defaults(run=run)
         return added
 
@@ -88,15 +96,9 @@ def _parser() -> argparse.ArgumentParser:
     download.add_argument("--force", action="store_true", help="fetch again what is cached")
 
     verify = command("verify", _verify, "compare cached models with what was recorded and say where they came from")
-    verify.add_argument("names", nargs="*", metavar="NAME")
-    verify.add_argument("--all", action="store_true", help="every model that is cached")
-    verify.add_argument(
-        "--pin",
-        nargs="?",
-        const="",
-        metavar="MANIFEST",
-        help="write the measured hashes and sizes into a weights.json, for maintainers to commit",
-    )
+    verify.add_argument("names", nargs="*", metavar="NAME", help="default: all that are cached")
+    verify.add_argument("--pin", action="store_true", help="write the measured hashes and sizes into the manifest")
+    verify.add_argument("--manifest", type=Path, metavar="FILE", help="the weights.json that --pin writes to")
 
     segment = command("segment", _segment, "label every pixel of pictures")
     segment.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders or patterns")
@@ -190,7 +192,9 @@ def _info(options: argparse.Namespace) -> int:
 def _download(options: argparse.Namespace) -> int:
     from isanet import released
 
-    for weights in _chosen(options.names, list_models() if options.all else None):
+    if bool(options.names) == options.all:
+        raise ValueError("name the models, or say --all; `isanet list` shows them")
+    for weights in _chosen(options.names, list_models()):
         released.load_cached(weights, keep=options.keep, force=options.force)
         print(f"{weights.name} is ready: {cache.cached_file(weights.name)}")
     return 0
@@ -200,10 +204,10 @@ def _verify(options: argparse.Namespace) -> int:
     from isanet import released
 
     cached = [name for name in list_models() if cache.cached_file(name)]
-    if options.all and not cached:
+    if not options.names and not cached:
         raise CacheError(f"nothing is cached in {cache.home()}")
     records, failed = {}, 0
-    for weights in _chosen(options.names, cached if options.all else None):
+    for weights in _chosen(options.names, cached):
         try:
             record = released.verify(weights)
         except IsanetError as error:
@@ -214,8 +218,8 @@ def _verify(options: argparse.Namespace) -> int:
         trust = "as the manifest says" if weights.sha256 else "trusted on first use; not pinned in the manifest"
         print(f"{weights.name}: good. From {record.source} on {record.date}, {record.source_size:,} bytes,")
         print(f"  sha256 {record.source_sha256} ({trust})")
-    if options.pin is not None and not failed:
-        target = Path(options.pin) if options.pin else manifest_path()
+    if options.pin and not failed:
+        target = options.manifest or manifest_path()
         released.pin(records, target)
         print(f"pinned {', '.join(records)} in {target}")
     return 1 if failed else 0
@@ -228,12 +232,19 @@ def _segment(options: argparse.Namespace) -> int:
     kinds = [kind for kind in ("overlay", "labels", "areas") if getattr(options, kind)] or ["overlay"]
     failures: dict[Path, str] = {}
     plan: dict[Path, list[Path]] = {}
+    options.output.mkdir(parents=True, exist_ok=True)
     claimed = {path.resolve(): path for path in pictures}  # outputs of this call, and its inputs
     for path in pictures:
         outputs = [options.output / f"{path.stem}_{kind}{'.json' if kind == 'areas' else '.png'}" for kind in kinds]
+        if not path.exists():
+            failures[path] = "there is no such file"
         for output in outputs:
             if output.resolve() in claimed:
-                failures[path] = f"its output {output} is already taken by {claimed[output.resolve()]}"
+                failures[path] = (
+                    f"its output {output} is already taken by {claimed[output.resolve()]}; use another --output"
+                )
+            elif output.is_dir():
+                failures[path] = f"its output {output} is a folder; use another --output"
             elif os.path.lexists(output) and not options.force:
                 failures[path] = f"{output} exists and was kept; --force replaces it"
         if path not in failures:
@@ -245,7 +256,6 @@ def _segment(options: argparse.Namespace) -> int:
         from isanet.segmenter import Segmenter
 
         segmenter = Segmenter(options.model, device=options.device, precision=options.precision)
-        options.output.mkdir(parents=True, exist_ok=True)
 
         def failed(source: object, error: IsanetError) -> None:
             failures[Path(str(source))] = _one_line(error)
@@ -257,8 +267,12 @@ def _segment(options: argparse.Namespace) -> int:
             for result in segmenter.stream(list(plan), batch_size=options.batch_size, on_error=failed):
                 assert result.path is not None
                 outputs = plan[result.path]
-                for kind, output in zip(kinds, outputs, strict=True):
-                    _write(kind, result, output)
+                try:
+                    for kind, output in zip(kinds, outputs, strict=True):
+                        _write(kind, result, output)
+                except OSError as error:
+                    failed(result.path, CacheError(f"cannot write the outputs of {result.path}: {error.strerror}"))
+                    continue
                 largest = ", ".join(f"{name} {100 * share:.0f} %" for name, share in list(result.areas().items())[:4])
                 tqdm.write(f"{result.path} -> {', '.join(map(str, outputs))}: {largest}", file=sys.stdout)
                 bar.update()
@@ -281,11 +295,15 @@ def _write(kind: str, result: Segmentation, output: Path) -> None:
 def _convert(options: argparse.Namespace) -> int:
     from isanet import zoo
 
-    if options.target.resolve() == options.source.resolve():
-        raise ValueError(f"{options.target} is the input")
-    occupied = options.target if options.target.suffix == ".safetensors" else options.target / "model.safetensors"
-    if os.path.lexists(occupied) and not options.force:
-        raise CacheError(f"{occupied} exists and was kept; --force replaces it")
+    target: Path = options.target
+    if target.suffix in (".pth", ".pt"):
+        raise ValueError(f"OUT is a folder, or a file that ends in .safetensors; got {target}")
+    single = target.suffix == ".safetensors"
+    for output in [target] if single else [target / "model.safetensors", target / "config.json"]:
+        if output.resolve() in (options.source.resolve(), (options.source / output.name).resolve()):
+            raise ValueError(f"{output} is the input")
+        if os.path.lexists(output) and not options.force:
+            raise CacheError(f"{output} exists and was kept; --force replaces it")
     model = zoo.convert_file(options.source, options.target)
     print(f"{options.target}: {model.config['backbone']}, {len(model.classes)} classes")
     return 0
@@ -318,7 +336,6 @@ def _cache(options: argparse.Namespace) -> int:
 
 def _doctor(options: argparse.Namespace) -> int:
     from importlib.metadata import PackageNotFoundError, version
-    from urllib.parse import urlsplit
 
     import torch
 
@@ -341,7 +358,8 @@ def _doctor(options: argparse.Namespace) -> int:
     print(f"  cached: {', '.join(name for name in list_models() if cache.cached_file(name)) or 'nothing'}")
     print("settings:")
     for name in SETTINGS:
-        print(f"  {name}={os.environ.get(name, '')}")
+        value = os.environ.get(name, "")
+        print(f"  {name}={download.shown(value) if '://' in value else value}")
     for name in SECRET_SETTINGS:
         print(f"  {name} is {'set' if os.environ.get(name) or os.environ.get(name.lower()) else 'not set'}")
 
@@ -359,32 +377,29 @@ def _doctor(options: argparse.Namespace) -> int:
             answer = f"FAILED: {_one_line(error)}"
         else:
             reached += 1
-        print(f"  {urlsplit(url)._replace(netloc=urlsplit(url).netloc.rpartition('@')[2]).geturl()}: {answer}")
+        print(f"  {download.shown(url)}: {answer}")
     return 0 if reached else 1
 
 
-def _chosen(names: Iterable[str], default: list[str] | None) -> list[Weights]:
-    chosen = list(dict.fromkeys(names)) or default
-    if chosen is None:
-        raise ValueError("name a model, or say --all; `isanet list` shows them")
-    return [model_info(name) for name in chosen]
+def _chosen(names: Iterable[str], default: list[str]) -> list[Weights]:
+    return [model_info(name) for name in list(dict.fromkeys(names)) or default]
 
 
 def _expand(arguments: Iterable[str]) -> list[Path]:
     """The pictures that files, folders and patterns stand for, each once, in order."""
-    from isanet.preprocess import SUFFIXES
+    from isanet.preprocess import pictures_in
 
     pictures: list[Path] = []
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():
-            found = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES and entry.is_file())
+            found = pictures_in(path)
         elif not path.exists() and glob.has_magic(argument):
             found = sorted(Path(match) for match in glob.glob(argument, recursive=True) if Path(match).is_file())  # noqa: PTH207  a pattern may be absolute
         else:
             found = [path]  # a missing file is named when it is read, and the others are done
         if not found:
-            raise ImageError(f"no pictures in {argument!r} (looking for {', '.join(sorted(SUFFIXES))})")
+            raise ImageError(f"no file fits {argument!r}")
         pictures += found
     return list(dict.fromkeys(pictures))
 

@@ -105,7 +105,7 @@ def addresses(urls: Sequence[str]) -> list[str]:
         return list(dict.fromkeys(urls))
     parts = _split(mirror)
     if parts is None or not (parts.scheme == "file" or _allowed(mirror, plain=True)):
-        raise DownloadError(f"ISANET_MIRROR must be https://, file://, or http:// on loopback, not {_shown(mirror)!r}")
+        raise DownloadError(f"ISANET_MIRROR must be https://, file://, or http:// on loopback, not {shown(mirror)!r}")
     names = dict.fromkeys(name for url in urls if (name := _file_name(url)) not in {"", ".", ".."})
     copies = (urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}")) for name in names)
     return list(dict.fromkeys([*copies, *urls]))
@@ -135,7 +135,7 @@ def fetch(
         size: Exact number of bytes; None accepts what the server announces.
         max_size: Number of bytes never to exceed.
         check: Called with the complete file; what it raises counts as this address's failure.
-        progress: Bar on standard error; None shows it on a terminal.
+        progress: Bar on standard error; None shows it on a terminal and in a notebook.
         limits: Patience; None takes `Limits()`.
 
     Raises:
@@ -154,14 +154,15 @@ def fetch(
     name, stay_offline, limits = _file_name(tried[0]), offline(), limits or Limits()
     deadline = time.monotonic() + limits.deadline
     failures: list[tuple[str, Exception]] = []
-    visible = sys.stderr is not None and sys.stderr.isatty() if progress is None else progress
-    with tqdm(desc=name, total=size, unit="B", unit_scale=True, disable=not visible, file=sys.stderr) as bar:
+    if progress is None:  # a notebook is no terminal, but somebody is looking
+        progress = sys.stderr is not None and (sys.stderr.isatty() or "ipykernel" in sys.modules)
+    with tqdm(desc=name, total=size, unit="B", unit_scale=True, disable=not progress, file=sys.stderr) as bar:
         for url in tried:
             local = url.startswith("file:")
             try:
                 if stay_offline and not local:
                     raise OfflineError("not tried, because ISANET_OFFLINE or HF_HUB_OFFLINE is set")
-                log.info("downloading %s from %s", name, _shown(url))
+                log.info("downloading %s", shown(url))
                 with _temporary_file(folder) as (file, path):
                     part = _Part(file, folder, sha256, size, max_size, limits, deadline, bar)
                     (_from_disk if local else _from_web)(url, part)
@@ -169,10 +170,10 @@ def fetch(
                     file.close()  # before others open it: Windows is strict
                     if check is not None:
                         check(path)
-                return Fetched(path, url if url in urls else _shown(url), part.digest.hexdigest(), part.have)
+                return Fetched(path, url if url in urls else shown(url), part.digest.hexdigest(), part.have)
             except (NetworkError, IntegrityError, OfflineError, CheckpointError) as error:
                 if not stay_offline:
-                    log.warning("%s: %s", _shown(url), error)
+                    log.warning("%s: %s", shown(url), error)
                 failures.append((url, error))
     _give_up(failures, name, folder, stay_offline)
 
@@ -188,7 +189,9 @@ def probe(url: str) -> str:
     import requests
 
     if url.startswith("file:"):
-        return "is a folder or file" if Path(url2pathname(urlsplit(url).path)).exists() else "is not there"
+        if not Path(url2pathname(urlsplit(url).path)).exists():
+            raise NetworkError("is not there")
+        return "is there"
     if not _allowed(url, plain=True):
         raise NetworkError("refused: only https is spoken")
     with _session([]) as session:
@@ -201,7 +204,7 @@ def probe(url: str) -> str:
 
 def _give_up(failures: list[tuple[str, Exception]], name: str, folder: Path, stay_offline: bool) -> NoReturn:
     """Raises the error that stands for all failures, with each address, its cause and the next step."""
-    causes = [f"{_shown(url)}: {error}" for url, error in failures]
+    causes = [f"{shown(url)}: {error}" for url, error in failures]
     listed = "".join(f"\n  {cause}" for cause in causes)
     if stay_offline:
         raise OfflineError(f"{name} is needed; unset the variable, or put the file into {folder} by hand:{listed}")
@@ -364,7 +367,7 @@ def _from_web(url: str, part: _Part) -> None:
             if wait is None or not 0 <= wait <= min(_LONGEST_WAIT, part.remaining()):
                 wait = min(limits.backoff * 2 ** max(fruitless - 1, 0), _LONGEST_WAIT)
                 wait *= 1 + random.random() / 4  # noqa: S311 - jitter, so that many clients do not come back together
-            log.warning("%s: %s; trying again in %.1f s with %d bytes at hand", _shown(url), cause, wait, part.have)
+            log.warning("%s: %s; trying again in %.1f s with %d bytes at hand", shown(url), cause, wait, part.have)
             time.sleep(min(wait, part.remaining()))
 
 
@@ -451,7 +454,7 @@ def _ask(session: requests.Session, url: str, wanted: dict[str, str], part: _Par
         with suppress(ValueError):
             location = urljoin(target, location)
         if not _allowed(target := location, plain=plain):
-            raise NetworkError(f"refused: redirects to {_shown(target)!r}, and only https is followed")
+            raise NetworkError(f"refused: redirects to {shown(target)!r}, and only https is followed")
     raise NetworkError(f"redirects more than {_REDIRECTS} times")
 
 
@@ -567,7 +570,7 @@ def _allowed(url: str, *, plain: bool) -> bool:
     return parts.scheme == "https" or (plain and parts.scheme == "http" and loopback)
 
 
-def _shown(url: str) -> str:
+def shown(url: str) -> str:
     """The address without user name, password and query."""
     parts = _split(url)
     if parts is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypeVar
@@ -48,8 +49,8 @@ def _named_errors(what: str, call: Callable[[], T]) -> T:
     except errors.LocalEntryNotFoundError as error:
         if download.offline():
             raise OfflineError(
-                f"{what} is not in huggingface_hub's cache, and ISANET_OFFLINE or HF_HUB_OFFLINE is set; "
-                "load it once online"
+                f"{what} is no folder here and not in huggingface_hub's cache, and ISANET_OFFLINE or HF_HUB_OFFLINE is "
+                "set; load it once online"
             ) from error
         raise NetworkError(f"{what}: the Hub cannot be reached, and the file is not cached ({error})") from error
     except errors.OfflineModeIsEnabled as error:
@@ -57,7 +58,9 @@ def _named_errors(what: str, call: Callable[[], T]) -> T:
     except errors.RevisionNotFoundError as error:
         raise NetworkError(f"{what}: the repository has no such branch, tag or commit") from error
     except errors.RepositoryNotFoundError as error:
-        raise NetworkError(f"{what}: no such repository, or a private one; then pass token= or set HF_TOKEN") from error
+        raise NetworkError(
+            f"{what}: no such folder here and no such repository, or a private one; then pass token= or set HF_TOKEN"
+        ) from error
     except errors.EntryNotFoundError as error:
         raise CheckpointFormatError(
             f"{what}: the repository has no config.json or no model.safetensors; save_pretrained writes both"
@@ -71,7 +74,7 @@ def _named_errors(what: str, call: Callable[[], T]) -> T:
 def save_pretrained(model: ISANet, folder: str | os.PathLike[str]) -> None:
     """Write a model folder: config.json, model.safetensors and, if there is none yet, a model card (README.md).
 
-    Each file appears whole or not at all.
+    All files are written before the first takes its place; each appears whole or not at all.
 
     Raises:
         CacheError: The folder cannot be written.
@@ -85,9 +88,9 @@ def save_pretrained(model: ISANet, folder: str | os.PathLike[str]) -> None:
         files["README.md"] = model_card(model).encode()
     try:
         path.mkdir(parents=True, exist_ok=True)
-        for name, data in files.items():
-            with written_whole(path / name) as temporary:
-                temporary.write_bytes(data)
+        with ExitStack() as renames:  # all of them after the last has been written
+            for name, data in files.items():
+                renames.enter_context(written_whole(path / name)).write_bytes(data)
     except OSError as error:
         raise CacheError(
             f"cannot write the model to {path}: {error.strerror}; earlier files are as they were"

@@ -26,8 +26,16 @@ from torch.nn import functional as F  # noqa: N812  the field's name for it
 
 from isanet.backbone import BACKBONES, EXPANSION, ResNet, checkpointed
 
+PREPROCESSING = {"short_edge", "long_edge", "mean", "std"}
+"""What `isanet.preprocess.preprocess` must be told."""
+
 MAX_CLASSES = 2**16
 """More would not fit a 16-bit label map."""
+
+
+def numbered_classes(count: int) -> list[str]:
+    """Names for classes that have none: "class 0", "class 1", ..."""
+    return [f"class {i}" for i in range(count)]
 
 
 class ConvBNReLU(nn.Module):
@@ -165,7 +173,7 @@ class ISANet(nn.Module):
             raise ValueError(f"classes must be a list of names, not the single text {classes!r}")
         if num_classes is not None and (type(num_classes) is not int or not 1 <= num_classes <= MAX_CLASSES):
             raise ValueError(f"num_classes must be a whole number from 1 to {MAX_CLASSES}, got {num_classes!r}")
-        names = tuple(classes) if classes is not None else tuple(f"class {i}" for i in range(num_classes or 0))
+        names = tuple(classes) if classes is not None else tuple(numbered_classes(num_classes or 0))
         if num_classes is None:
             num_classes = len(names)
         if not 1 <= len(names) == num_classes or len(set(names)) != num_classes:
@@ -177,8 +185,10 @@ class ISANet(nn.Module):
         colours = tuple((int(red), int(green), int(blue)) for red, green, blue in palette)
         if len(colours) != num_classes or any(not 0 <= value <= 255 for colour in colours for value in colour):
             raise ValueError(f"palette must be {num_classes} colours of three values 0..255, got {len(colours)}")
-        if fusion_kernel % 2 != 1:
-            raise ValueError(f"fusion_kernel must be odd, got {fusion_kernel}")
+        if fusion_kernel < 1 or fusion_kernel % 2 != 1:
+            raise ValueError(f"fusion_kernel must be a positive odd number, got {fusion_kernel}")
+        if preprocessing is not None and set(preprocessing) != PREPROCESSING:
+            raise ValueError(f"preprocessing must have exactly {sorted(PREPROCESSING)}, got {sorted(preprocessing)}")
         if width % 2 or min(width, head_channels, key_channels, aux_channels, block_size) < 1:
             raise ValueError("width must be even, and all channel counts and block_size positive")
         self.config: dict[str, Any] = {

@@ -103,6 +103,22 @@ def read_image(
         raise ImageError(f"{path} cannot be opened: {error}; check the path and its permissions") from error
 
 
+def pictures_in(folder: Path) -> list[Path]:
+    """The pictures of a folder by their suffixes, sorted; not hidden ones, and not those of folders in it.
+
+    Raises:
+        ImageError: There are none.
+    """
+    paths = sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
+    if not paths:
+        raise ImageError(f"no pictures in the folder {folder}: none of its files ends in {', '.join(sorted(SUFFIXES))}")
+    return paths
+
+
 def target_size(height: int, width: int, *, short_edge: int, long_edge: int) -> tuple[int, int]:
     """Size to which upstream's test pipeline resizes a picture.
 

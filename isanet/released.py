@@ -123,7 +123,9 @@ def _obtain(
             continue
         try:
             file = checkpoint.read_file(path)
-            return _store(weights, _convert(weights, file, expected), path.absolute().as_uri(), file)
+            return _store(
+                weights, _convert(weights, file, expected), f"{name}, put into the cache by hand", file, expected
+            )
         except (IsanetError, OSError) as error:
             if download.offline():
                 raise
@@ -158,13 +160,7 @@ def _obtain(
             raise IntegrityError(
                 f"{fetched.path} changed between download and reading; something else writes to {folder}"
             )
-        if expected is None:
-            log.info(
-                "first download of %s: nobody has published its hash, so sha256 %s is recorded",
-                weights.name,
-                file.sha256,
-            )
-        result = _store(weights, state, fetched.url, file)
+        result = _store(weights, state, fetched.url, file, expected)
         if keep:
             fetched.path.chmod(cache.home().joinpath(f"{weights.name}.json").stat().st_mode)  # it was private so far
             fetched.path.replace(folder / weights.file_names[0])
@@ -193,7 +189,7 @@ def _convert(weights: Weights, file: checkpoint.File, expected: str | None) -> d
 
 
 def _store(
-    weights: Weights, state: dict[str, Tensor], source: str, file: checkpoint.File
+    weights: Weights, state: dict[str, Tensor], source: str, file: checkpoint.File, expected: str | None
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     folder = cache.home()
     provenance = {
@@ -227,7 +223,13 @@ def _store(
                 "nothing was kept. Free some, or set ISANET_HOME to another folder"
             ) from error
         raise cache.unwritable(folder, error) from error
-    return state, provenance
+    if expected is None:
+        log.warning(
+            "first copy of %s: nobody has published its hash, so sha256 %s is recorded; later copies must match",
+            weights.name,
+            file.sha256,
+        )
+    return checkpoint.own_memory(state, file), provenance
 
 
 def model_config(weights: Weights) -> dict[str, Any]:

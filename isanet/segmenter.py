@@ -22,9 +22,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  the field's name for it
 
-from isanet.errors import ImageError, IsanetError
+from isanet.errors import IsanetError
 from isanet.files import written_whole
-from isanet.preprocess import MAX_PIXELS, SUFFIXES, RGBImage, preprocess, read_image
+from isanet.preprocess import MAX_PIXELS, RGBImage, pictures_in, preprocess, read_image
 
 if TYPE_CHECKING:
     from isanet.model import ISANet
@@ -275,8 +275,8 @@ class Segmenter:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if isinstance(images, str | os.PathLike):
-            sources: Iterable[Source] = _pictures_in(Path(images)) if _is_folder(images) else [images]
-        elif isinstance(images, Image.Image):
+            sources: Iterable[Source] = pictures_in(Path(images)) if _is_folder(images) else [images]
+        elif isinstance(images, Image.Image | np.ndarray):
             sources = [images]
         else:
             sources = images
@@ -343,7 +343,9 @@ class Segmenter:
         results: dict[int, Segmentation | IsanetError] = {}
         dtype = _PRECISIONS[self.precision]
         for indices in groups.values():
-            batch = torch.stack([reads[index].tensor for index in indices]).to(self.device)
+            batch = torch.stack([reads[index].tensor for index in indices])
+            # A model may have been made half or double, and a stand-in may have no weights at all
+            batch = batch.to(self.device, next((p.dtype for p in self.model.parameters()), batch.dtype))
             with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
                 coarse_NKHW = self.model.coarse_logits(batch)
             for index, logits_KHW in zip(indices, coarse_NKHW.float(), strict=True):
@@ -464,20 +466,12 @@ def _device(wanted: str | torch.device) -> torch.device:
 def _auto_precision(device: torch.device) -> str:
     if device.type != "cuda":
         return "float32"
-    return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    with torch.cuda.device(device):
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
 
 
 def _is_folder(source: object) -> TypeGuard[str | os.PathLike[str]]:
     return isinstance(source, str | os.PathLike) and Path(source).is_dir()
-
-
-def _pictures_in(folder: Path) -> list[Path]:
-    paths = sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-    )
-    if not paths:
-        raise ImageError(f"no pictures in the folder {folder}: none of its files ends in {', '.join(sorted(SUFFIXES))}")
-    return paths
 
 
 def _shortened(name: str) -> str:

@@ -22,7 +22,7 @@ from isanet.errors import (
 from isanet.files import written_whole
 from isanet.labels import generic_palette, label_space_for
 from isanet.manifest import load_manifest, model_info, unknown_model
-from isanet.model import ISANet
+from isanet.model import MAX_CLASSES, ISANet, numbered_classes
 from isanet.released import load_cached, meta_model, model_config, provenance_in
 
 HEADS = ("classifier", "aux_classifier")
@@ -68,10 +68,10 @@ def from_pretrained(
             repository.
         num_classes: Start anew with this many classes: both classifiers are drawn at random, all else is kept.
         classes: The same with names; the rows of classes that the source knows by the same name are kept.
-            For a bare file whose classes nobody knows, and as many, the names of those.
+            Where the source's classes have only numbers ("class 0", ...) and are as many, these are their names.
         revision: Branch, tag or commit of a repository on the Hub.
         token: Token for a private repository; else what huggingface_hub finds.
-        progress: Show a progress bar; None shows it on a terminal.
+        progress: Show a progress bar; None shows it on a terminal and in a notebook.
 
     Returns:
         The model; `model.classes`, `model.palette` and `model.preprocessing` say how to use it.
@@ -82,10 +82,7 @@ def from_pretrained(
         CacheError: The cache cannot be used.
         CheckpointError: The file is no checkpoint, is unsafe, or does not fit; nothing of it was run or kept.
     """
-    if isinstance(classes, str):
-        raise ValueError(f"classes must be a list of names, not the single text {classes!r}")
-    if num_classes is not None and classes is not None and num_classes != len(classes):
-        raise ValueError(f"num_classes={num_classes} contradicts the {len(classes)} names in classes")
+    new = _new_names(num_classes, classes)
     kind, place = _resolve(source)
     if kind != "repository" and (revision is not None or token is not None):
         raise ValueError(f"revision and token are for repositories on the Hugging Face Hub; {place!r} is a {kind}")
@@ -100,10 +97,15 @@ def from_pretrained(
             loaded = _load_file(_read(Path(place, "model.safetensors")), Path(place, "config.json"))
         case _:
             loaded = _load_file(_read(Path(place)))
-    if classes is not None and loaded.config.get("classes") is None and len(classes) == loaded.config["num_classes"]:
-        loaded = loaded._replace(config=class_config(loaded.config, None, classes))
-    elif num_classes is not None or classes is not None:
-        loaded = new_classes(loaded, num_classes, classes)
+    if (
+        classes is not None
+        and new is not None
+        and _are_numbers(loaded.config)
+        and len(new) == loaded.config["num_classes"]
+    ):
+        loaded = loaded._replace(config=class_config(loaded.config, new))
+    elif new is not None:
+        loaded = new_classes(loaded, new)
     return build(loaded)
 
 
@@ -118,9 +120,25 @@ def build(loaded: Loaded) -> ISANet:
 # --- new classes --------------------------------------------------------------------------------------------
 
 
-def class_config(config: Mapping[str, Any], num_classes: int | None, classes: Sequence[str] | None) -> dict[str, Any]:
+def _new_names(num_classes: int | None, classes: Sequence[str] | None) -> list[str] | None:
+    """Names for the arguments that ask for other classes, or None if neither does."""
+    if isinstance(classes, str):
+        raise ValueError(f"classes must be a list of names, not the single text {classes!r}")
+    if num_classes is not None and (type(num_classes) is not int or not 1 <= num_classes <= MAX_CLASSES):
+        raise ValueError(f"num_classes must be a whole number from 1 to {MAX_CLASSES}, got {num_classes!r}")
+    if num_classes is not None and classes is not None and num_classes != len(classes):
+        raise ValueError(f"num_classes={num_classes} contradicts the {len(classes)} names in classes")
+    if classes is not None:
+        return list(classes)
+    return None if num_classes is None else numbered_classes(num_classes)
+
+
+def _are_numbers(config: Mapping[str, Any]) -> bool:
+    return config.get("classes") in (None, numbered_classes(config["num_classes"]))
+
+
+def class_config(config: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
     """The same arguments for other classes; classes of the same name keep their colours."""
-    names = list(classes) if classes is not None else [f"class {i}" for i in range(num_classes or 0)]
     known = dict(zip(config.get("classes") or (), config.get("palette") or (), strict=False))
     taken = {tuple(known[name]) for name in names if name in known}
     fresh = (list(colour) for colour in generic_palette(2 * len(names) + 256) if colour not in taken)
@@ -128,23 +146,25 @@ def class_config(config: Mapping[str, Any], num_classes: int | None, classes: Se
     return {**config, "num_classes": len(names), "classes": names, "palette": palette, "label_space": None}
 
 
-def new_classes(loaded: Loaded, num_classes: int | None, classes: Sequence[str] | None) -> Loaded:
+def new_classes(loaded: Loaded, names: list[str]) -> Loaded:
     """Other classes: both classifiers are drawn anew, and rows of classes of the same name are copied into them."""
-    config = class_config(loaded.config, num_classes, classes)
+    config = class_config(loaded.config, names)
     meta_model(config)  # raises for names that no model can have
-    old = list(loaded.config.get("classes") or ())
-    kept = [name for name in classes or () if name in old]
+    old = [] if _are_numbers(loaded.config) else list(loaded.config["classes"])  # a number means nothing elsewhere
+    kept = [name for name in names if name in old]
     targets, sources = [config["classes"].index(name) for name in kept], [old.index(name) for name in kept]
     state = dict(loaded.state)
     made = []
     for head in HEADS:
         weight, bias = state[f"{head}.weight"], state[f"{head}.bias"]
-        new_weight = torch.empty(config["num_classes"], *weight.shape[1:]).normal_(std=0.01)
-        new_bias = torch.zeros(config["num_classes"])
+        # Said in full, because torch's defaults for both may be others
+        new_weight = torch.empty(config["num_classes"], *weight.shape[1:], dtype=torch.float32, device="cpu")
+        new_weight.normal_(std=0.01)
+        new_bias = torch.zeros(config["num_classes"], dtype=torch.float32, device="cpu")
         new_weight[targets], new_bias[targets] = weight[sources].float(), bias[sources].float()
         state[f"{head}.weight"], state[f"{head}.bias"] = new_weight, new_bias
         made += [f"{head}.weight", f"{head}.bias"]
-    log.info(
+    log.warning(  # as transformers does: a head drawn at random must be trained before it is of use
         "%d new classes: made %s; rows kept: %s", config["num_classes"], ", ".join(made), ", ".join(kept) or "none"
     )
     return Loaded(config, state, loaded.provenance)
@@ -158,6 +178,9 @@ def _resolve(source: str | os.PathLike[str]) -> tuple[str, str]:
     place = os.fspath(source)
     if isinstance(source, str) and place in load_manifest():
         return "name", place
+    if not place:
+        raise ValueError("the name of the model is empty; `isanet list` shows the zoo")
+    place = str(Path(place).expanduser()) if place.startswith("~") else place
     path = Path(place)
     if path.is_dir():
         return "folder", place
@@ -191,7 +214,7 @@ def _load_file(file: checkpoint.File, config_file: Path | None = None) -> Loaded
         config = _parse_config(f"the metadata of {file.name}", metadata["config"])
     else:
         config = _guess_config(state, raw)
-    fitting = checkpoint.check_fit(state, meta_model(config).state_dict())
+    fitting = checkpoint.own_memory(checkpoint.check_fit(state, meta_model(config).state_dict()), file)
     provenance = {"source": Path(file.name).name, "source_sha256": file.sha256, "layout": layout}
     return Loaded(
         config, fitting, provenance_in(metadata) or {**provenance, "converter_version": str(convert.CONVERTER_VERSION)}
@@ -277,10 +300,8 @@ def _builder(name: str) -> Callable[..., ISANet]:
         if unknown := set(options) - {"num_classes", "classes", "progress"}:
             raise TypeError(f"{name}(pretrained=False) takes num_classes and classes, not {', '.join(sorted(unknown))}")
         config = model_config(model_info(name))
-        num_classes, classes = options.get("num_classes"), options.get("classes")
-        if num_classes is not None or classes is not None:
-            config = class_config(config, num_classes, classes)
-        return ISANet(**config)
+        names = _new_names(options.get("num_classes"), options.get("classes"))
+        return ISANet(**(config if names is None else class_config(config, names)))
 
     build_model.__name__ = build_model.__qualname__ = name
     build_model.__doc__ = f"""The model {name} of the zoo.

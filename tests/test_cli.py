@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import isanet
@@ -82,7 +83,7 @@ def test_download_verify_and_clear(tiny: FileServer, home: Path, capsys: pytest.
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    assert run("verify", "--all") == 1
+    assert run("verify") == 1
     assert "FAILED" in capsys.readouterr().out
     assert run("cache", "clear", tiny_zoo.NAME) == 0
     assert "freed" in capsys.readouterr().out
@@ -94,7 +95,7 @@ def test_verify_pins_into_a_manifest(tiny: FileServer, tmp_path: Path) -> None:
     copy = tmp_path / "copy.json"
     shutil.copy(tmp_path / "weights.json", copy)
     assert run("download", tiny_zoo.NAME) == 0
-    assert run("verify", tiny_zoo.NAME, "--pin", str(copy)) == 0
+    assert run("verify", tiny_zoo.NAME, "--pin", "--manifest", str(copy)) == 0
     pinned = json.loads(copy.read_text())["weights"][tiny_zoo.NAME]
     data = tiny.files[f"/{tiny_zoo.FILE_NAME}"]
     assert isinstance(data, bytes)
@@ -174,10 +175,14 @@ def test_one_bad_picture_does_not_stop_the_others(
         (("segment", "x.jpg", "--model", "m", "--batch-size", "0"), 2, "positive"),
         (("cache",), 2, "ACTION"),
         (("nonsense",), 2, "invalid choice"),
-        (("download",), 1, "name a model"),
+        (("download",), 1, "name the models"),
+        (("download", tiny_zoo.NAME, "--all"), 1, "name the models"),
+        (("verify",), 1, "nothing is cached"),
+        (("convert", "up.pth", "out.pth"), 1, "ends in .safetensors"),
         (("download", "isanet_r5_voc"), 1, "no model"),
         (("segment", "empty", "--model", "m"), 1, "no pictures"),
-        (("segment", "*.jpeg", "--model", "m"), 1, "no pictures"),
+        (("segment", "*.jpeg", "--model", "m"), 1, "no file fits"),
+        (("segment", "pictures", "--model", "m", "--output", "pictures/0.png"), 1, "File exists"),
         (("segment", "pictures", "--model", "isanet_tiny"), 1, "did you mean"),
         (("segment", "pictures", "--model", tiny_zoo.NAME, "--device", "gpu"), 1, "device"),
         (("segment", "pictures", "--model", tiny_zoo.NAME, "--precision", "int3"), 1, "float32"),
@@ -207,6 +212,61 @@ def test_wrong_calls(
     assert not Path("out").exists()
 
 
+@pytest.mark.parametrize("arguments", [("--quiet", "download"), ("download", "--quiet")])
+def test_quiet_works_before_and_after_the_command(
+    tiny: FileServer, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*arguments, tiny_zoo.NAME) == 0
+    error = capsys.readouterr().err
+    assert "downloading" not in error
+    assert "is recorded" in error  # a warning: trust on first use is never silent
+
+
+def test_a_missing_picture_is_said_before_the_model_is_fetched(
+    tiny: FileServer, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("segment", "missing.jpg", "--model", tiny_zoo.NAME) == 1
+    assert "missing.jpg: there is no such file" in capsys.readouterr().err
+    assert not tiny.requests
+
+
+def test_a_file_name_that_is_no_text(tiny: FileServer, work: Path) -> None:
+    odd = os.fsdecode(b"caf\xe9.png")
+    shutil.copy("pictures/0.png", Path("pictures", odd))
+    code = (
+        "import isanet.manifest, pathlib, sys\n"
+        f"isanet.manifest.manifest_path = lambda: pathlib.Path({str(work.parent / 'weights.json')!r})\n"
+        "from isanet.cli import main\n"
+        f"sys.exit(main(['segment', 'pictures', '--model', {tiny_zoo.NAME!r}]))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8:strict"}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert len(list(Path("segmented").iterdir())) == 4
+
+
+def test_an_output_that_cannot_be_written_does_not_stop_the_others(
+    tiny: FileServer, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("segmented/1_overlay.png").mkdir(parents=True)
+    assert run("segment", "pictures", "--model", tiny_zoo.NAME, "--force") == 1
+    assert "1_overlay.png is a folder" in capsys.readouterr().err
+    assert Path("segmented/2_overlay.png").is_file()
+
+
+def test_running_out_of_memory_is_one_line(
+    tiny: FileServer, work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 9 GiB")
+
+    monkeypatch.setattr("isanet.model.ISANet.coarse_logits", full)
+    assert run("segment", "pictures", "--model", tiny_zoo.NAME) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("isanet: error: CUDA out of memory. Tried")
+    assert "--batch-size 1" in last
+
+
 def test_debug_shows_the_traceback(tiny: FileServer) -> None:
     with pytest.raises(ValueError, match="no model"):
         run("--debug", "info", "nothing")
@@ -222,6 +282,13 @@ def test_convert(tiny: FileServer, work: Path, capsys: pytest.CaptureFixture[str
     assert "--force" in capsys.readouterr().err
     assert run("convert", "one.safetensors", "one.safetensors", "--force") == 1
     assert Path("one.safetensors").read_bytes() == before
+    assert run("convert", "folder", "folder", "--force") == 1
+    assert run("convert", "folder/model.safetensors", "folder", "--force") == 1
+    Path("project").mkdir()
+    Path("project/config.json").write_text("mine")
+    assert run("convert", "up.pth", "project") == 1
+    assert [path.name for path in Path("project").iterdir()] == ["config.json"]
+    assert Path("project/config.json").read_text() == "mine"
     assert run("convert", "folder", "again", "--force") == 0
     assert isanet.from_pretrained("again").classes == isanet.from_pretrained("one.safetensors").classes
 
@@ -232,6 +299,7 @@ def test_doctor(
 ) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://user:secret@127.0.0.1:9")
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setenv("ISANET_MIRROR", f"http://user:secret@{tiny.url.removeprefix('http://')}/?key=secret")
     if offline:
         monkeypatch.setenv("ISANET_OFFLINE", "1")
     assert run("doctor") == 0
@@ -277,7 +345,7 @@ def test_ctrl_c_leaves_no_half_file(tiny: FileServer, work: Path, tmp_path: Path
         [sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 60
-    while not (Path("segmented").is_dir() and any(Path("segmented").iterdir())) and time.monotonic() < deadline:
+    while not (Path("segmented").is_dir() and any(Path("segmented").glob("*.png"))) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)

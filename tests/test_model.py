@@ -253,6 +253,8 @@ def test_align_corners_keeps_the_corners() -> None:
         ({"num_classes": 2, "backbone": "resnet18"}, "resnet50, resnet101"),
         ({"num_classes": 2, "fusion_kernel": 2}, "odd"),
         ({"num_classes": 2, "width": 7}, "even"),
+        ({"num_classes": 2, "fusion_kernel": -1}, "odd"),
+        ({"num_classes": 2, "preprocessing": {"size": 512}}, "long_edge"),
     ],
 )
 def test_wrong_arguments_are_named(arguments: dict[str, Any], message: str) -> None:

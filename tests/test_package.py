@@ -223,5 +223,5 @@ def test_the_sdist_is_a_checkout_without_litter(dist: Path, checkout: Path) -> N
     wanted = {p.relative_to(checkout).as_posix() for f in folders for p in (checkout / f).rglob("*") if p.is_file()}
     wanted = {name for name in wanted if "__pycache__" not in name}
     wanted |= {"pyproject.toml", "hubconf.py", "weights.json", "README.md", "LICENSE", "PKG-INFO", ".gitignore"}
-    wanted |= {name for name in ("CHANGELOG.md", "Makefile") if (ROOT / name).exists()}
+    wanted |= {"CHANGELOG.md", "CONTRIBUTING.md", "Makefile", ".ci/run", ".ci/mirror.py"}
     assert found == wanted

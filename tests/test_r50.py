@@ -109,7 +109,7 @@ def test_what_is_cached_is_what_upstream_saved(r50: FileServer, r50_file: Path) 
     assert len(state) == isanet.model_info(NAME).tensors
 
 
-def test_segmenter_takes_a_name_and_channels_last_halves_agree(r50: FileServer) -> None:
+def test_half_precision_agrees_with_full(r50: FileServer) -> None:
     picture = Image.fromarray(data.chelsea()[:128, :160])
     model = isanet.from_pretrained(NAME)
     whole = isanet.Segmenter(model, device="cpu", precision="float32")(picture)

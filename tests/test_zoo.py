@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import isanet
-from isanet import convert, released, zoo
+from isanet import checkpoint, convert, released, zoo
 from isanet.labels import LABEL_SPACES
 from isanet.model import ISANet
 from tests import stand_in, tiny_zoo
@@ -85,9 +85,39 @@ def test_a_bare_file_with_unknown_classes_numbers_them_or_takes_names(tmp_path: 
     assert model.classes == ("class 0", "class 1", "class 2")
     assert model.label_space is None
     assert len(set(model.palette)) == 3
-    named = isanet.from_pretrained(path, classes=["road", "car", "sky"])
-    assert named.classes == ("road", "car", "sky")
-    assert torch.equal(logits(named), logits(model))
+    model.save_pretrained(tmp_path / "numbered")
+    for source in (path, tmp_path / "numbered"):
+        named = isanet.from_pretrained(source, classes=["road", "car", "sky"])
+        assert named.classes == ("road", "car", "sky")
+        assert torch.equal(logits(named), logits(model))
+    other = isanet.from_pretrained(path, classes=["class 2", "class 1", "class 0", "sky"])  # numbers are no names
+    assert not torch.equal(other.classifier.weight[1], model.classifier.weight[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_torchs_defaults_change_nothing(tiny: FileServer, dtype: torch.dtype) -> None:
+    try:
+        torch.set_default_dtype(dtype)
+        with torch.device("meta"):
+            first = isanet.from_pretrained(tiny_zoo.NAME)
+            swapped = isanet.from_pretrained(tiny_zoo.NAME, num_classes=3)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for model in (first, isanet.from_pretrained(tiny_zoo.NAME)):
+        assert torch.equal(logits(model), expected_logits())
+    for model in (first, swapped):
+        assert {value.dtype for value in model.state_dict().values()} == {torch.float32, torch.int64}
+        assert {value.device.type for value in model.state_dict().values()} == {"cpu"}
+
+
+def test_a_model_does_not_keep_its_optimizers_memory(tmp_path: Path) -> None:
+    path = tmp_path / "trained.pth"
+    path.write_bytes(tiny_zoo.saved({"model": STATE, "optimizer": stand_in.sgd_state(STATE)}))
+    file = checkpoint.read_file(path)
+    inside = range(file.data.ctypes.data, file.data.ctypes.data + len(file.data))
+    state = convert.unwrap(checkpoint.read_checkpoint(file)[0])
+    assert all(value.data_ptr() in inside for value in state.values() if value.numel() > 1)
+    assert not any(value.data_ptr() in inside for value in checkpoint.own_memory(state, file).values())
 
 
 def test_mmsegmentations_files_and_their_notes(tmp_path: Path) -> None:
@@ -143,7 +173,11 @@ def test_new_classes_by_name_keep_the_rows_they_know(tiny: FileServer) -> None:
         ("missing.pth", {}, "no file or folder"),
         (tiny_zoo.NAME, {"revision": "v1"}, "Hugging Face Hub"),
         (tiny_zoo.NAME, {"num_classes": 2, "classes": ["one"]}, "contradicts"),
-        (tiny_zoo.NAME, {"num_classes": 0}, "different names|from 1"),
+        (tiny_zoo.NAME, {"num_classes": 0}, "from 1 to"),
+        (tiny_zoo.NAME, {"num_classes": 2.0}, "whole number"),
+        (tiny_zoo.NAME, {"num_classes": "5"}, "whole number"),
+        ("", {}, "empty"),
+        ("~/no.pth", {}, "no file or folder"),
         (tiny_zoo.NAME, {"classes": ["one", "one"]}, "different names"),
         (tiny_zoo.NAME, {"classes": "person"}, "list of names"),
     ],
@@ -299,6 +333,30 @@ def test_a_saved_model_says_where_it_came_from(tiny: FileServer, tmp_path: Path)
     assert json.loads((tmp_path / "mine" / "config.json").read_text()) == model.config
 
 
+def test_a_failed_save_changes_no_file(tiny: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "mine"
+    isanet.from_pretrained(tiny_zoo.NAME, classes=["a", "b"]).save_pretrained(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    write = Path.write_bytes
+
+    def full(self: Path, data: bytes) -> int:
+        if b'"num_classes"' in data[:30]:  # config.json
+            raise OSError(28, "No space left on device")
+        return write(self, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(isanet.CacheError, match="No space left"):
+        isanet.from_pretrained(tiny_zoo.NAME, classes=["b", "a"]).save_pretrained(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_the_same_model_is_saved_as_the_same_bytes(tiny: FileServer, tmp_path: Path) -> None:
+    model = isanet.from_pretrained(tiny_zoo.NAME)
+    for name in ("one", "two"):
+        model.save_pretrained(tmp_path / name)
+    assert len({(tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two")}) == 1
+
+
 def test_saving_where_nothing_can_be_written_is_named(tiny: FileServer, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(isanet.CacheError, match="earlier files are as they were"):
@@ -325,6 +383,10 @@ def test_builders_without_weights(kind: str) -> None:
     assert model.preprocessing["short_edge"] == 512
     with pytest.raises(TypeError, match="revision"):
         zoo.isanet_r50_voc(pretrained=False, revision="main")
+    with pytest.raises(ValueError, match="list of names"):
+        zoo.isanet_r50_voc(pretrained=False, classes="person")
+    with pytest.raises(ValueError, match="contradicts"):
+        zoo.isanet_r50_voc(pretrained=False, num_classes=5, classes=["a", "b"])
 
 
 def test_pinning_writes_what_was_measured(tiny: FileServer, tmp_path: Path) -> None:
