@@ -50,7 +50,8 @@ def run(code: str, *, path: Path | None = None, cwd: Path | None = None, site: b
     if path is not None and not site:
         environment["PYTHONPATH"] = str(path)
     if site:
-        code = f"import site; site.addsitedir({str(path)!r})\n{code}"
+        first = "sys.path[:] = [p for p in sys.path if p not in before] + before"  # before any installed isanet
+        code = f"import site, sys; before = list(sys.path); site.addsitedir({str(path)!r}); {first}\n{code}"
     done = subprocess.run(
         [sys.executable, "-P", "-W", "error", "-c", code], cwd=cwd, env=environment, capture_output=True, text=True
     )
