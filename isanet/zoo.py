@@ -97,15 +97,9 @@ def from_pretrained(
             loaded = _load_file(_read(Path(place, "model.safetensors")), Path(place, "config.json"))
         case _:
             loaded = _load_file(_read(Path(place)))
-    if (
-        classes is not None
-        and new is not None
-        and _are_numbers(loaded.config)
-        and len(new) == loaded.config["num_classes"]
-    ):
-        loaded = loaded._replace(config=class_config(loaded.config, new))
-    elif new is not None:
-        loaded = new_classes(loaded, new)
+    if new is not None:
+        only_names = classes is not None and _are_numbers(loaded.config) and len(new) == loaded.config["num_classes"]
+        loaded = loaded._replace(config=class_config(loaded.config, new)) if only_names else new_classes(loaded, new)
     return build(loaded)
 
 
