@@ -22,6 +22,7 @@ from isanet.files import written_whole
 from isanet.labels import LABEL_SPACES
 from isanet.manifest import Weights, load_manifest
 from isanet.model import ISANet
+from isanet.torchfile import File
 
 log = logging.getLogger("isanet")
 
@@ -131,7 +132,7 @@ def _obtain(
                 raise
             log.warning("%s cannot be used, so it is fetched: %s", path, error)
     cache.sweep()
-    found: list[tuple[checkpoint.File, dict[str, Tensor]]] = []
+    found: list[tuple[File, dict[str, Tensor]]] = []
 
     def check(path: Path) -> None:
         file = checkpoint.read_file(path)
@@ -169,7 +170,7 @@ def _obtain(
         fetched.path.unlink(missing_ok=True)
 
 
-def _convert(weights: Weights, file: checkpoint.File, expected: str | None) -> dict[str, Tensor]:
+def _convert(weights: Weights, file: File, expected: str | None) -> dict[str, Tensor]:
     """The tensors of a released file in our own names, if they are exactly those that the manifest promises."""
     if expected is not None and file.sha256 != expected:
         raise IntegrityError(f"{file.name} has sha256 {file.sha256}, expected {expected}")
@@ -189,7 +190,7 @@ def _convert(weights: Weights, file: checkpoint.File, expected: str | None) -> d
 
 
 def _store(
-    weights: Weights, state: dict[str, Tensor], source: str, file: checkpoint.File, expected: str | None
+    weights: Weights, state: dict[str, Tensor], source: str, file: File, expected: str | None
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     folder = cache.home()
     provenance = {

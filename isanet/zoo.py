@@ -24,6 +24,7 @@ from isanet.labels import generic_palette, label_space_for
 from isanet.manifest import load_manifest, model_info, unknown_model
 from isanet.model import MAX_CLASSES, ISANet, numbered_classes
 from isanet.released import load_cached, meta_model, model_config, provenance_in
+from isanet.torchfile import File
 
 HEADS = ("classifier", "aux_classifier")
 """The layers that know the classes; everything else is kept when the classes change."""
@@ -187,7 +188,7 @@ def _resolve(source: str | os.PathLike[str]) -> tuple[str, str]:
     raise ValueError(unknown_model(place))
 
 
-def _read(path: Path) -> checkpoint.File:
+def _read(path: Path) -> File:
     try:
         return checkpoint.read_file(path)
     except OSError as error:
@@ -196,7 +197,7 @@ def _read(path: Path) -> checkpoint.File:
         ) from error
 
 
-def _load_file(file: checkpoint.File, config_file: Path | None = None) -> Loaded:
+def _load_file(file: File, config_file: Path | None = None) -> Loaded:
     """A model from any file, with its config beside it, inside it, or told from its shapes."""
     raw, metadata = checkpoint.read_checkpoint(file)
     state = convert.unwrap(raw)

@@ -693,7 +693,7 @@ def test_a_link_planted_in_the_cache_is_never_written_through(
 ) -> None:
     isanet.from_pretrained(NAME)
     file, data = the_file(home).name, the_file(home).read_bytes()
-    monkeypatch.setattr(checkpoint, "serialize", lambda *_: data)  # safetensors orders metadata at random
+    monkeypatch.setattr(checkpoint, "serialize", lambda *_: data)  # so that the name is known before
     for path in home.iterdir():
         path.unlink()
     victim = tmp_path / "victim"

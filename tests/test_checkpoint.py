@@ -345,7 +345,7 @@ def test_no_setting_of_torch_makes_a_pickle_run(tmp_path: Path, marker: Path, mo
         "numpy._core.multiarray._reconstruct",
         "numpy._core.multiarray.scalar",
         "builtins.getattr",
-        "isanet.checkpoint._Name",
+        "isanet.torchfile._Name",
     ],
 )
 def test_a_name_that_only_resembles_an_allowed_one_is_refused_and_shown(tmp_path: Path, full: str) -> None:
@@ -488,7 +488,7 @@ def test_a_lying_pickle_is_named_at_little_cost(
 
 
 def test_a_pickle_of_endless_steps_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("isanet.checkpoint.MAX_STEPS", 1000)
+    monkeypatch.setattr("isanet.torchfile.MAX_STEPS", 1000)
     assert read(tmp_path, archive(b"(" + b"]" * 900 + b"t"))
     with pytest.raises(CheckpointFormatError, match="more than 1,000 steps"):
         read(tmp_path, archive(b"(" + b"]" * 1000 + b"t"))
