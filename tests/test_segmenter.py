@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  the field's name for it
 
@@ -474,14 +474,14 @@ def test_overlay_with_legend_is_whole_on_any_picture(
     labels = (np.arange(size[0] * size[1]) % count).reshape(size).astype(np.uint8 if count <= 256 else np.int32)
     result = many_classes(count, labels)
     drawn: list[tuple[tuple[float, float, float, float], str]] = []
-    plain_text = module.ImageDraw.ImageDraw.text
+    plain_text = ImageDraw.ImageDraw.text
 
     def text(self: Any, position: tuple[float, float], words: str, **options: Any) -> None:
         assert options["font"].size >= 13
         drawn.append((self.textbbox(position, words, font=options["font"], anchor=options["anchor"]), words))
         plain_text(self, position, words, **options)
 
-    monkeypatch.setattr(module.ImageDraw.ImageDraw, "text", text)
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
     overlay = result.overlay()
     assert overlay.mode == "RGB"
     # the picture itself, enlarged by a whole factor if tiny, is at the top left, untouched by the legend
