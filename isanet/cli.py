@@ -232,7 +232,6 @@ def _segment(options: argparse.Namespace) -> int:
     kinds = [kind for kind in ("overlay", "labels", "areas") if getattr(options, kind)] or ["overlay"]
     failures: dict[Path, str] = {}
     plan: dict[Path, list[Path]] = {}
-    options.output.mkdir(parents=True, exist_ok=True)
     claimed = {path.resolve(): path for path in pictures}  # outputs of this call, and its inputs
     for path in pictures:
         outputs = [options.output / f"{path.stem}_{kind}{'.json' if kind == 'areas' else '.png'}" for kind in kinds]
@@ -255,6 +254,7 @@ def _segment(options: argparse.Namespace) -> int:
     if plan:
         from isanet.segmenter import Segmenter
 
+        options.output.mkdir(parents=True, exist_ok=True)  # before a model is fetched in vain
         segmenter = Segmenter(options.model, device=options.device, precision=options.precision)
 
         def failed(source: object, error: IsanetError) -> None:

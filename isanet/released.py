@@ -34,7 +34,7 @@ def load_cached(
 
     Args:
         weights: Which.
-        progress: Show a progress bar; None shows it on a terminal.
+        progress: Show a progress bar; None shows it on a terminal and in a notebook.
         keep: Leave the released file in the cache too, under its own name.
         force: Fetch it again even if it is cached.
     """
@@ -163,7 +163,7 @@ def _obtain(
             )
         result = _store(weights, state, fetched.url, file, expected)
         if keep:
-            fetched.path.chmod(cache.home().joinpath(f"{weights.name}.json").stat().st_mode)  # it was private so far
+            fetched.path.chmod((folder / f"{weights.name}.json").stat().st_mode)  # it was private so far
             fetched.path.replace(folder / weights.file_names[0])
         return result
     finally:

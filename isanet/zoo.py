@@ -14,11 +14,7 @@ import torch
 from torch import Tensor
 
 from isanet import checkpoint, convert, hub
-from isanet.errors import (
-    CacheError,
-    CheckpointFormatError,
-    IntegrityError,
-)
+from isanet.errors import CacheError, CheckpointFormatError, IntegrityError
 from isanet.files import written_whole
 from isanet.labels import generic_palette, label_space_for
 from isanet.manifest import load_manifest, model_info, unknown_model
@@ -134,6 +130,7 @@ def _are_numbers(config: Mapping[str, Any]) -> bool:
 
 def class_config(config: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
     """The same arguments for other classes; classes of the same name keep their colours."""
+    # A bare file's unknown classes have colours but no names: then there is nothing to keep, and the lengths differ
     known = dict(zip(config.get("classes") or (), config.get("palette") or (), strict=False))
     taken = {tuple(known[name]) for name in names if name in known}
     fresh = (list(colour) for colour in generic_palette(2 * len(names) + 256) if colour not in taken)

@@ -227,6 +227,7 @@ def test_a_missing_picture_is_said_before_the_model_is_fetched(
 ) -> None:
     assert run("segment", "missing.jpg", "--model", tiny_zoo.NAME) == 1
     assert "missing.jpg: there is no such file" in capsys.readouterr().err
+    assert not Path("segmented").exists()
     assert not tiny.requests
 
 
