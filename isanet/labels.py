@@ -14,7 +14,17 @@ Sources:
 * `cityscapes19`: `cityscapesscripts/helpers/labels.py` of mcordts/cityscapesScripts, the labels with a train id.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
+
+IGNORED = 255
+"""The value of a mask's pixel that counts neither in training nor in evaluation."""
+
+Groups = Mapping[str, Sequence[str] | None]
+"""Merged classes: the new name, and the names that become it; None: the class is ignored."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,11 @@ class LabelSpace:
 
     def __len__(self) -> int:
         return len(self.classes)
+
+    def __str__(self) -> str:
+        """For messages: the name, the number of classes and the first of them."""
+        first = ", ".join(self.classes[:3])
+        return f"{self.name} ({len(self)} classes: {first}{', …' if len(self) > 3 else ''})"
 
 
 def generic_palette(n: int) -> tuple[tuple[int, int, int], ...]:
@@ -147,18 +162,46 @@ _CITYSCAPES19 = """
  33 bicycle             119  11  32
 """
 
+# What has an id and is not among the 19: ignored in training and evaluation.
+_CITYSCAPES_REST = """
+  0 unlabeled             0   0   0 |   1 ego vehicle           0   0   0 |   2 rectification border  0   0   0
+  3 out of roi            0   0   0 |   4 static                0   0   0 |   5 dynamic             111  74   0
+  6 ground               81   0  81 |   9 parking             250 170 160 |  10 rail track          230 150 140
+ 14 guard rail          180 165 180 |  15 bridge              150 100 100 |  16 tunnel              150 120  90
+ 18 polegroup           153 153 153 |  29 caravan               0   0  90 |  30 trailer               0   0 110
+"""
+
+
+def _by_id(name: str, *parts: LabelSpace) -> LabelSpace:
+    """The space in which a class is called by its official id; the parts' ids together are 0, 1, 2, ..."""
+    entries = sorted(
+        entry for part in parts for entry in zip(part.official_ids, part.classes, part.palette, strict=True)
+    )
+    ids, classes, palette = zip(*entries, strict=True)
+    assert ids == tuple(range(len(ids)))
+    return LabelSpace(name, classes, palette, ids)
+
+
 LABEL_SPACES: dict[str, LabelSpace] = {
     "voc21": LabelSpace("voc21", tuple(_VOC21.split()), generic_palette(21), tuple(range(21))),
     "ade20k150": _parse("ade20k150", _ADE20K150),
     "cityscapes19": _parse("cityscapes19", _CITYSCAPES19),
 }
+"""The spaces of the published models, by name."""
+
+OFFICIAL_SPACES: dict[str, LabelSpace] = {
+    "voc-ids": _by_id("voc-ids", LABEL_SPACES["voc21"]),
+    "ade20k-ids": _by_id("ade20k-ids", LabelSpace("", ("other",), ((0, 0, 0),), (0,)), LABEL_SPACES["ade20k150"]),
+    "cityscapes-ids": _by_id("cityscapes-ids", LABEL_SPACES["cityscapes19"], _parse("", _CITYSCAPES_REST)),
+}
+"""The values in the data sets' own annotation files, by name: a class's position is its official id."""
 
 
 def label_space(name: str) -> LabelSpace:
     """Looks a label space up by its name.
 
     Args:
-        name: A key of `LABEL_SPACES`, such as `"cityscapes19"`.
+        name: A key of `LABEL_SPACES` or `OFFICIAL_SPACES`, such as `"cityscapes19"` or `"cityscapes-ids"`.
 
     Returns:
         The label space of that name.
@@ -166,9 +209,10 @@ def label_space(name: str) -> LabelSpace:
     Raises:
         ValueError: There is none; the message lists the known names.
     """
-    if name not in LABEL_SPACES:
-        raise ValueError(f"unknown label space {name!r}; the known ones are: {', '.join(LABEL_SPACES)}")
-    return LABEL_SPACES[name]
+    known = LABEL_SPACES | OFFICIAL_SPACES
+    if name not in known:
+        raise ValueError(f"unknown label space {name!r}; the known ones are: {', '.join(known)}")
+    return known[name]
 
 
 def label_space_for(num_classes: int) -> LabelSpace | None:
@@ -181,3 +225,105 @@ def label_space_for(num_classes: int) -> LabelSpace | None:
         The known space with exactly that many classes (21, 150 or 19), else None.
     """
     return next((space for space in LABEL_SPACES.values() if len(space) == num_classes), None)
+
+
+def custom_space(
+    classes: Sequence[str], palette: Sequence[Sequence[int]] | None = None, name: str = "custom"
+) -> LabelSpace:
+    """A label space of one's own, whose official ids are the indices.
+
+    Args:
+        classes: Names of the classes, unique.
+        palette: Colours (red, green, blue), 0 to 255; those of `generic_palette` if left out.
+        name: What messages call it.
+
+    Raises:
+        ValueError: No class, a name given twice, or another number of colours than of names.
+    """
+    names = tuple(classes)
+    if isinstance(classes, str) or not names or len(set(names)) != len(names):
+        raise ValueError(f"classes must be a list of different names, got {classes!r}")
+    colours = generic_palette(len(names)) if palette is None else tuple((int(r), int(g), int(b)) for r, g, b in palette)
+    if len(colours) != len(names):
+        raise ValueError(f"got {len(colours)} colours for {len(names)} classes")
+    return LabelSpace(name, names, colours, tuple(range(len(names))))
+
+
+def translation(source: LabelSpace, target: LabelSpace) -> tuple[int, ...]:
+    """For each class of `source`, its index in `target`; `IGNORED` where it has none there.
+
+    Spaces of the same classes in the same order are the same; a data set's space and its official ids translate into
+    each other both ways. Nothing else does: equal names of different data sets need not mean the same.
+
+    Raises:
+        ValueError: There is no translation; the message names both.
+    """
+    if source.classes == target.classes:
+        return tuple(range(len(source)))
+    for name, official in zip(LABEL_SPACES, OFFICIAL_SPACES.values(), strict=True):
+        space = LABEL_SPACES[name]
+        if (source.classes, target.classes) == (space.classes, official.classes):
+            return space.official_ids
+        if (source.classes, target.classes) == (official.classes, space.classes):
+            positions = {official_id: index for index, official_id in enumerate(space.official_ids)}
+            return tuple(positions.get(index, IGNORED) for index in range(len(official)))
+    raise ValueError(
+        f"there is no translation from the label space {source} to {target}; say which classes are which by a mapping "
+        'such as {"vehicle": ["car", "bus"]}'
+    )
+
+
+def merged(space: LabelSpace, groups: Groups) -> tuple[LabelSpace, tuple[int, ...]]:
+    """Merges classes; a class that no group names stays as it is.
+
+    Args:
+        space: The space to start from.
+        groups: For each new class the names that become it; None, for a class to ignore. Names that `space` has not
+            are passed over (the groups may be meant for another space too), but for misspelt ones see `check_groups`.
+
+    Returns:
+        The space of the new classes, in the order of the first of each one's old classes and with its colour, and for
+        each old class its new index, or `IGNORED`.
+
+    Raises:
+        ValueError: A class in two groups, a new name that is also a class outside its group, or no class left.
+    """
+    new_name: dict[str, str | None] = {}
+    for name, members in groups.items():
+        if isinstance(members, str):
+            raise ValueError(
+                f"the classes that become {name!r} must be a list of names, not the single text {members!r}"
+            )
+        for member in [name] if members is None else members:
+            if member in new_name:
+                raise ValueError(f"the class {member!r} is in two groups")
+            new_name[member] = None if members is None else name
+    names = [new_name.get(old, old) for old in space.classes]
+    for old in space.classes:
+        members = groups.get(old) or ()
+        if old not in members and any(member in space.classes for member in members):
+            raise ValueError(f"{old!r} is a class already; list it among the classes that become {old!r}")
+    kept = list(dict.fromkeys(name for name in names if name is not None))
+    if not kept:
+        raise ValueError(f"all classes of {space} are ignored; leave one")
+    palette = tuple(space.palette[names.index(name)] for name in kept)
+    index = {name: position for position, name in enumerate(kept)}
+    table = tuple(IGNORED if name is None else index[name] for name in names)
+    if tuple(kept) == space.classes:
+        return space, table
+    return custom_space(kept, palette, f"{space.name}, merged"), table
+
+
+def check_groups(groups: Groups, *spaces: LabelSpace) -> None:
+    """Makes sure that every class that `groups` names is in one of the spaces.
+
+    Raises:
+        ValueError: It is in none; the message lists the nearest names.
+    """
+    known = list(dict.fromkeys(name for space in spaces for name in space.classes))
+    for name, members in groups.items():
+        for member in [name] if members is None else members:
+            if member not in known:
+                near = get_close_matches(member, known, n=3, cutoff=0.6)
+                hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+                raise ValueError(f"no class {member!r} in {' or '.join(map(str, spaces))}{hint}")

@@ -94,7 +94,7 @@ def read_image(
         if path.exists() and not path.is_file():
             raise ImageError(f"{path} is not a regular file; save the picture to one first")
         with path.open("rb") as stream:
-            return _pixels(_open(stream, path), str(path), max_pixels)
+            return _pixels(open_header(stream, path), str(path), max_pixels)
     except FileNotFoundError as error:
         raise ImageError(f"{path} does not exist; check the path (working folder: {Path.cwd()})") from error
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
@@ -239,11 +239,12 @@ def _checked_array(array: NDArray[Any], max_pixels: int | None) -> RGBImage:
     if array.size == 0:
         raise ImageError(f"the array is empty: its shape is {array.shape}; a picture has at least one pixel")
     if max_pixels is not None:
-        _check_size(array.shape[1], array.shape[0], "the array", max_pixels)
+        check_size(array.shape[1], array.shape[0], "the array", max_pixels)
     return array
 
 
-def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
+def check_size(width: int, height: int, name: str, max_pixels: int) -> None:
+    """Refuse, by an ImageError, a picture of no pixel or of too many."""
     if width * height > max_pixels:
         raise ImageError(
             f"{name} is {width}x{height}, {width * height:,} pixels, more than the limit of {max_pixels:,}; nothing "
@@ -253,7 +254,7 @@ def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
         raise ImageError(f"{name} is empty: {width}x{height} pixels")
 
 
-def _open(stream: BinaryIO, path: Path) -> Image.Image:
+def open_header(stream: BinaryIO, path: Path) -> Image.Image:
     """What `Image.open(stream, formats=FORMATS)` gives, headers read, nothing decoded.
 
     Not by that function: it warns of, or refuses, large pictures by a limit of its own before the size can be asked
@@ -302,7 +303,7 @@ def _looks_like(start: bytes) -> str:
 
 def _pixels(image: Image.Image, name: str, max_pixels: int) -> RGBImage:
     """Decode, convert by the rule of each mode, turn upright."""
-    _check_size(*image.size, name, max_pixels)
+    check_size(*image.size, name, max_pixels)
     try:
         image.load()
         rgb = _to_rgb(image)
