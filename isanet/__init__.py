@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from isanet import labels
+    from isanet import datasets, labels, metrics
     from isanet.errors import (
         CacheError,
         CheckpointError,
@@ -29,8 +29,10 @@ if TYPE_CHECKING:
         OfflineError,
         UnsafeCheckpointError,
     )
+    from isanet.evaluation import evaluate
     from isanet.manifest import Weights, list_models, model_info
     from isanet.model import ISANet
+    from isanet.report import Report
     from isanet.segmenter import Segmentation, Segmenter
     from isanet.zoo import from_pretrained
 
@@ -49,23 +51,32 @@ __all__ = [
     "MirrorsExhaustedError",
     "NetworkError",
     "OfflineError",
+    "Report",
     "Segmentation",
     "Segmenter",
     "UnsafeCheckpointError",
     "Weights",
+    "datasets",
+    "evaluate",
     "from_pretrained",
     "labels",
     "list_models",
+    "metrics",
     "model_info",
 ]
 
 _HOMES = {
+    "isanet.evaluation": ("evaluate",),
     "isanet.manifest": ("Weights", "list_models", "model_info"),
     "isanet.model": ("ISANet",),
+    "isanet.report": ("Report",),
     "isanet.segmenter": ("Segmentation", "Segmenter"),
     "isanet.zoo": ("from_pretrained",),
 }
-_MODULES = ("backbone", "checkpoint", "convert", "download", "hub", "labels", "preprocess", "zoo")
+_MODULES = (
+    *("backbone", "checkpoint", "convert", "datasets", "download", "hub", "inference", "labels", "mask_check"),
+    *("metrics", "preprocess", "protocols", "zoo"),
+)
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING
 from isanet import __version__, cache
 from isanet.errors import CacheError, DownloadError, ImageError, IsanetError
 from isanet.files import written_whole
-from isanet.labels import LABEL_SPACES
+from isanet.labels import LABEL_SPACES, OFFICIAL_SPACES, custom_space, label_space, official_name
 from isanet.manifest import Weights, list_models, load_manifest, manifest_path, model_info
+from isanet.protocols import PROTOCOLS
 
 if TYPE_CHECKING:
     from isanet.segmenter import Segmentation
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 SETTINGS = ("ISANET_HOME", "ISANET_OFFLINE", "ISANET_MIRROR", "HF_ENDPOINT", "HF_HUB_OFFLINE", "REQUESTS_CA_BUNDLE")
 SECRET_SETTINGS = ("HF_TOKEN", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
 """May hold passwords: shown as set or not."""
+
+OUTPUTS = {"overlay": "_overlay.png", "labels": "_labels.png", "areas": "_areas.json", "ids": ".png"}
+"""What `isanet segment` writes, and how the files' names end."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,6 +84,15 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run)
         return added
 
+    def running(added: argparse.ArgumentParser, precision: str) -> None:
+        """How a model runs."""
+        added.add_argument("--protocol", default="whole", help=f"one of {', '.join(PROTOCOLS)}")
+        added.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+        added.add_argument(
+            "--precision", default=precision, help=f"auto, float32, bfloat16, float16; default: {precision}"
+        )
+        added.add_argument("--batch-size", type=_positive, default=1, metavar="N")
+
     listing = command("list", _list, "list the models of the zoo")
     listing.add_argument("pattern", nargs="?", default="*", help="only names that fit, such as '*cityscapes*'")
     form = listing.add_mutually_exclusive_group()
@@ -107,10 +120,39 @@ def _parser() -> argparse.ArgumentParser:
     segment.add_argument("--overlay", action="store_true", help="picture, classes in colour and legend (default)")
     segment.add_argument("--labels", action="store_true", help="class indices as a palette PNG")
     segment.add_argument("--areas", action="store_true", help="share of each class, as JSON")
+    segment.add_argument(
+        "--ids", action="store_true", help="official ids as NAME.png, as the server of the model's benchmark takes them"
+    )
     segment.add_argument("--force", action="store_true", help="replace existing outputs")
-    segment.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    segment.add_argument("--precision", default="auto", help="auto, float32, bfloat16, float16")
-    segment.add_argument("--batch-size", type=_positive, default=1, metavar="N")
+    running(segment, precision="auto")
+
+    evaluate = command("evaluate", _evaluate, "measure a model on a data set")
+    evaluate.add_argument("root", metavar="DATA", help="folder with VOC, ADE20K, Cityscapes, or images and masks")
+    evaluate.add_argument("--model", required=True, help="a name in the zoo, org/name, a folder or a file")
+    evaluate.add_argument("--split", help="default: val; of a folder of one's own, all of it")
+    evaluate.add_argument("--output", type=Path, default=Path("evaluated"), metavar="DIR", help="default: evaluated")
+    evaluate.add_argument("--force", action="store_true", help="replace an earlier report and start anew")
+    evaluate.add_argument("--limit", type=_positive, metavar="N", help="only N pictures, spread over the data set")
+    evaluate.add_argument("--boundary", action="store_true", help="the boundary F-score too")
+    evaluate.add_argument("--predictions", metavar="DIR", help="write label maps as the benchmark's server takes them")
+    evaluate.add_argument("--mapping", type=Path, metavar="FILE", help='JSON such as {"vehicle": ["car", "bus"]}')
+    running(evaluate, precision="float32")
+    evaluate.add_argument("--workers", type=int, metavar="N", help="processes that read pictures; default: one a core")
+    evaluate.add_argument("--layout", default="auto", help="auto, voc, ade20k, cityscapes, folder")
+    evaluate.add_argument("--sbd", metavar="DIR", help="SBD, for VOC's split trainaug")
+    own = evaluate.add_argument_group("a folder of images and masks")
+    own.add_argument("--classes", type=_classes, help="names with commas between, or a label space")
+    own.add_argument("--ids", type=_ids, help="values of the classes in the masks: 1-150, 0,255 or official")
+    own.add_argument("--ignore", type=_ignore, metavar="VALUES", help="values to ignore, rest or none; default: 255")
+    own.add_argument("--colours", type=_colours, help="of the classes: #ff0000,#00ff00 or a label space")
+
+    check = command("check-masks", _check_masks, "say what the masks in a folder hold, and how to read them")
+    check.add_argument("folder", type=Path, metavar="DIR")
+    check.add_argument("--images", type=Path, metavar="DIR", help="compare sizes with these images")
+    check.add_argument("--classes", type=_classes, help="names with commas between, a label space, or a number")
+    check.add_argument("--output", type=Path, metavar="FILE.png", help="a picture of the histogram")
+    check.add_argument("--force", action="store_true", help="replace an existing picture")
+    check.add_argument("--json", action="store_true", help="all that was found, as JSON")
 
     convert = command("convert", _convert, "convert a checkpoint to a model folder, or to one .safetensors file")
     convert.add_argument("source", type=Path, metavar="IN")
@@ -162,7 +204,8 @@ def _info(options: argparse.Namespace) -> int:
         ("architecture", _pairs(weights.architecture)),
         (
             "published mIoU",
-            f"{100 * metrics['miou']:.2f} on {metrics['dataset']} {metrics['split']}, {metrics['protocol']}",
+            f"{100 * metrics['miou']:.2f} on {metrics['dataset']} {metrics['split']}, protocol "
+            f"{metrics['protocol']} ({PROTOCOLS[metrics['protocol']].text})",
         ),
         ("parameters", f"{weights.parameters:,}"),
         ("download", _download_size(weights)),
@@ -229,12 +272,12 @@ def _segment(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     pictures = _expand(options.images)
-    kinds = [kind for kind in ("overlay", "labels", "areas") if getattr(options, kind)] or ["overlay"]
+    kinds = [kind for kind in OUTPUTS if getattr(options, kind)] or ["overlay"]
     failures: dict[Path, str] = {}
     plan: dict[Path, list[Path]] = {}
     claimed = {path.resolve(): path for path in pictures}  # outputs of this call, and its inputs
     for path in pictures:
-        outputs = [options.output / f"{path.stem}_{kind}{'.json' if kind == 'areas' else '.png'}" for kind in kinds]
+        outputs = [options.output / f"{path.stem}{OUTPUTS[kind]}" for kind in kinds]
         if not path.exists():
             failures[path] = "there is no such file"
         for output in outputs:
@@ -255,7 +298,11 @@ def _segment(options: argparse.Namespace) -> int:
         from isanet.segmenter import Segmenter
 
         options.output.mkdir(parents=True, exist_ok=True)  # before a model is fetched in vain
-        segmenter = Segmenter(options.model, device=options.device, precision=options.precision)
+        segmenter = Segmenter(
+            options.model, device=options.device, precision=options.precision, protocol=options.protocol
+        )
+        if options.ids and official_name(segmenter.model.label_space) is None:
+            raise ValueError(f"{options.model} has classes of its own, without official ids; use --labels")
 
         def failed(source: object, error: IsanetError) -> None:
             failures[Path(str(source))] = _one_line(error)
@@ -282,14 +329,86 @@ def _segment(options: argparse.Namespace) -> int:
 
 
 def _write(kind: str, result: Segmentation, output: Path) -> None:
-    if kind == "labels":
-        result.save(output)
+    if kind in ("labels", "ids"):
+        official = official_name(result.label_space)
+        (result if kind == "labels" or official is None else result.to(official)).save(output)
         return
     with written_whole(output) as temporary:
         if kind == "areas":
             temporary.write_text(json.dumps(result.areas(), indent=1) + "\n", encoding="utf-8")
         else:
             result.overlay().save(temporary, format="PNG")
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    import torch
+
+    from isanet import datasets
+    from isanet.evaluation import evaluate
+
+    given = {name: getattr(options, name) for name in ("sbd", "classes", "ids", "ignore", "colours")}
+    dataset = datasets.open_dataset(
+        options.root,
+        options.split,
+        layout=options.layout,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    mapping = None
+    if options.mapping is not None:
+        mapping = json.loads(options.mapping.read_text(encoding="utf-8"))
+        if not isinstance(mapping, dict):
+            raise ValueError(f'{options.mapping} must be an object such as {{"vehicle": ["car", "bus"]}}')
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1  # started by torchrun
+    if several:
+        on_gpu = torch.cuda.is_available() and options.device != "cpu"
+        if on_gpu:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        first = not several or torch.distributed.get_rank() == 0
+        if not first:
+            logging.getLogger("isanet").setLevel(logging.ERROR)  # the first process speaks for all
+        report = evaluate(
+            options.model,
+            dataset,
+            protocol=options.protocol,
+            mapping=mapping,
+            limit=options.limit,
+            boundary=options.boundary,
+            output=options.output,
+            predictions=options.predictions,
+            overwrite=options.force,
+            batch_size=options.batch_size,
+            workers=options.workers,
+            device=options.device,
+            precision=options.precision,
+            progress=False if options.quiet else None,
+        )
+    finally:
+        if several:
+            torch.distributed.destroy_process_group()
+    if first:
+        print(report)
+        print(f"\n{options.output / 'index.html'} shows it, with pictures")
+    return 0
+
+
+def _check_masks(options: argparse.Namespace) -> int:
+    from isanet.mask_check import check_masks
+
+    classes = options.classes
+    if isinstance(classes, str):
+        classes = label_space(classes)
+    elif isinstance(classes, list):
+        classes = custom_space(classes)
+    if options.output is not None and os.path.lexists(options.output) and not options.force:
+        raise CacheError(f"{options.output} exists and was kept; --force replaces it")
+    progress = False if options.quiet else None
+    found = check_masks(options.folder, images=options.images, classes=classes, progress=progress)
+    print(json.dumps(found.to_json(), indent=1) if options.json else found)
+    if options.output is not None:
+        found.save_histogram(options.output)
+    return 0
 
 
 def _convert(options: argparse.Namespace) -> int:
@@ -409,6 +528,41 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not a positive number")
     return value
+
+
+def _classes(text: str) -> list[str] | str | int:
+    """A label space's name, a number, or names with commas between."""
+    if text.isdecimal():
+        return int(text)
+    return text if text in LABEL_SPACES or text in OFFICIAL_SPACES else [name.strip() for name in text.split(",")]
+
+
+def _ids(text: str) -> list[int] | str:
+    """`1-150`, `0,255`, both mixed, or `official`."""
+    if text == "official":
+        return text
+    values: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        values += range(int(first), int(last or first) + 1)
+    return values
+
+
+def _ignore(text: str) -> list[int] | str:
+    if text == "none":
+        return []
+    return text if text == "rest" else [int(value) for value in text.split(",")]
+
+
+def _colours(text: str) -> list[tuple[int, int, int]]:
+    """A label space's palette, or `#rrggbb` with commas between."""
+    if text in LABEL_SPACES or text in OFFICIAL_SPACES:
+        return list(label_space(text).palette)
+    colours = []
+    for part in text.split(","):
+        red, green, blue = bytes.fromhex(part.strip().removeprefix("#"))
+        colours.append((red, green, blue))
+    return colours
 
 
 def _print_table(rows: Sequence[Sequence[str]]) -> None:

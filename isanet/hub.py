@@ -14,6 +14,7 @@ from isanet import checkpoint, download
 from isanet.errors import CacheError, CheckpointFormatError, NetworkError, OfflineError
 from isanet.files import written_whole
 from isanet.manifest import load_manifest
+from isanet.protocols import PROTOCOLS
 
 if TYPE_CHECKING:
     from isanet.model import ISANet
@@ -135,7 +136,7 @@ def model_card(model: ISANet, repo_id: str = "ORG/NAME") -> str:
         origin = (
             f"Its weights started from `{released.name}`, trained on {released.metrics['dataset']} "
             f"({released.recipe['train_split']}), whose published mIoU on {released.metrics['split']} is "
-            f"{100 * released.metrics['miou']:.2f} % ({released.metrics['protocol']}). "
+            f"{100 * released.metrics['miou']:.2f} % ({PROTOCOLS[released.metrics['protocol']].text}). "
             f"If they were trained further, that figure is not theirs.\n\nLicence: {released.licence}."
         )
     elif "source" in model.provenance:

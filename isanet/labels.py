@@ -227,6 +227,11 @@ def label_space_for(num_classes: int) -> LabelSpace | None:
     return next((space for space in LABEL_SPACES.values() if len(space) == num_classes), None)
 
 
+def official_name(name: str | None) -> str | None:
+    """The name of the official ids of a known space ("cityscapes-ids" for "cityscapes19"); None for any other."""
+    return dict(zip(LABEL_SPACES, OFFICIAL_SPACES, strict=True)).get(name or "")
+
+
 def custom_space(
     classes: Sequence[str], palette: Sequence[Sequence[int]] | None = None, name: str = "custom"
 ) -> LabelSpace:
@@ -290,10 +295,6 @@ def merged(space: LabelSpace, groups: Groups) -> tuple[LabelSpace, tuple[int, ..
     """
     new_name: dict[str, str | None] = {}
     for name, members in groups.items():
-        if isinstance(members, str):
-            raise ValueError(
-                f"the classes that become {name!r} must be a list of names, not the single text {members!r}"
-            )
         for member in [name] if members is None else members:
             if member in new_name:
                 raise ValueError(f"the class {member!r} is in two groups")
@@ -322,6 +323,10 @@ def check_groups(groups: Groups, *spaces: LabelSpace) -> None:
     """
     known = list(dict.fromkeys(name for space in spaces for name in space.classes))
     for name, members in groups.items():
+        if isinstance(members, str):
+            raise ValueError(
+                f"the classes that become {name!r} must be a list of names, not the single text {members!r}"
+            )
         for member in [name] if members is None else members:
             if member not in known:
                 near = get_close_matches(member, known, n=3, cutoff=0.6)

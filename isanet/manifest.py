@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from isanet.errors import ManifestError
+from isanet.protocols import PROTOCOLS
 
 SCHEMA = 1
 """Version of the layout of weights.json that this code reads."""
@@ -38,7 +39,8 @@ class Weights:
         tensors: Number of tensors of the model.
         payload: Bytes of those tensors; the file is a little larger, or about twice that with the optimizer's state.
         parameters: Number of trained values, auxiliary head included.
-        metrics: `dataset`, `split`, `miou` (a fraction) and the `protocol` by which it was measured.
+        metrics: `dataset`, `split`, `miou` (a fraction) and the `protocol` by which it was measured, a key of
+            `isanet.protocols.PROTOCOLS`.
         recipe: How it was trained.
         licence: Terms of the weights, and of the data behind them.
         paper: Address of the paper.
@@ -199,7 +201,8 @@ def _is_metrics(value: Any) -> bool:
     if not isinstance(value, dict) or set(value) != keys:
         return False
     miou = value["miou"]
-    return all(_is_text(value[key]) for key in keys - {"miou"}) and isinstance(miou, float) and 0 <= miou <= 1
+    texts = all(_is_text(value[key]) for key in keys - {"miou"})
+    return texts and value["protocol"] in PROTOCOLS and isinstance(miou, float) and 0 <= miou <= 1
 
 
 def _is_preprocessing(value: Any) -> bool:
@@ -233,7 +236,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "tensors": (_is_positive, "a positive whole number"),
     "payload": (_is_positive, "a number of bytes"),
     "parameters": (_is_positive, "a positive whole number"),
-    "metrics": (_is_metrics, "texts 'dataset', 'split', 'protocol', and 'miou' between 0 and 1"),
+    "metrics": (_is_metrics, "texts 'dataset' and 'split', the name of a 'protocol', and 'miou' between 0 and 1"),
     "recipe": (lambda v: isinstance(v, dict), "an object of finite values"),
     "licence": (_is_text, "a text"),
     "paper": (_is_address, "an https address"),

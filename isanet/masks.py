@@ -1,4 +1,4 @@
-"""Mask files: pictures whose pixels are class values. Reading one, and telling what a folder of them holds."""
+"""Mask files: pictures whose pixels are class values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from isanet.errors import DatasetError, ImageError
@@ -18,6 +18,15 @@ Mask = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.int32]
 """(H, W) values as they are in the file."""
 
 Colours = Sequence[tuple[int, int, int]]
+
+VALUE_MODES = ("1", "L", "P", "I;16", "I;16L", "I;16B", "I;16N", "I")
+"""Modes of pictures that hold values; `COLOUR_MODES` are read by their colours, others not at all."""
+
+COLOUR_MODES = ("RGB", "RGBA")
+
+
+class JpegMaskError(DatasetError):
+    """The mask is a JPEG, which alters labels at every edge."""
 
 
 def open_mask(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -31,7 +40,7 @@ def open_mask(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> 
         with path.open("rb") as stream:
             image = open_header(stream, path)
             if image.format in ("JPEG", "MPO"):
-                raise DatasetError(f"the mask {path} is a JPEG, which alters labels; export the masks as PNG")
+                raise JpegMaskError(f"the mask {path} is a JPEG, which alters labels; export the masks as PNG")
             check_size(*image.size, str(path), max_pixels)
             image.load()
             return image
@@ -64,29 +73,35 @@ def read_mask(path: str | os.PathLike[str], *, colours: Colours | None = None, m
             a colour that is none of them.
     """
     image = open_mask(path, max_pixels=max_pixels)
-    if image.mode in ("P", "L", "1", "I;16", "I;16L", "I;16B", "I;16N", "I"):
+    if image.mode in VALUE_MODES:
         if colours is not None:
             raise DatasetError(f"the mask {path} holds values, not colours (mode {image.mode}); leave out colours")
         values = np.asarray(image)
         return values.astype(np.uint8) if values.dtype == bool else values
-    if image.mode not in ("RGB", "RGBA"):
+    if image.mode not in COLOUR_MODES:
         raise DatasetError(
             f"the mask {path} has mode {image.mode}; expected one channel of class values: export it as 8-bit PNG"
         )
-    pixels = np.asarray(image.convert("RGB")).astype(np.int32)
-    codes = (pixels[..., 0] << 16) | (pixels[..., 1] << 8) | pixels[..., 2]
+    pixels = np.asarray(image.convert("RGB"))
     if colours is None:
         grey = bool((pixels[..., :1] == pixels).all())
         raise DatasetError(
             f"the mask {path} is in colours (mode {image.mode}), and which colour is which class is not known; "
             + ("all its channels are equal: save one of them" if grey else "pass colours, one for each class")
         )
-    return _by_colour(codes, colours, path)
+    return _by_colour(packed(pixels), colours, path)
+
+
+def packed(colours: ArrayLike) -> NDArray[np.int32]:
+    """Colours (..., 3) as 24 bits each, red highest."""
+    red, green, blue = np.moveaxis(np.asarray(colours, np.int32), -1, 0)
+    codes: NDArray[np.int32] = (red << 16) | (green << 8) | blue
+    return codes
 
 
 def _by_colour(codes: NDArray[np.int32], colours: Colours, path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     """Positions of packed colours in the list."""
-    wanted = np.array([(r << 16) | (g << 8) | b for r, g, b in colours], np.int32)
+    wanted = packed(colours)
     present, where = np.unique(codes, return_inverse=True)
     table = np.full(len(present), IGNORED, np.uint8)
     for index, code in enumerate(present):

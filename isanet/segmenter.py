@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard, overload
@@ -20,12 +20,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812  the field's name for it
 
+from isanet import inference, protocols
 from isanet.errors import IsanetError
 from isanet.files import written_whole
+from isanet.labels import IGNORED, Groups, check_groups, custom_space, label_space, merged, translation
 from isanet.legend import shortened, with_legend
-from isanet.preprocess import MAX_PIXELS, RGBImage, pictures_in, preprocess, read_image
+from isanet.preprocess import MAX_PIXELS, RGBImage, pictures_in, read_image
+from isanet.protocols import Protocol
 
 if TYPE_CHECKING:
     from isanet.model import ISANet
@@ -37,10 +39,8 @@ log = logging.getLogger("isanet")
 
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-# Bytes of full-size logits made at a time. On a processor what fits its cache is several times faster than all at once;
-# on an accelerator fewer, larger steps are.
-_BAND_BYTES = {"cpu": 8 << 20}
-_BAND_BYTES_ELSEWHERE = 256 << 20
+# Their servers take ids as plain grey levels.
+_SAVED_GREY = ("cityscapes-ids", "ade20k-ids")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -64,6 +64,45 @@ class Segmentation:
     path: Path | None = None
     label_space: str | None = None
     confidence: NDArray[np.float32] | None = None
+
+    def to(self, target: str | Groups) -> Segmentation:
+        """The same in another label space, or with classes merged.
+
+        `result.to("cityscapes-ids")` has the ids that the benchmark's server takes; `result.to({"vehicle": ["car",
+        "bus"]})` has one class in place of two, and the others as they are.
+
+        Args:
+            target: Name of a label space (see `isanet.labels.label_space`), or the names that each new class is made
+                of (see `isanet.labels.merged`).
+
+        Returns:
+            A new result; picture, path and confidence are the same (the confidence of a merged class remains that of
+            the old one).
+
+        Raises:
+            ValueError: There is no translation into that space, or a class that occurs has no counterpart in it; an
+                unknown label space or class; or `isanet.labels.merged` refuses.
+        """
+        source = custom_space(self.classes, self.palette, self.label_space or "custom")
+        if isinstance(target, str):
+            space = label_space(target)
+            table = translation(source, space)
+            gone = [index for index, new in enumerate(table) if new == IGNORED]
+            name: str | None = target
+        else:
+            check_groups(target, source)
+            space, table = merged(source, target)
+            gone = [index for index, old in enumerate(self.classes) if target.get(old, ()) is None]
+            name = self.label_space if space.classes == self.classes else None
+        for index in gone:
+            if count := int((self.labels == index).sum()):
+                raise ValueError(
+                    f"{count} pixels are {self.classes[index]!r} of the label space {source}, which has no counterpart "
+                    f"in {space}"
+                )
+        lookup = np.array(table, np.int32)
+        new = lookup.astype(np.uint8)[self.labels] if len(space) <= 256 else lookup[self.labels]
+        return replace(self, labels=new, classes=space.classes, palette=space.palette, label_space=name)
 
     def areas(self) -> dict[str, float]:
         """Fractions of the picture by class: only classes that occur, largest first, sum 1."""
@@ -108,8 +147,15 @@ class Segmentation:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the labels as a PNG of class indices.
 
-        The palette is the model's; above 256 classes it is 16-bit grey, without one. The file appears whole. An
-        existing one is replaced, except the picture itself.
+        The palette is that of the classes; above 256 classes it is 16-bit grey, without one. The file appears whole.
+        An existing one is replaced, except the picture itself.
+
+        What the benchmarks' servers take is `result.to(...)` saved under the names that they expect:
+
+        * Cityscapes: `to("cityscapes-ids")`, 8-bit grey, `<city>_<sequence>_<frame>*.png`.
+        * ADE20K: `to("ade20k-ids")`, 8-bit grey, 1..150, `<stem of the picture>.png`.
+        * PASCAL VOC: as it is, `<id of the picture>.png` in the folder `comp6_test_cls` (`comp5_test_cls` for models
+          that were trained on the challenge's own pictures alone).
 
         Args:
             path: Ends in .png; its folder exists.
@@ -130,7 +176,10 @@ class Segmentation:
             )
         if self.path is not None and path.exists() and self.path.exists() and path.samefile(self.path):
             raise ValueError(f"{path} is the picture that was segmented; save the labels under another name")
-        indices = self.colored() if len(self.classes) <= 256 else Image.fromarray(self.labels.astype(np.uint16))
+        if self.label_space in _SAVED_GREY:
+            indices = Image.fromarray(self.labels)
+        else:
+            indices = self.colored() if len(self.classes) <= 256 else Image.fromarray(self.labels.astype(np.uint16))
         with written_whole(path) as temporary:
             indices.save(temporary, format="PNG")
 
@@ -168,16 +217,20 @@ class Segmenter:
         device: "auto" (CUDA if there is one, else MPS, else the CPU) or a device as torch names it ("cuda:1").
         precision: "float32", "bfloat16", "float16", or "auto": bfloat16 on CUDA (float16 where the card has no
             bfloat16), float32 elsewhere.
+        protocol: How a picture goes through the network: a name in `isanet.protocols.PROTOCOLS`, or a `Protocol` of
+            one's own. It is never chosen by the model: weights from mmsegmentation need "mmseg-..." to give exactly
+            its labels.
         max_pixels: Larger pictures are refused, before they are decoded.
 
     Attributes:
         model: The model.
         device: `torch.device` in use.
         precision: Name of the precision in use.
+        protocol: The `Protocol` in use.
         max_pixels: As given.
 
     Raises:
-        ValueError: An unknown or absent device, an unknown precision, a model without preprocessing.
+        ValueError: An unknown or absent device, an unknown precision or protocol, a model without preprocessing.
     """
 
     def __init__(
@@ -186,12 +239,14 @@ class Segmenter:
         *,
         device: str | torch.device = "auto",
         precision: str = "auto",
+        protocol: str | Protocol = "whole",
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.device = _device(device)
         if precision not in ("auto", *_PRECISIONS):
             raise ValueError(f"unknown precision {precision!r}; valid are auto, {', '.join(_PRECISIONS)}")
         self.precision = _auto_precision(self.device) if precision == "auto" else precision
+        self.protocol = protocols.protocol(protocol)
         self.max_pixels = max_pixels
         if isinstance(model, str | os.PathLike):
             from isanet.zoo import from_pretrained
@@ -204,11 +259,14 @@ class Segmenter:
             )
         self.model: ISANet = model.to(self.device).eval()
         log.info(
-            "segmenting on %s (%s) in %s (%s)",
+            "segmenting on %s (%s) in %s (%s)%s",
             self.device,
             "the best available" if device == "auto" else "as asked",
             self.precision,
             "the default for this device" if precision == "auto" else "as asked",
+            ""
+            if self.protocol == protocols.PROTOCOLS["whole"]
+            else f" by protocol {self.protocol.name}: {self.protocol.text}",
         )
 
     @overload
@@ -332,120 +390,46 @@ class Segmenter:
     def _read(self, source: Source) -> _Read:
         image = read_image(source, max_pixels=self.max_pixels)
         path = Path(source) if isinstance(source, str | os.PathLike) else None
-        return _Read(path, image, preprocess(image, **self.model.preprocessing))
+        return _Read(path, image, inference.prepare(image, self.model.preprocessing, self.protocol))
 
     @torch.inference_mode()
     def _segment(self, reads: Sequence[_Read], confidence: bool) -> list[Segmentation | IsanetError]:
-        """Pictures of one preprocessed size together, others apart; results in order."""
-        groups: dict[torch.Size, list[int]] = {}
-        for index, read in enumerate(reads):
-            groups.setdefault(read.tensor.shape, []).append(index)
         self.model.eval()  # it may have been trained on in between
-        results: dict[int, Segmentation | IsanetError] = {}
-        dtype = _PRECISIONS[self.precision]
-        for indices in groups.values():
-            batch = torch.stack([reads[index].tensor for index in indices])
-            # A model may have been made half or double, and a stand-in may have no weights at all
-            batch = batch.to(self.device, next((p.dtype for p in self.model.parameters()), batch.dtype))
-            with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
-                coarse_NKHW = self.model.coarse_logits(batch)
-            for index, logits_KHW in zip(indices, coarse_NKHW.float(), strict=True):
-                results[index] = self._finish(reads[index], logits_KHW, confidence)
-        return [results[index] for index in range(len(reads))]
-
-    def _finish(self, read: _Read, logits_KHW: Tensor, confidence: bool) -> Segmentation | IsanetError:
-        if not bool(torch.isfinite(logits_KHW).all()):
-            return IsanetError(
-                f"the network gave values that are not finite for {read.path or 'this picture'}, computing in "
-                f"{self.precision}; no labels were made: "
-                + (
-                    "its weights are damaged or not trained (isanet verify)"
-                    if self.precision == "float32"
-                    else "use precision='float32'"
-                )
-            )
-        labels, probabilities = label_map(
-            logits_KHW, read.image.shape[:2], align_corners=self.model.align_corners, confidence=confidence
+        precision = _PRECISIONS[self.precision]
+        predictions = inference.predict(
+            self.model,
+            [read.tensors for read in reads],
+            [read.image.shape[:2] for read in reads],
+            self.protocol,
+            precision=precision,
+            confidence=confidence,
         )
+        return [
+            inference.not_finite(read.path or "this picture", precision)
+            if prediction is None
+            else self._result(read, *prediction)
+            for read, prediction in zip(reads, predictions, strict=True)
+        ]
+
+    def _result(self, read: _Read, labels: Tensor, probabilities: Tensor | None) -> Segmentation:
         return Segmentation(
-            labels=labels,
+            labels=labels.cpu().numpy(),
             classes=self.model.classes,
             palette=self.model.palette,
             image=read.image,
             path=read.path,
             label_space=self.model.label_space,
-            confidence=probabilities,
+            confidence=None if probabilities is None else probabilities.cpu().numpy(),
         )
 
 
 @dataclass(frozen=True, eq=False)
 class _Read:
-    """A picture, and the network input made of it."""
+    """A picture, and the network inputs made of it."""
 
     path: Path | None
     image: RGBImage
-    tensor: Tensor
-
-
-def label_map(
-    logits_KHW: Tensor, size: tuple[int, int], *, align_corners: bool, confidence: bool = False, band_bytes: int = 0
-) -> tuple[NDArray[np.uint8] | NDArray[np.int32], NDArray[np.float32] | None]:
-    """Coarse logits -> label of every pixel: one bilinear resize straight to `size`, then argmax.
-
-    All K planes at full size may be far larger than the picture (150 classes at 4000x3000: 7 GB), so bands of rows are
-    resized and reduced one after the other.
-
-    Args:
-        logits_KHW: (K, h, w) float32, finite, on any device.
-        size: (height, width) of the picture.
-        align_corners: As in `torch.nn.functional.interpolate`.
-        confidence: Also give the softmax probability of the label.
-        band_bytes: Size of a band of logits; 0: what suits the device.
-
-    Returns:
-        (height, width) labels, uint8 (int32 for K > 256), and the same of float32 probabilities, or None.
-    """
-    dtype = torch.uint8 if logits_KHW.shape[0] <= 256 else torch.int32
-    labels = torch.empty(size, dtype=dtype, device=logits_KHW.device)
-    probabilities = torch.empty(size, device=logits_KHW.device) if confidence else None
-    for rows, band_KHW in resized_bands(logits_KHW, size, align_corners=align_corners, band_bytes=band_bytes):
-        highest, label = band_KHW.max(dim=0)
-        labels[rows] = label.to(dtype)
-        if probabilities is not None:
-            probabilities[rows] = (highest - band_KHW.logsumexp(dim=0)).exp().clamp(max=1)
-    return labels.cpu().numpy(), None if probabilities is None else probabilities.cpu().numpy()
-
-
-def resized_bands(
-    logits_KHW: Tensor, size: tuple[int, int], *, align_corners: bool, band_bytes: int = 0
-) -> Iterator[tuple[slice, Tensor]]:
-    """`F.interpolate(logits, size, mode="bilinear", align_corners=...)`, a band of rows at a time.
-
-    Yields:
-        The rows, and (K, rows, width) of the result: equal to the whole but for the last bits of float32.
-    """
-    K, H = logits_KHW.shape[:2]
-    height, width = size
-    # Positions as torch computes them (aten/src/ATen/native/UpSample.h), in float32 too: columns are left to
-    # F.interpolate, rows are blended here.
-    y = torch.arange(height, dtype=torch.float32)
-    y = y * ((H - 1) / max(height - 1, 1)) if align_corners else ((y + 0.5) * (H / height) - 0.5).clamp(min=0)
-    upper = y.long().clamp(max=H - 1)
-    lower = (upper + 1).clamp(max=H - 1)
-    share = (y - upper).to(logits_KHW.device)[:, None]
-    band_bytes = band_bytes or _BAND_BYTES.get(logits_KHW.device.type, _BAND_BYTES_ELSEWHERE)
-    step = max(1, band_bytes // (4 * K * width))
-    for start in range(0, height, step):
-        rows = slice(start, min(start + step, height))
-        first, last = int(upper[rows][0]), int(lower[rows][-1])
-        wide = F.interpolate(
-            logits_KHW[None, :, first : last + 1],
-            size=(last + 1 - first, width),
-            mode="bilinear",
-            align_corners=align_corners,
-        )[0]
-        above, below = (wide.index_select(1, (index[rows] - first).to(wide.device)) for index in (upper, lower))
-        yield rows, torch.lerp(above, below, share[rows])
+    tensors: tuple[Tensor, ...]
 
 
 def _device(wanted: str | torch.device) -> torch.device:

@@ -73,7 +73,7 @@ def test_facts_are_those_that_upstream_published(name: str) -> None:
         "dataset": dataset,
         "split": "val",
         "miou": pytest.approx(miou / 100, abs=1e-9),
-        "protocol": "whole image, single scale, no flip",
+        "protocol": "whole",
     }
     assert weights.preprocessing == {
         "short_edge": short_edge,
@@ -297,6 +297,7 @@ BAD_VALUES: list[tuple[str, list[object]]] = [
 BAD_PARTS: list[tuple[str, str, list[object]]] = [
     ("metrics", "miou", [1.0001, 76.99, -0.1, NAN, INFINITY, 1, True, None, "0.5", [0.5]]),
     *[("metrics", part, [None, "", 1, ["val"]]) for part in ("dataset", "split", "protocol")],
+    ("metrics", "protocol", ["whole image, single scale, no flip", "wholesale"]),
     *[("preprocessing", part, [0, -512, True, 512.0, None, "512"]) for part in ("short_edge", "long_edge")],
     *[
         (

@@ -35,7 +35,8 @@ SURFACE = {
     "segmenter": {"Segmenter", "Segmentation"},
     "datasets": {"datasets"},
     "metrics": {"metrics"},
-    "evaluation": {"evaluate", "Report"},
+    "evaluation": {"evaluate"},
+    "report": {"Report"},
     "training": {"training", "Recipe", "finetune"},
 }
 MODULES = {path.stem for path in (ROOT / "isanet").glob("*.py")}

@@ -16,10 +16,13 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  the field's name for it
 
+from isanet import inference, protocols
 from isanet import segmenter as module
 from isanet.errors import ImageError, IsanetError
-from isanet.preprocess import MAX_PIXELS
-from isanet.segmenter import Segmentation, Segmenter, label_map, resized_bands
+from isanet.labels import label_space
+from isanet.preprocess import MAX_PIXELS, preprocess
+from isanet.protocols import Protocol
+from isanet.segmenter import Segmentation, Segmenter
 
 CLASSES = ("night", "fire", "grass", "water", "snow")
 PALETTE = ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255))
@@ -94,7 +97,7 @@ def test_labels_have_the_size_of_the_picture_and_the_values_of_the_plain_way(siz
     model = NearestColour()
     result = make(model)(image)
     assert result.labels.shape == size
-    tensor = module.preprocess(image, **model.preprocessing)[None]
+    tensor = preprocess(image, **model.preprocessing)[None]
     with torch.no_grad():
         logits = model(tensor, size=size)[0]
     top = logits.topk(2, dim=0).values
@@ -103,46 +106,12 @@ def test_labels_have_the_size_of_the_picture_and_the_values_of_the_plain_way(siz
     np.testing.assert_array_equal(result.labels[clear], logits.argmax(0).numpy()[clear])
 
 
-@pytest.mark.parametrize("align_corners", [False, True])
-@pytest.mark.parametrize(
-    ("coarse", "size"),
-    [((8, 12), (64, 96)), ((64, 86), (1000, 150)), ((13, 15), (101, 117)), ((64, 64), (20, 20)), ((1, 1), (9, 5)),
-     ((1, 32), (1, 500)), ((32, 1), (500, 1)), ((5, 7), (1, 1)), ((128, 3), (9001, 5))],
-)  # fmt: skip
-def test_bands_equal_the_whole(coarse: tuple[int, int], size: tuple[int, int], align_corners: bool) -> None:
-    logits = torch.randn(6, *coarse, generator=torch.Generator().manual_seed(0)) * 10
-    whole = F.interpolate(logits[None], size=size, mode="bilinear", align_corners=align_corners)[0]
-    for rows_per_band in (1, 7, 10**6):
-        bands = list(
-            resized_bands(logits, size, align_corners=align_corners, band_bytes=4 * 6 * size[1] * rows_per_band)
-        )
-        assert [row for rows, _ in bands for row in range(size[0])[rows]] == list(range(size[0]))
-        together = torch.cat([band for _, band in bands], dim=1)
-        assert (together - whole).abs().max() <= 1e-6 * whole.abs().max()
-
-
-def test_bands_bound_the_memory() -> None:
-    """60 classes at 1500x1500 are 540 MB of logits; what one band takes is a small part of that."""
-    logits = torch.randn(60, 8, 8)
-    bands = resized_bands(logits, (1500, 1500), align_corners=False)
-    assert max(band.nbytes for _, band in bands) <= 8 << 20
-
-
-@pytest.mark.parametrize(("count", "dtype"), [(2, np.uint8), (256, np.uint8), (257, np.int32), (300, np.int32)])
-def test_label_type_holds_every_class(count: int, dtype: type) -> None:
-    logits = torch.zeros(count, 2, 2)
-    logits[count - 1] = 1
-    labels, _ = label_map(logits, (5, 6), align_corners=False)
-    assert labels.dtype == dtype
-    assert (labels == count - 1).all()
-
-
 def test_confidence_is_the_softmax_probability_of_the_label() -> None:
     image = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
     model = NearestColour()
     result = make(model)(image, confidence=True)
     with torch.no_grad():
-        logits = model(module.preprocess(image, **model.preprocessing)[None], size=(70, 90))[0]
+        logits = model(preprocess(image, **model.preprocessing)[None], size=(70, 90))[0]
     assert result.confidence is not None
     assert result.confidence.dtype == np.float32
     np.testing.assert_allclose(result.confidence, logits.softmax(0).amax(0).numpy(), atol=1e-5)
@@ -282,6 +251,30 @@ def test_name_of_a_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("isanet.zoo.from_pretrained", lambda name: asked.append(name) or model)
     assert Segmenter("isanet_r50_voc", device="cpu").model is model  # type: ignore[comparison-overlap]
     assert asked == ["isanet_r50_voc"]
+
+
+def test_protocol_is_followed_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    model = NearestColour()
+    windows = Protocol("windows", (48, 48), (30, 20))
+    for how in ("mmseg-multiscale-flip", "multiscale-flip", windows):
+        with caplog.at_level(logging.INFO, logger="isanet"):
+            segmenter = make(model, protocol=how)
+        assert segmenter.protocol == protocols.protocol(how)
+        assert f"by protocol {segmenter.protocol.name}: {segmenter.protocol.text}" in caplog.messages[-1]
+        prepared = [inference.prepare(image, model.preprocessing, how)]
+        ((labels, confidence),) = inference.predict(model, prepared, [(40, 50)], how, confidence=True)  # type: ignore[misc,arg-type]
+        model.batches.clear()
+        results = segmenter([image, image], confidence=True)
+        np.testing.assert_array_equal(results[1].labels, labels.numpy())
+        np.testing.assert_allclose(results[1].confidence, confidence.numpy(), atol=1e-6)
+        assert len(model.batches) > 1
+    with caplog.at_level(logging.INFO, logger="isanet"):
+        assert make(model).protocol.name == "whole"
+    assert "protocol" not in caplog.messages[-1]
+    assert next(make(model, protocol=windows).stream([image, image], batch_size=2)).labels.shape == (40, 50)
+    with pytest.raises(ValueError, match="whole, slide-512"):
+        make(model, protocol="sliding")
 
 
 def test_max_pixels_is_passed_on() -> None:
@@ -523,7 +516,99 @@ def test_notebook_picture_is_bounded() -> None:
         assert max(picture.size) == 1600
 
 
+# --- other label spaces
+
+
+def known(space: str, labels: np.ndarray, **changes: Any) -> Segmentation:
+    names = label_space(space)
+    return result_of(labels, classes=names.classes, palette=names.palette, label_space=space, **changes)
+
+
+@pytest.mark.parametrize(
+    ("space", "ids", "values"),
+    [
+        ("cityscapes19", "cityscapes-ids", {0: 7, 1: 8, 13: 26, 18: 33}),
+        ("ade20k150", "ade20k-ids", {0: 1, 149: 150}),
+        ("voc21", "voc-ids", {0: 0, 20: 20}),
+    ],
+)
+def test_official_ids_and_back(space: str, ids: str, values: dict[int, int]) -> None:
+    labels = np.arange(len(label_space(space)), dtype=np.uint8).reshape(1, -1)
+    confidence = np.ones(labels.shape, np.float32)
+    result = known(space, labels, path=Path("a.jpg"), confidence=confidence)
+    official = result.to(ids)
+    assert official.labels.dtype == np.uint8
+    assert {index: int(official.labels[0, index]) for index in values} == values
+    assert official.label_space == ids
+    assert (official.classes, official.palette) == (label_space(ids).classes, label_space(ids).palette)
+    assert official.path == Path("a.jpg")
+    assert official.image is result.image
+    assert official.confidence is confidence
+    assert official.areas() == result.areas()  # the names are the same
+    np.testing.assert_array_equal(
+        np.asarray(official.colored().convert("RGB")), np.asarray(result.colored().convert("RGB"))
+    )
+    again = official.to(space)
+    np.testing.assert_array_equal(again.labels, labels)
+    assert (again.label_space, again.classes) == (space, result.classes)
+
+
+def test_a_label_without_counterpart_is_named() -> None:
+    result = known("cityscapes-ids", np.array([[7, 0, 0, 4]], np.uint8))
+    with pytest.raises(ValueError, match=r"2 pixels are 'unlabeled' .*cityscapes-ids.*cityscapes19"):
+        result.to("cityscapes19")
+    assert known("cityscapes-ids", np.array([[7, 8]], np.uint8)).to("cityscapes19").labels.tolist() == [[0, 1]]
+    with pytest.raises(ValueError, match="1 pixels are 'sky'"):
+        known("cityscapes19", np.array([[0, 10]], np.uint8)).to({"sky": None})
+
+
+def test_spaces_that_do_not_translate_are_named() -> None:
+    with pytest.raises(ValueError, match=r"voc21.*cityscapes-ids"):
+        known("voc21", np.zeros((1, 1), np.uint8)).to("cityscapes-ids")
+    with pytest.raises(ValueError, match=r"custom \(5 classes.*voc21"):
+        result_of(np.zeros((1, 1), np.uint8)).to("voc21")
+    with pytest.raises(ValueError, match="unknown label space 'voc'"):
+        known("voc21", np.zeros((1, 1), np.uint8)).to("voc")
+
+
+def test_classes_are_merged() -> None:
+    labels = np.array([[0, 13, 14, 15, 18]], np.uint8)
+    result = known("cityscapes19", labels).to({"vehicle": ["car", "truck", "bus"]})
+    assert [result.classes[index] for index in result.labels[0]] == ["road", "vehicle", "vehicle", "vehicle", "bicycle"]
+    assert len(result.classes) == len(result.palette) == 17
+    assert result.palette[result.classes.index("vehicle")] == (0, 0, 142)
+    assert result.label_space is None
+    assert result.labels.dtype == np.uint8
+    own = result_of(np.arange(5, dtype=np.uint8).reshape(1, 5)).to({"nature": ["grass", "water"]})
+    assert own.labels.tolist() == [[0, 1, 2, 2, 3]]
+    assert own.classes == ("night", "fire", "nature", "snow")
+    with pytest.raises(ValueError, match=r"'gras'.*did you mean 'grass'"):
+        result_of(labels).to({"nature": ["gras", "water"]})
+
+
+@pytest.mark.parametrize(("members", "dtype"), [(44, np.int32), (45, np.uint8)])
+def test_merged_labels_have_the_type_that_holds_them(members: int, dtype: type) -> None:
+    labels = np.arange(300, dtype=np.int32).reshape(1, -1)
+    result = many_classes(300, labels).to({"first": [f"class {i}" for i in range(members)]})
+    assert result.labels.dtype == dtype
+    assert len(result.classes) == 301 - members
+    assert result.labels[0].tolist() == [0] * members + list(range(1, 301 - members))
+
+
 # --- saving
+
+
+@pytest.mark.parametrize(("space", "ids"), [("cityscapes19", "cityscapes-ids"), ("ade20k150", "ade20k-ids")])
+def test_ids_are_saved_as_the_servers_take_them(tmp_path: Path, space: str, ids: str) -> None:
+    labels = np.arange(len(label_space(space)), dtype=np.uint8).reshape(1, -1)
+    known(space, labels).to(ids).save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.mode == "L"
+        np.testing.assert_array_equal(np.asarray(picture)[0], label_space(space).official_ids)
+    known("voc21", np.array([[20, 0]], np.uint8)).to("voc-ids").save(tmp_path / "b.png")
+    with Image.open(tmp_path / "b.png") as picture:
+        assert picture.mode == "P"
+        assert np.asarray(picture).tolist() == [[20, 0]]
 
 
 def test_saved_labels_come_back(tmp_path: Path) -> None:

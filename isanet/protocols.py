@@ -1,0 +1,106 @@
+"""Protocols: in how many views, scales and windows a picture goes through the network, and how they become one answer.
+
+A figure belongs to the protocol that it was measured by. Two frameworks published ISANets, and besides their options
+they differ in three ways:
+
+* `sssegmentation` resizes the logits of a whole picture once, straight to the picture's own size; scales the prepared
+  tensor; and averages logits.
+* `mmsegmentation` (0.x) resizes the logits of a whole picture to the prepared size first and from there to the
+  picture's own; prepares the picture anew for each scale; and averages probabilities.
+
+Sources: sssegmentation's `BaseSegmentor.inference` and `auginference` (`ssseg/modules/models/segmentors/base/base.py`),
+mmsegmentation 0.x's `EncoderDecoder` (`mmseg/models/segmentors/encoder_decoder.py`) and `MultiScaleFlipAug`.
+
+Standard library only, so that `isanet info` answers at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Framework = Literal["sssegmentation", "mmsegmentation"]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a picture is put through the network.
+
+    Attributes:
+        name: What it is called; those in `PROTOCOLS` can be asked for by name.
+        window: (height, width) of sliding windows, in pixels of the prepared picture; None: the whole at once.
+        stride: (down, right) steps from window to window, none larger than the window; None without windows.
+        scales: Factors of size at which the picture is seen; the answers are averaged.
+        flip: See it mirrored left-right too, at each scale.
+        framework: Whose arithmetic it is; see the text at the top of `isanet.protocols`.
+
+    Raises:
+        ValueError: A size or a scale is not positive, a stride is larger than its window or without one, or the
+            framework is unknown.
+    """
+
+    name: str
+    window: tuple[int, int] | None = None
+    stride: tuple[int, int] | None = None
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    framework: Framework = "sssegmentation"
+
+    def __post_init__(self) -> None:
+        for name, pair in (("window", self.window), ("stride", self.stride)):
+            if pair is not None and (len(pair) != 2 or not all(type(size) is int and size > 0 for size in pair)):
+                raise ValueError(f"{name} must be two positive whole numbers (height, width), got {pair!r}")
+        if (self.window is None) != (self.stride is None):
+            raise ValueError(f"window and stride go together, got {self.window!r} and {self.stride!r}")
+        if self.window and self.stride and any(s > w for s, w in zip(self.stride, self.window, strict=True)):
+            raise ValueError(f"strides {self.stride} larger than the windows {self.window} would leave gaps")
+        if not self.scales or not all(0 < scale < float("inf") for scale in self.scales):
+            raise ValueError(f"scales must be positive numbers, at least one, got {self.scales!r}")
+        if self.framework not in get_args(Framework):
+            raise ValueError(f"framework must be one of {', '.join(get_args(Framework))}, got {self.framework!r}")
+
+    @property
+    def text(self) -> str:
+        """The protocol in words: "whole image, single scale, no flip"."""
+        parts = ["whole image"]
+        if self.window and self.stride:
+            parts = ["windows of {}x{} at stride {}x{}".format(*self.window, *self.stride)]
+        numbers = ", ".join(f"{scale:g}" for scale in self.scales)
+        several = "scales" if len(self.scales) > 1 else "scale"
+        parts.append("single scale" if tuple(self.scales) == (1,) else f"{several} {numbers}")
+        parts.append("flip" if self.flip else "no flip")
+        if self.framework != "sssegmentation":
+            parts.append(f"as {self.framework}")
+        return ", ".join(parts)
+
+
+_PUBLISHED_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+
+PROTOCOLS: dict[str, Protocol] = {
+    known.name: known
+    for known in (
+        Protocol("whole"),
+        # Windows of the size of the crops in training, two thirds of a window apart
+        Protocol("slide-512", (512, 512), (341, 341)),
+        Protocol("slide-512x1024", (512, 1024), (341, 683)),
+        Protocol("multiscale-flip", scales=_PUBLISHED_SCALES, flip=True),
+        Protocol("mmseg-whole", framework="mmsegmentation"),
+        Protocol("mmseg-slide-769", (769, 769), (513, 513), framework="mmsegmentation"),
+        Protocol("mmseg-multiscale-flip", scales=_PUBLISHED_SCALES, flip=True, framework="mmsegmentation"),
+        Protocol("mmseg-slide-769-multiscale-flip", (769, 769), (513, 513), _PUBLISHED_SCALES, True, "mmsegmentation"),
+    )
+}
+"""The named protocols."""
+
+
+def protocol(which: str | Protocol) -> Protocol:
+    """A protocol by its name; a `Protocol` is given back as it is.
+
+    Raises:
+        ValueError: There is none of that name; the message lists the names.
+    """
+    if isinstance(which, Protocol):
+        return which
+    if which not in PROTOCOLS:
+        raise ValueError(f"unknown protocol {which!r}; the known ones are: {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[which]

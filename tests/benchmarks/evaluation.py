@@ -1,0 +1,152 @@
+"""What evaluating costs beyond decoding, and where its time goes: `python -m tests.benchmarks.evaluation [N]`.
+
+N pictures (default 200) of 1024x2048 in Cityscapes' layout are evaluated with a model that does next to nothing: what
+is left is reading, preparing, resizing logits, argmax and counting. Against it, in the same run: only reading the
+same files by as many workers. Then each step by itself, in one process, on one of the pictures after the other.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from isanet import datasets
+from isanet.evaluation import evaluate
+from isanet.inference import predict, prepare
+from isanet.labels import LABEL_SPACES, OFFICIAL_SPACES
+from isanet.metrics import ConfusionMatrix
+
+SPACE = LABEL_SPACES["cityscapes19"]
+DIFFERENT = 10
+
+
+class Trivial(nn.Module):
+    """The nearest colour of each 8x8 cell."""
+
+    classes, palette, label_space, align_corners = SPACE.classes, SPACE.palette, SPACE.name, False
+    preprocessing = {"short_edge": 1024, "long_edge": 2048, "mean": (127.5,) * 3, "std": (127.5,) * 3}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {"backbone": "none"}
+        self.provenance: dict[str, str] = {}
+        colours = torch.tensor(SPACE.palette) / 127.5 - 1
+        self.weight = nn.Parameter(2 * colours[:, :, None, None])
+        self.bias = nn.Parameter(-colours.square().sum(dim=1))
+
+    def coarse_logits(self, images: Tensor) -> Tensor:
+        return nn.functional.conv2d(nn.functional.avg_pool2d(images, 8), self.weight, self.bias)
+
+
+def replica(root: Path, number: int) -> None:
+    """A few pictures with structure and noise, so that PNG is as long as for a photograph; the rest are links."""
+    random = np.random.default_rng(0)
+    ids = OFFICIAL_SPACES["cityscapes-ids"]
+    folders = [root / part / "val" / "made" for part in ("leftImg8bit", "gtFine")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    for index in range(number):
+        stem = f"made_{index:06}_000000"
+        paths = [folders[0] / f"{stem}_leftImg8bit.png", folders[1] / f"{stem}_gtFine_labelIds.png"]
+        if index >= DIFFERENT:
+            for path in paths:
+                os.link(path.with_name(path.name.replace(stem, f"made_{index % DIFFERENT:06}_000000")), path)
+            continue
+        cells = Image.fromarray(random.integers(0, len(ids), (16, 32), dtype=np.uint8))
+        mask = cells.resize((2048, 1024), Image.Resampling.NEAREST).filter(ImageFilter.ModeFilter(15))
+        colours = np.array(ids.palette, np.float32)[np.asarray(mask)]
+        noisy = np.clip(colours + random.normal(0, 6, (1024, 2048, 1)) + random.normal(0, 2, colours.shape), 0, 255)
+        Image.fromarray(noisy.astype(np.uint8)).save(paths[0])
+        mask.save(paths[1])
+
+
+class _Read(Dataset[int]):
+    def __init__(self, dataset: datasets.SegmentationDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> int:
+        image, mask = self.dataset.read(index)
+        assert mask is not None
+        return int(image[0, 0, 0]) + int(mask[0, 0])
+
+
+def timed(run: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def main(number: int) -> None:
+    root = Path(tempfile.mkdtemp())
+    try:
+        replica(root, number)
+        dataset = datasets.Cityscapes(root, "val")
+        size = sum(dataset.image_path(index).stat().st_size for index in range(DIFFERENT)) / DIFFERENT
+        workers = os.cpu_count() or 1
+        model: Any = Trivial()
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        print(f"{number} pictures of 1024x2048, {size / 1e6:.1f} MB each; {platform.processor() or platform.machine()}")
+        print(f"{workers} cores, {workers} workers, {device}, torch {torch.__version__}")
+
+        only_read, whole = [], []
+        for _ in range(3):
+            loader = DataLoader(_Read(dataset), batch_size=None, num_workers=workers)
+            only_read.append(timed(lambda loader=loader: sum(loader)))
+            whole.append(timed(lambda: evaluate(model, dataset, device=device, workers=workers, progress=False)))
+        for name, seconds in (("only reading", only_read), ("evaluate", whole)):
+            low, middle, high = (
+                1e3 * value / number for value in (min(seconds), statistics.median(seconds), max(seconds))
+            )
+            print(f"  {name:<14} {low:6.1f} {middle:6.1f} {high:6.1f} ms a picture (min, median, max of 3)")
+        print(f"  ratio of the medians {statistics.median(whole) / statistics.median(only_read):.2f}")
+
+        steps: dict[str, list[float]] = {}
+        model = model.to(device).eval()
+        matrix = ConfusionMatrix(len(SPACE), device=device)
+        synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
+
+        def step(name: str, run: Callable[..., Any], *arguments: Any) -> Any:
+            start = time.perf_counter()
+            result = run(*arguments)
+            synchronize()
+            steps.setdefault(name, []).append(1e3 * (time.perf_counter() - start))
+            return result
+
+        for index in range(2 * DIFFERENT):
+            image, mask = step("decode (image, mask, ids)", dataset.read, index)
+            tensors = step("preprocess", prepare, image, model.preprocessing)
+            coarse = tensors[0][None].to(device)
+            with torch.no_grad():
+                step("forward (the network)", model.coarse_logits, coarse)
+            ((labels, _),) = step("the same, resize and argmax", predict, model, [tensors], [mask.shape])
+            truth = torch.from_numpy(mask).to(device)
+            step("metric", matrix.update, labels, truth)
+        medians = {name: statistics.median(values) for name, values in steps.items()}
+        total = sum(medians.values()) - medians["forward (the network)"]
+        print("each step alone, median:")
+        for name, milliseconds in medians.items():
+            spread = f"{min(steps[name]):.1f} to {max(steps[name]):.1f}"
+            print(f"  {name:<28} {milliseconds:7.1f} ms {milliseconds / total:6.1%}   {spread}")
+    finally:
+        shutil.rmtree(root)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 200)
