@@ -60,6 +60,11 @@ def clean(text: str) -> str:
     return "".join(char if char.isprintable() else "\ufffd" for char in " ".join(text.split()))
 
 
+def plural(number: int, one: str, many: str = "") -> str:
+    """`1 mask`, `2 masks`."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
 def percent(share: float, digits: int = 2) -> str:
     """A share in words, never none or all when it is not."""
     text, least = f"{100 * share:.{digits}f}", 10.0**-digits

@@ -15,6 +15,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -302,6 +303,8 @@ def _segment(options: argparse.Namespace) -> int:
             options.model, device=options.device, precision=options.precision, protocol=options.protocol
         )
         if options.ids and official_name(segmenter.model.label_space) is None:
+            with suppress(OSError):
+                options.output.rmdir()  # if it is empty
             raise ValueError(f"{options.model} has classes of its own, without official ids; use --labels")
 
         def failed(source: object, error: IsanetError) -> None:
@@ -461,7 +464,16 @@ def _doctor(options: argparse.Namespace) -> int:
     from isanet import download
 
     print(f"isanet {__version__}, Python {sys.version.split()[0]}, {sys.platform}")
-    for package in ("torch", "torchvision", "huggingface_hub", "safetensors", "requests", "pillow", "numpy"):
+    for package in (
+        "torch",
+        "torchvision",
+        "huggingface_hub",
+        "safetensors",
+        "requests",
+        "pillow",
+        "numpy",
+        "matplotlib",
+    ):
         try:
             print(f"  {package} {version(package)}")
         except PackageNotFoundError:

@@ -93,8 +93,8 @@ def evaluate(
         overwrite: Replace a finished report, predictions, and what another run has counted.
         batch_size: Pictures of one size that go through the network together. With 1, every label is the same on any
             number of processes; with more, where two logits are equal but for rounding, it may not be.
-        workers: Processes that read and prepare pictures, 0 for none but this one. By default one for each core, at
-            most 8, shared out among the processes of a group.
+        workers: Processes that read and prepare pictures, 0 for none but this one. By default one for each core, or for
+            each four where the model needs the cores itself, at most 8, shared out among the processes of a group.
         device: As for `isanet.Segmenter`.
         precision: As for `isanet.Segmenter`; float32 by default, because published figures are.
         progress: Show a bar with the running mIoU; None shows it on a terminal.
@@ -145,7 +145,9 @@ def evaluate(
         log.info("going on where an earlier run stopped: %d of %d pictures are counted", len(done), number)
     todo = [place for place in wanted if place not in done][rank::world]
     loader = _loader(
-        _Samples(dataset, match.truth, segmenter.model.preprocessing, how), todo, _workers(workers, world, len(todo))
+        _Samples(dataset, match.truth, segmenter.model.preprocessing, how),
+        todo,
+        _workers(workers, world, len(todo), segmenter.device),
     )
 
     failure: Exception | None = None
@@ -167,13 +169,16 @@ def evaluate(
                 if store is not None and now - last_saved > SAVE_EVERY:
                     store.save(count)
                     last_saved = now
-        except Exception as error:
+        except BaseException as error:
+            if store is not None and store.save(count):
+                log.warning(
+                    "%d pictures are counted and kept in %s; the same call goes on from there", len(count.rows), output
+                )
+            if not isinstance(error, Exception):  # Ctrl-C, which reaches every process
+                raise
             failure = error
-        finally:  # also for Ctrl-C
-            if store is not None:
-                store.save(count)
-    if failure is not None and store is not None and count.rows:
-        log.warning("%d pictures are counted and kept in %s; the same call goes on from there", len(count.rows), output)
+    if store is not None and failure is None:
+        store.save(count)
     _raise_together(failure, world)
     count.gather(world)
 
@@ -368,10 +373,10 @@ class _Store:
                     path.unlink()
         return done
 
-    def save(self, count: Count) -> None:
-        """Write it; a count with half a picture in it is not worth more than what was written before."""
+    def save(self, count: Count) -> bool:
+        """Write it, if it has whole pictures only: half a one is not worth more than what was written before."""
         if not count.whole or not count.rows:
-            return
+            return False
         try:
             with written_whole(self.path) as temporary:
                 temporary.write_text(json.dumps({"run": self.run, **count.to_json()}), encoding="utf-8")
@@ -379,6 +384,7 @@ class _Store:
             raise CacheError(
                 f"cannot write {self.path}: {error.strerror}; what was written before is as it was"
             ) from error
+        return True
 
     def clear(self) -> list[Path]:
         for path in self.folder.glob("progress-*.json"):
@@ -493,10 +499,13 @@ def _as_it_is(sample: Any) -> Any:
     return sample
 
 
-def _workers(wanted: int | None, world: int, number: int) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    return min(max(1, min(cores // local, 8)) if wanted is None else wanted, number)
+def _workers(wanted: int | None, world: int, number: int, device: torch.device) -> int:
+    """Enough to keep the model busy, not so many that they take its cores."""
+    if wanted is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        own = cores // int(os.environ.get("LOCAL_WORLD_SIZE", world))
+        wanted = max(1, min(own // 4 if device.type == "cpu" else own, 8))
+    return min(wanted, number)
 
 
 def _labelled(

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field, replace
 
 from PIL import Image
 
-from isanet.charts import percent
+from isanet.charts import percent, plural
 from isanet.labels import IGNORED, LABEL_SPACES, OFFICIAL_SPACES, LabelSpace, generic_palette
 from isanet.legend import shortened
+from isanet.masks import Colour, unpacked
 
 MAX_COLOURS = 300
 """Colours told apart in masks that are in colours; more are no classes anyway."""
@@ -27,8 +28,6 @@ _IGNORED_16 = 65535
 _VOC_BORDER = (224, 224, 192)
 _BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
 _LISTED = 32  # colours or levels, at most, that an argument spells out
-
-Colour = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -90,13 +89,10 @@ class Counts:
 
     def leading(self, share: float) -> list[int]:
         """The most frequent values that together have this share of the pixels."""
-        found, covered = [], 0
-        for value, count in self.pixels.most_common():
-            if covered >= share * self.pixels.total():
-                break
-            found.append(value)
-            covered += count
-        return found
+        common = self.pixels.most_common()
+        sums = itertools.accumulate((count for _, count in common), initial=0)
+        wanted = share * self.pixels.total()
+        return [value for (value, _), before in zip(common, sums, strict=False) if before < wanted]
 
 
 @dataclass
@@ -148,16 +144,6 @@ def finding(
 ) -> Finding:
     """A finding about the files of these names."""
     return Finding(kind, text, len(names), of, tuple(names[:5]), *arguments, group)
-
-
-def plural(number: int, one: str, many: str = "") -> str:
-    """`1 mask`, `2 masks`."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
-
-
-def colour_of(code: int) -> Colour:
-    """The colour of 24 bits."""
-    return code >> 16, code >> 8 & 255, code & 255
 
 
 def judge(
@@ -243,23 +229,364 @@ def _coding(kind: str, values: Counts, number: int | None, space: LabelSpace | N
     if binary or (not core <= set(range(number or 0)) and _far_apart(present, ignored, number)):
         if smoothed and number != len(present):
             return smoothed
-        return _grey_levels(present, number, certain=not binary and number == len(present))
+        return _grey_levels(present, number)
 
-    if number is None and not strange and not voc_palette and top > 20 and len(core & {7, 8, 11, 21, 23, 26}) >= 3:
-        doubt = "" if len(core) < 34 else " Plain indices of 34 classes would look the same."
+    if number is not None:
+        stray = core - set(range(number))
+        if stray and city_possible and not strange and not core <= set(range(1, number + 1)):
+            return _official(
+                f"The values {shown} are more than the 19 classes have, and fit the official Cityscapes ids, 0 to 33."
+            )
+        if stray == {number}:
+            return _shifted(values, number, space)
+        if stray:
+            return smoothed or _stray(values, stray, number)
+    elif city_possible and not strange and not voc_palette and top > 20 and len(core & {7, 8, 11, 21, 23, 26}) >= 3:
+        doubt = "" if len(core) < len(CITYSCAPES_IDS) else " Plain indices of 34 classes would look the same."
         return _official(
             f"The values {shown} fit the official Cityscapes ids (7 road, 11 building, 23 sky, 26 car), though their "
             f"names do not say so.{doubt} If that is what they are:"
         )
-    if number is not None and top >= number:
-        if city_possible and not strange and not core <= set(range(1, number + 1)):
-            return _official(
-                f"The values {shown} are more than the 19 classes have, and fit the official Cityscapes ids, 0 to 33."
+    elif smoothed:
+        return smoothed
+    elif len(core) > IGNORED:
+        return Coding(
+            "too-many-values",
+            f"{len(core):,} different values, {min(core)} to {top}: not classes, rather depths, heights or "
+            "numbers of objects.",
+            ignored=frozenset(),
+        )
+
+    if core and 0 not in core and number != 1:
+        say = "" if number else ", or say how many classes there are"
+        return Coding(
+            "shifted-unsure",
+            f"The values are {shown}, and 0 never occurs. Either no pixel has the class {_class(space, 0)}, or the "
+            f"{number or top} classes are counted from 1. Compare one mask with its picture{say}; if they are counted "
+            "from 1:",
+            _arguments(ids=range(1, (number or top) + 1)),
+            range(number) if number else None,
+        )
+    if city:
+        text = f"Cityscapes' train ids ({shown}), the model's own indices, not the official ids."
+        return Coding("train-ids", text, ids=range(len(CITYSCAPES)))
+    if number is not None:
+        text = f"Class indices as expected: {shown}, of {number} classes."
+    else:
+        text = f"Class indices {shown}, as it seems{'' if len(core) > top else ', with gaps'}."
+        if top > 0:
+            text += (
+                f" With {top + 1} classes they are read as they are; if 0 is 'other' or 'unlabelled', there are {top} "
+                f"classes and ids=range(1, {top + 1}) is right{', as for ADE20K' if top == 150 else ''}. The values "
+                "cannot tell which: say how many classes there are."
             )
-        if core <= set(range(number + 1)):
-            return _shifted(values, number, space)
-    elif number is not None and min(core, default=0) >= 0 and not (core and 0 not in core and number > 1):
-        kept = _arguments(ignore=tuple(sorted(present & ignored))) if _IGNORED_16 in present else ("", "")
-        if city:
-            text = f"Cityscapes' train ids ({shown}), the model's own indices, not the official ids."
-            return Coding("train-ids", text, ("", ""), range(number))
+    arguments = ("", "")
+    if _IGNORED_16 in present:
+        text += " 65535 looks like the value for 'ignore' in 16 bits:"
+        arguments = _arguments(ignore=tuple(sorted(present & ignored)))
+    return Coding("plain", text, arguments, None if number is None else range(number))
+
+
+def _official(text: str) -> Coding:
+    arguments = _arguments(classes=CITYSCAPES.name, ids="official", ignore="rest")
+    ignored = frozenset(range(len(CITYSCAPES_IDS))) - set(CITYSCAPES.official_ids) | {IGNORED}
+    return Coding("official-ids", text, arguments, CITYSCAPES.official_ids, ignored)
+
+
+def _stray(values: Counts, stray: frozenset[int], number: int, hint: str = "") -> Coding:
+    return Coding(
+        "stray",
+        f"Neither a class (0 to {number - 1}) nor 255: {_ranges(stray)} ({values.share(stray)} of the pixels). What "
+        "that means is not known: a class that is missing from the list, another number that means 'ignore', or a "
+        f"mask that was resized with interpolation, which makes new values at edges.{hint} Mend the files; or, to "
+        "ignore all such values:",
+        _arguments(ignore="rest"),
+        range(number),
+        concerned=stray,
+    )
+
+
+def _shifted(values: Counts, number: int, space: LabelSpace | None) -> Coding:
+    """The values reach `number`, one more than the last index."""
+    ids, present = range(1, number + 1), frozenset(values.pixels)
+    if 0 not in present:
+        text = f"The values reach {number}, and 0 does not occur, so the {number} classes are counted from 1."
+        return Coding("shifted", text, _arguments(ids=ids), ids)
+    known = space is not None and space.official_ids == tuple(ids)
+    files = len(values.files)
+    if not known and files >= 10 and len(values.having({number})) <= max(1, files // 200):
+        hint = f" So few files have {number} that the classes are hardly counted from 1, with 0 for 'other' ({ids=})."
+        return _stray(values, frozenset({number}), number, hint)
+    ignored = frozenset({0, IGNORED}) | (present & {_IGNORED_16})
+    which = f" {space.name} is counted so in its own files." if known and space else ""
+    return Coding(
+        "shifted-zero-other",
+        f"Both 0 and {number} occur, one value more than {number} classes have. That is certain; why is not: 0 is "
+        f"probably 'other', as in ADE20K, and the classes are counted from 1.{which} If instead 0 is a class, {number} "
+        f"({values.share([number])} of the pixels) is a stray value or a class more. If 0 is 'other':",
+        _arguments(ids=ids, ignore=tuple(sorted(ignored))),
+        ids,
+        ignored,
+    )
+
+
+def _grey_levels(present: frozenset[int], number: int | None) -> Coding:
+    levels = tuple(sorted(present))
+    text = f"Few values, far apart: {', '.join(map(str, levels))}. These look like grey levels, not class indices."
+    if levels == (0, 255):
+        text = (
+            "The only values are 0 and 255: two classes painted black and white, probably. (The other reading, that "
+            "all is class 0 or ignored, is possible and useless.)"
+        )
+    elif number is None:
+        text += " (Unless the folder is a small part of a set with many classes.)"
+    elif number != len(levels):
+        text += f" They are {len(levels)}, but the classes are {number}: which value is which class only you know."
+    if IGNORED in present:
+        text += " 255 is a class then and not ignored."
+    if number is not None and number != len(levels):
+        return Coding("grey-levels", text, ignored=frozenset())
+    arguments = _arguments(ids=levels, ignore=()) if IGNORED in present else _arguments(ids=levels)
+    return Coding("grey-levels", text + " Classes in the order of the values:", arguments, levels, frozenset())
+
+
+def _spread(values: Iterable[int]) -> bool:
+    """Whether these are few, of 8 bits, and far from each other."""
+    levels = sorted(values)
+    if not 2 <= len(levels) <= _LISTED or levels[-1] > 255:
+        return False
+    return min(b - a for a, b in itertools.pairwise(levels)) >= 8
+
+
+def _far_apart(present: frozenset[int], ignored: frozenset[int], number: int | None) -> bool:
+    """Few values, far from each other, that reach up to where class indices seldom do."""
+    if number == len(present):
+        return _spread(present)
+    if number is not None and sum(level < number for level in present) > 1:
+        return False  # several are indices, and the others rather stray
+    return max(present - ignored, default=0) >= 64 and _spread(present)
+
+
+def _smoothed(values: Counts) -> Coding | None:
+    """A few values far apart that have nearly all pixels, and several between them that have hardly any."""
+    levels = sorted(values.leading(0.9))
+    between = frozenset(v for v in values.pixels if levels[0] < v < levels[-1]) - set(levels)
+    if len(between) < 4 or levels[-1] < 64 or not _spread(levels):
+        return None
+    return Coding(
+        "interpolated",
+        f"The values {', '.join(map(str, levels))} have {values.share(levels)} of the pixels; {len(between)} other "
+        "values lie between them. That is what smoothed edges or resizing with interpolation make, and no argument "
+        "mends it: export the masks again without smoothing (nearest neighbour). (Rare classes would look the same "
+        "only if their values were chosen so.)",
+        ignored=frozenset(),
+        concerned=between,
+    )
+
+
+def _like_instance_ids(present: frozenset[int]) -> bool:
+    core = present - {IGNORED, _IGNORED_16}
+    return max(core, default=0) >= 1000 and all(
+        24 <= value // 1000 <= 33 if value >= 1000 else value < len(CITYSCAPES_IDS) for value in core
+    )
+
+
+def _value_findings(values: Counts, coding: Coding, number: int | None, space: LabelSpace | None) -> Iterator[Finding]:
+    """What is ignored, what is constant, what never occurs."""
+    if coding.kind in ("instance-ids", "too-many-values", "interpolated"):
+        return
+    of = len(values.files)
+    ignored = coding.ignored - set(coding.ids or ())
+    skipped = sorted(ignored & values.pixels.keys())
+    if skipped:
+        text = (
+            f"{'The value' if len(skipped) == 1 else 'The values'} {_ranges(skipped)} ({values.share(skipped)} of the "
+            f"pixels) {'is' if len(skipped) == 1 else 'are'} ignored, "
+            + ("as by default." if skipped == [IGNORED] else "read like that.")
+        )
+        yield finding("ignored", text, values.having(ignored), of)
+    empty = [name for name, held in values.files.items() if ignored.issuperset(held)]
+    if empty:
+        text = "Every pixel is ignored; nothing is learnt or counted from such masks."
+        yield finding("all-ignored", text, empty, of)
+    flat = {name: held[0] for name, held in values.files.items() if len(held) == 1 and held[0] not in ignored}
+    if flat:
+        listed = ", ".join(f"{value} in {plural(n, 'file')}" for value, n in Counter(flat.values()).most_common(5))
+        text = f"One value in the whole mask ({listed}): right for pictures of one class."
+        yield finding("single-value", text, list(flat), of)
+    if number is not None and coding.ids is not None and len(coding.ids) == number:
+        unseen = [index for index, value in enumerate(coding.ids) if value not in values.pixels]
+        if unseen:
+            names = ", ".join(_class(space, index) for index in unseen[:12]) + (", …" if len(unseen) > 12 else "")
+            text = (
+                f"{plural(len(unseen), 'class', 'classes')} of {number} never "
+                f"{'occurs' if len(unseen) == 1 else 'occur'}: {names}. IoU is not defined there on these masks."
+            )
+            yield finding("never-seen", text, list(values.files), of)
+
+
+# --- palettes and colours
+
+
+def _palette_finding(seen: Seen, voc: bool) -> Finding:
+    of = len(seen.values.files)
+    if seen.palettes_differ:
+        text = (
+            "The same index has different colours in different files, so an index does not mean one class "
+            "throughout: some program gave each file a palette of its own. Export them with one palette, or as RGB."
+        )
+        return finding("palettes-differ", text, seen.palettes_differ, of)
+    text = f"Palette pictures, read as indices{', with the colours of VOC' if voc else ''}: nothing to do."
+    index = max(seen.palette.keys() - {0, IGNORED}, default=None)
+    if index is not None:
+        grey = Image.new("RGB", (1, 1), seen.palette[index]).convert("L").getpixel((0, 0))
+        text += f" A program that turns them into grey would read {grey} where the class is {index}; isanet does not."
+    return finding("palette", text, seen.palette_files, of)
+
+
+def _is_voc_palette(palette: Mapping[int, Colour]) -> bool:
+    voc = dict(enumerate(generic_palette(256)))
+    return bool(palette.keys() - {0, IGNORED}) and all(
+        colour in (_VOC_BORDER, _WHITE) if index == IGNORED else colour == voc[index]
+        for index, colour in palette.items()
+    )
+
+
+def _colour_finding(kind: str, counts: Counts, number: int | None, space: LabelSpace | None) -> Finding:
+    """What masks in colours are."""
+    of, names = len(counts.files), list(counts.files)
+    colours = [unpacked(code) for code, _ in counts.pixels.most_common()]
+    wild = [name for name, held in counts.files.items() if not held]
+    if wild or len(colours) >= MAX_COLOURS:
+        text = (
+            f"More than {MAX_COLOURS} colours{'' if wild else ' in all files together'}: photographs, or masks whose "
+            "edges were smoothed or which were compressed with loss. They cannot be read as classes; export them "
+            "again, without smoothing (nearest neighbour), as PNG."
+        )
+        return finding("too-many-colours", text, wild or names, of)
+    if all(red == green == blue for red, green, blue in colours):
+        return _grey_as_rgb(sorted(red for red, _, _ in colours), names, number)
+
+    telling = set(colours) - {_BLACK, _WHITE}
+    fits = _known_palettes(telling, number, space)
+    if fits:
+        name, remark, arguments = fits[0]
+        doubt = ""
+        if len(fits) > 1:
+            doubt = f" They fit {', '.join(fit[0] for fit in fits[1:])} as well; which it is, only you know."
+        elif len(telling) < 3 and space is None and kind != "color":
+            doubt = " Colours so few may fit by chance."
+        so = " If so:" if arguments[0] else ""
+        text = f"Painted in {plural(len(colours), 'colour')}, all of {name}.{remark}{doubt}{so}"
+        return finding("known-colours", text, names, of, arguments)
+    few = counts.leading(0.95)
+    if len(colours) >= 16 and len(few) * 4 <= len(colours):
+        text = (
+            f"{len(colours)} colours, {len(few)} of which have {counts.share(few)} of the pixels: probably masks "
+            "with smoothed edges. Export them again without smoothing (nearest neighbour)."
+        )
+        return finding("too-many-colours", text, names, of)
+    text = (
+        f"Painted in {plural(len(colours), 'colour')} of no palette that is known here. Give the colour of each class, "
+        "in the order of your classes (black and white are ignored unless they are listed):"
+    )
+    return finding("colours", text, names, of, _by_colours([colour for colour in colours if colour != _WHITE]))
+
+
+def _grey_as_rgb(values: Sequence[int], names: Sequence[str], number: int | None) -> Finding:
+    """Masks in colours that are all grey, as they are read by their indices, or else by the values that occur."""
+    classes = number or max((value for value in values if value != IGNORED), default=0) + 1
+    if set(values) - {IGNORED} <= set(range(classes)) and values != [0, 255]:
+        arguments = f"colours=tuple((v, v, v) for v in range({classes}))", _hex([(v, v, v) for v in range(classes)])
+        doubt = "" if number else f" if there are {classes} classes"
+    else:
+        arguments, doubt = _by_colours([(v, v, v) for v in values]), " if each of these values is a class"
+    text = (
+        f"Grey saved as RGB: red, green and blue are equal everywhere (values {_ranges(values)}). Save one "
+        f"channel; or read them as they are,{doubt or ' by'}:"
+    )
+    return finding("grey-as-rgb", text, names, len(names), arguments)
+
+
+def _known_palettes(
+    telling: set[Colour], number: int | None, space: LabelSpace | None
+) -> list[tuple[str, str, tuple[str, str]]]:
+    """Name, a remark and the arguments for each palette that has all these colours."""
+    if not telling:
+        return []
+    # The expected one goes before all others
+    known = [space] if space is not None and telling <= set(space.palette) else LABEL_SPACES.values()
+    fits = [
+        (f"the palette of {each.name}", _REMARKS.get(each.name, ""), _by_palette(each))
+        for each in known
+        if telling <= set(each.palette) and number in (None, len(each))
+    ]
+    if fits:
+        return fits
+    voc = LABEL_SPACES["voc21"]
+    if telling <= {*voc.palette, _VOC_BORDER} and number in (None, len(voc)):
+        border = " #e0e0c0 is the border of objects, which is no class: paint it white, which is ignored."
+        fits.append(("the palette of voc21 and its border", border, _by_palette(voc)))
+    if telling <= set(CITYSCAPES_IDS.palette) and number in (None, len(CITYSCAPES)):
+        remark = (
+            " Some are of classes that are not among the 19, and pole and polegroup have one colour: take the files "
+            "*_labelIds.png instead."
+        )
+        fits.append(("the official palette of Cityscapes", remark, ("", "")))
+    if number is not None and telling <= set(generic_palette(number)):
+        fix = f"colours=isanet.labels.generic_palette({number})"
+        fits.append(("the colour map of VOC", "", (fix, _hex(generic_palette(number)))))
+    return fits
+
+
+_REMARKS = {
+    "ade20k150": " Road and skyscraper have one colour, so it cannot be undone: take ADE20K's own masks of values.",
+    "voc21": " Other programs use the colours of VOC for classes of their own.",
+}
+
+
+# --- words and arguments
+
+
+def _arguments(**values: str | Sequence[int]) -> tuple[str, str]:
+    """Arguments of `isanet.datasets.Folder`, as Python and for the command line."""
+    python, options = [], []
+    for name, value in values.items():
+        python.append(f'{name}="{value}"' if isinstance(value, str) else f"{name}={value}")
+        options.append(f"--{name} {value if isinstance(value, str) else _ranges(value) or 'none'}")
+    return ", ".join(python), " ".join(options)
+
+
+def _by_palette(space: LabelSpace) -> tuple[str, str]:
+    """The arguments that read masks in the colours of a space; none if two classes share one."""
+    if len(set(space.palette)) < len(space):
+        return "", ""
+    if LABEL_SPACES.get(space.name) == space:
+        return f'colours=isanet.labels.label_space("{space.name}").palette', f"--colours {space.name}"
+    return _by_colours(space.palette)
+
+
+def _by_colours(colours: Sequence[Colour]) -> tuple[str, str]:
+    """The arguments that spell out the colours; none if there are too many."""
+    return (f"colours={tuple(colours)}", _hex(colours)) if len(colours) <= _LISTED else ("", "")
+
+
+def _hex(colours: Sequence[Colour]) -> str:
+    """Colours for the command line, without the # that shells take for a comment; none if there are too many."""
+    return "--colours " + ",".join(bytes(colour).hex() for colour in colours) if len(colours) <= _LISTED else ""
+
+
+def _class(space: LabelSpace | None, index: int) -> str:
+    return str(index) if space is None else f"{index} {shortened(space.classes[index])}"
+
+
+def _ranges(values: Iterable[int]) -> str:
+    """Values as the command line takes them: `0-20,255`."""
+    runs: list[list[int]] = []
+    for value in sorted(values):
+        if runs and value == runs[-1][1] + 1:
+            runs[-1][1] = value
+        else:
+            runs.append([value, value])
+    parts = [f"{a}" if a == b else f"{a}-{b}" if b > a + 1 or a < 0 else f"{a},{b}" for a, b in runs]
+    return ",".join(parts[:40]) + (",…" if len(parts) > 40 else "")

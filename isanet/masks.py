@@ -17,7 +17,8 @@ from isanet.preprocess import MAX_PIXELS, check_size, open_header
 Mask = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.int32]
 """(H, W) values as they are in the file."""
 
-Colours = Sequence[tuple[int, int, int]]
+Colour = tuple[int, int, int]
+Colours = Sequence[Colour]
 
 VALUE_MODES = ("1", "L", "P", "I;16", "I;16L", "I;16B", "I;16N", "I")
 """Modes of pictures that hold values; `COLOUR_MODES` are read by their colours, others not at all."""
@@ -97,6 +98,11 @@ def packed(colours: ArrayLike) -> NDArray[np.int32]:
     red, green, blue = np.moveaxis(np.asarray(colours, np.int32), -1, 0)
     codes: NDArray[np.int32] = (red << 16) | (green << 8) | blue
     return codes
+
+
+def unpacked(code: int) -> Colour:
+    """The colour of 24 bits."""
+    return code >> 16, code >> 8 & 255, code & 255
 
 
 def _by_colour(codes: NDArray[np.int32], colours: Colours, path: str | os.PathLike[str]) -> NDArray[np.uint8]:

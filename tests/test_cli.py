@@ -14,7 +14,7 @@ from PIL import Image
 
 import isanet
 from isanet import cache, cli
-from tests import tiny_zoo
+from tests import replicas, tiny_zoo
 from tests.file_server import FileServer
 
 ROOT = Path(__file__).parent.parent
@@ -365,3 +365,165 @@ def test_a_closed_pipe_is_no_error_of_ours() -> None:
     result = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
     assert result.stdout == "{\n"
     assert result.stderr == ""
+
+
+# --- evaluate and check-masks -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def voc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    replicas.voc(tmp_path / "voc", val=5)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "voc"
+
+
+def test_evaluate(tiny: FileServer, voc: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("evaluate", str(voc), "--model", tiny_zoo.NAME, "--workers", "0")
+    assert run(*arguments, "--boundary", "--predictions", "maps") == 0
+    out = capsys.readouterr().out
+    report = isanet.Report.load("evaluated")
+    assert f"{100 * report.miou:.2f}" in out
+    assert "76.99" in out
+    assert "5 pictures, where the official split has 1449" in out
+    assert out.splitlines()[-1] == "evaluated/index.html shows it, with pictures"
+    assert {path.name for path in Path("evaluated").iterdir()} == {
+        *("report.json", "index.html", "confusion.png", "classes.png", "worst")
+    }
+    assert len(list(Path("maps").iterdir())) == 5
+    direct = isanet.evaluate(tiny_zoo.NAME, isanet.datasets.VOC2012(voc), workers=0)
+    assert torch.equal(direct.confusion, report.confusion)
+
+    assert run(*arguments) == 1
+    assert "evaluated has a report already" in capsys.readouterr().err
+    assert run(*arguments, "--force", "--limit", "2", "--split", "train") == 0
+    assert (isanet.Report.load("evaluated").samples, isanet.Report.load("evaluated").split) == (2, "train")
+
+
+def test_evaluate_a_folder_of_ones_own(
+    tiny: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ("cat", "pet dog", "sky")
+    replicas.folder(tmp_path / "mine", classes=names, write=lambda path, mask: replicas.save(path, mask * 10 % 251 + 1))
+    call = ("evaluate", "mine", "--model", tiny_zoo.NAME, "--workers", "0")
+    Path("mine/classes.txt").unlink()
+    assert run(*call) == 1
+    assert "classes.txt" in capsys.readouterr().err
+    call += ("--classes", "cat,pet dog,sky", "--ids", "1,11,21", "--ignore", "rest")
+    assert run(*call) == 1
+    error = capsys.readouterr().err
+    assert "voc21 (21 classes" in error
+    assert "mine (3 classes" in error
+    Path("map.json").write_text(json.dumps({"pet dog": ["dog"], "sky": None}))
+    assert run(*call, "--mapping", "map.json") == 0
+    assert isanet.Report.load("evaluated").classes == ("cat", "pet dog")
+    assert "left out of the argmax" in capsys.readouterr().out
+    Path("map.json").write_text("[]")
+    assert run(*call, "--mapping", "map.json", "--force") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ((), 2, "DATA"),
+        (("voc",), 2, "--model"),
+        (("voc", "--model", tiny_zoo.NAME, "--ids", "a-b"), 2, "--ids"),
+        (("voc", "--model", tiny_zoo.NAME, "--colours", "#ff"), 2, "--colours"),
+        (("voc", "--model", tiny_zoo.NAME, "--limit", "0"), 2, "positive"),
+        (("nowhere", "--model", tiny_zoo.NAME), 1, "nowhere"),
+        (("home", "--model", tiny_zoo.NAME), 1, "home"),
+        (("voc", "--model", tiny_zoo.NAME, "--layout", "coco"), 1, "ade20k"),
+        (("voc", "--model", tiny_zoo.NAME, "--split", "valid"), 1, "trainval"),
+        (("voc", "--model", tiny_zoo.NAME, "--split", "test"), 1, "no masks to compare with"),
+        (("voc", "--model", tiny_zoo.NAME, "--classes", "a,b"), 1, "classes"),
+        (("voc", "--model", tiny_zoo.NAME, "--protocol", "hole"), 1, "mmseg-slide-769"),
+        (("voc", "--model", tiny_zoo.NAME, "--mapping", "none.json"), 1, "none.json"),
+    ],
+)
+def test_wrong_calls_of_evaluate(
+    tiny: FileServer, voc: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    if code == 2:
+        with pytest.raises(SystemExit, match="2"):
+            run("evaluate", *arguments)
+    else:
+        assert run("evaluate", *arguments) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert not Path("evaluated").exists()
+
+
+@pytest.fixture
+def shell(tiny: FileServer) -> dict[str, str]:
+    """Settings for processes of their own, which find the tiny model in the cache by its converted folder."""
+    isanet.from_pretrained(tiny_zoo.NAME).save_pretrained("model")
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def test_ctrl_c_keeps_what_was_counted(voc: Path, shell: dict[str, str]) -> None:
+    replicas.voc(voc, val=120)
+    call = [sys.executable, "-m", "isanet.cli", "evaluate", "voc", "--model", "model", "--predictions", "maps"]
+    call += ["--workers", "1"]
+    process = subprocess.Popen(call, env=shell, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not Path("maps").exists() or len(list(Path("maps").iterdir())) < 5:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert "Traceback" not in error
+    assert "the same call goes on" in error
+    counted = len(json.loads(Path("evaluated/progress-0.json").read_text())["rows"])
+    assert 4 <= counted < 120
+    done = subprocess.run(call, env=shell, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert f"{counted} of 120 pictures are counted" in done.stderr
+    report = isanet.evaluate("model", isanet.datasets.VOC2012(voc), workers=0)
+    assert torch.equal(isanet.Report.load("evaluated").confusion, report.confusion)
+
+
+def test_torchrun(voc: Path, shell: dict[str, str]) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "isanet.cli"]
+    call = [*launcher, "evaluate", "voc", "--model", "model", "--device", "cpu", "--workers", "0"]
+    done = subprocess.run(call, env=shell, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("mIoU measured") + done.stdout.count("no figure is published") == 1  # one speaks for all
+    report = isanet.evaluate("model", isanet.datasets.VOC2012(voc), workers=0)
+    assert torch.equal(isanet.Report.load("evaluated").confusion, report.confusion)
+
+
+def test_check_masks(voc: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    masks = "voc/VOCdevkit/VOC2012/SegmentationClass"
+    images = "voc/VOCdevkit/VOC2012/JPEGImages"
+    assert run("check-masks", masks, "--images", images, "--classes", "voc21", "--output", "masks.png") == 0
+    out = capsys.readouterr().out
+    assert "mode P" in out
+    assert "aeroplane" in out
+    with Image.open("masks.png") as picture:
+        assert min(picture.size) > 100
+    assert run("check-masks", masks, "--output", "masks.png") == 1
+    assert "was kept" in capsys.readouterr().err
+    assert run("check-masks", masks, "--json", "--classes", "21") == 0
+    assert json.loads(capsys.readouterr().out)["files"] == 8
+    assert run("check-masks", masks, "--classes", "a,b") == 0
+    assert "stray" in capsys.readouterr().out
+    assert run("check-masks", "nowhere") == 1
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_segment_in_the_form_of_a_server(
+    tiny: FileServer, work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("segment", "pictures", "--model", tiny_zoo.NAME, "--ids", "--protocol", "multiscale-flip") == 0
+    segmenter = isanet.Segmenter(tiny_zoo.NAME, protocol="multiscale-flip")
+    for i in range(3):
+        with Image.open(f"segmented/{i}.png") as picture:
+            assert picture.mode == "P"
+            np.testing.assert_array_equal(np.asarray(picture), segmenter(f"pictures/{i}.png").labels)
+    isanet.from_pretrained(tiny_zoo.NAME, num_classes=3).save_pretrained("mine")
+    assert run("segment", "pictures", "--model", "mine", "--ids", "--output", "other") == 1
+    assert "without official ids" in capsys.readouterr().err
+    assert not Path("other").exists()

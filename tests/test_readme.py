@@ -11,12 +11,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from isanet import cli
 from isanet.labels import LABEL_SPACES
-from tests import tiny_zoo
+from isanet.protocols import PROTOCOLS
+from isanet.report import Report
+from tests import replicas, tiny_zoo
 from tests.file_server import FileServer
 
 ROOT = Path(__file__).parent.parent
@@ -32,6 +35,16 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "work"
     folder.mkdir()
     shutil.copy(ROOT / "examples" / "chelsea.jpg", folder / "photo.jpg")
+    replicas.voc(folder / "VOCdevkit", home="VOC2012", val=2)
+    replicas.folder(
+        folder / "pets",
+        classes=("animal", "rest"),
+        count=2,
+        write=lambda path, mask: replicas.save(
+            path, np.where(mask == 255, 255, 10 * mask.astype(int) + 1).astype("u1")
+        ),
+    )
+    (folder / "mapping.json").write_text(re.search(r"holds `(\{.*?\})`", README)[1])  # type: ignore[index]
     (folder / "checkpoint.pth").write_bytes(tiny_zoo.saved({"model": tiny_zoo.upstream_state()}))
     checkout = tmp_path / "torch" / "hub" / "org_isanet_v1.0"
     checkout.mkdir(parents=True)
@@ -52,12 +65,21 @@ def test_shell_commands(r50: FileServer, work: Path) -> None:
         f'#!/bin/sh\nPYTHONPATH={shlex.quote(str(ROOT))} exec {shlex.quote(sys.executable)} -m isanet.cli "$@"\n'
     )
     script.chmod(0o755)
+    torchrun = work / "bin" / "torchrun"
+    torchrun.write_text(
+        f"#!/bin/sh\nexport PYTHONPATH={shlex.quote(str(ROOT))}\n"
+        f'exec {shlex.quote(sys.executable)} -m torch.distributed.run "$@"\n'
+    )
+    torchrun.chmod(0o755)
     environment = {**os.environ, "PATH": f"{work / 'bin'}:{os.environ['PATH']}"}
     for command in commands:
         result = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", command], env=environment, capture_output=True, text=True, timeout=120
         )
         assert result.returncode == 0, (command, result.stdout, result.stderr)
+    for name in ("evaluated", "evaluated_twice", "evaluated_pets"):
+        assert Path(name, "index.html").exists()
+    assert Report.load("evaluated_pets").classes == ("animal", "rest")
     for name in ("segmented/photo_overlay.png", "segmented/photo_labels.png", "segmented/photo_areas.json", "my_model"):
         assert Path(name).exists()
 
@@ -110,3 +132,12 @@ def test_example_of_areas(tiny: FileServer, tmp_path: Path, capsys: pytest.Captu
     assert [Path(row[0]).name for row in rows] == ["a.jpg", "b.jpg"]
     for row in rows:
         assert sum(map(float, row[1:])) == pytest.approx(1, abs=0.01)
+
+
+def test_protocols_of_the_text_are_those_that_there_are() -> None:
+    table = re.search(r"\| `--protocol` \|.*?\n\n", README, re.S)
+    assert table is not None
+    names = re.findall(
+        r"`([a-z0-9-]+)`", "\n".join(line.split("|")[1] for line in table[0].splitlines()[2:] if "|" in line)
+    )
+    assert set(names) == set(PROTOCOLS)

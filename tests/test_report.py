@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from isanet import charts
 from isanet import report as module
 from isanet.labels import LABEL_SPACES, generic_palette
 from isanet.report import Report, Sample
@@ -98,12 +99,15 @@ def files(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
+def bars(report: Report) -> Any:
+    return charts.iou_chart(list(report.iou.values()), report.classes, report.palette)
+
+
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Empty files for the two figures, for tests of other things: drawing is slow."""
-    monkeypatch.setattr(module, "_write_figure", lambda path, figure: path.write_bytes(b""))
-    for name in ("_confusion_figure", "_classes_figure"):
-        monkeypatch.setattr(module, name, lambda report: None)
+    for name, value in (("confusion_chart", None), ("iou_chart", None), ("png", b"")):
+        monkeypatch.setattr(charts, name, lambda *_, value=value: value)
 
 
 # --- figures
@@ -298,7 +302,7 @@ def test_bars_are_sorted_and_as_long_as_the_iou(tmp_path: Path) -> None:
 
 
 def test_rows_without_truth_are_hatched_not_zero() -> None:
-    axes = module._confusion_figure(make(with_sky())).axes[0]
+    axes = charts.confusion_chart(np.array(with_sky()), CLASSES).axes[0]
     assert [(patch.get_y(), patch.get_hatch()) for patch in axes.patches] == [(1.5, "////"), (2.5, "////")]
     (cells,) = axes.collections
     shares = np.asarray(cells.get_array())
@@ -309,15 +313,17 @@ def test_rows_without_truth_are_hatched_not_zero() -> None:
 
 
 def test_many_classes_have_names_but_no_numbers() -> None:
-    report = make(random_confusion(150), LABEL_SPACES["ade20k150"].classes)
-    axes = module._confusion_figure(report).axes[0]
+    space = LABEL_SPACES["ade20k150"]
+    axes = charts.confusion_chart(random_confusion(150), space.classes).axes[0]
     assert len({label.get_text() for label in axes.get_xticklabels()}) == len(axes.get_yticklabels()) == 150
     assert not axes.texts
-    assert len(module._classes_figure(report).axes) == 3  # columns, so that it fits a screen
+    assert (
+        len(charts.iou_chart(np.linspace(0, 1, 150), space.classes, space.palette).axes) == 3
+    )  # columns, so that it fits a screen
 
 
 def test_absent_classes_are_named_below_the_bars() -> None:
-    (text,) = [text.get_text() for text in module._classes_figure(make()).texts if "absent" in text.get_text()]
+    (text,) = [text.get_text() for text in bars(make()).texts if "absent" in text.get_text()]
     assert text.replace("\xa0", " ") == "absent from truth and prediction: sky 2, boat 3"
 
 
@@ -338,7 +344,7 @@ def test_nothing_measured_is_said(tmp_path: Path, count: int) -> None:
     assert "difference" not in str(report)
     report.save(tmp_path)
     assert "nothing was measured" in Page(tmp_path).text
-    assert "nothing was measured" in [text.get_text() for text in module._classes_figure(report).texts]
+    assert "nothing was measured" in [text.get_text() for text in bars(report).texts]
     assert Report.load(tmp_path).samples == 0
 
 
