@@ -138,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--predictions", metavar="DIR", help="write label maps as the benchmark's server takes them")
     evaluate.add_argument("--mapping", type=Path, metavar="FILE", help='JSON such as {"vehicle": ["car", "bus"]}')
     running(evaluate, precision="float32")
-    evaluate.add_argument("--workers", type=int, metavar="N", help="processes that read pictures; default: one a core")
+    evaluate.add_argument("--workers", type=int, metavar="N", help="processes that read pictures; default: by cores and device")
     evaluate.add_argument("--layout", default="auto", help="auto, voc, ade20k, cityscapes, folder")
     evaluate.add_argument("--sbd", metavar="DIR", help="SBD, for VOC's split trainaug")
     own = evaluate.add_argument_group("a folder of images and masks")

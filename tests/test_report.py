@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Callable
@@ -101,6 +102,10 @@ def files(folder: Path) -> set[str]:
 
 def bars(report: Report) -> Any:
     return charts.iou_chart(list(report.iou.values()), report.classes, report.palette)
+
+
+def drawn(figure: Any) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(charts.png(figure))).convert("RGB"))
 
 
 @pytest.fixture
@@ -281,20 +286,18 @@ def test_pictures_have_a_size_that_can_be_looked_at(tmp_path: Path, count: int) 
             assert max(picture.size) < 1300 + 28 * count
 
 
-def test_bars_have_the_colours_of_the_classes(tmp_path: Path) -> None:
+def test_bars_have_the_colours_of_the_classes() -> None:
     palette = ((10, 200, 30), (200, 10, 30), (255, 255, 255), (1, 2, 250))
-    make(random_confusion(4), palette=palette).save(tmp_path)
-    pixels = np.asarray(Image.open(tmp_path / "classes.png").convert("RGB")).reshape(-1, 3)
+    pixels = drawn(bars(make(random_confusion(4), palette=palette))).reshape(-1, 3)
     for colour in palette:
         assert (pixels == colour).all(axis=1).sum() > 1000
 
 
-def test_bars_are_sorted_and_as_long_as_the_iou(tmp_path: Path) -> None:
+def test_bars_are_sorted_and_as_long_as_the_iou() -> None:
     confusion = np.diag([100, 50, 100, 0])
     confusion[1, 3] = 50  # IoU: 1, 1/2, 1, 0
     palette = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 0, 255))
-    make(confusion, palette=palette).save(tmp_path)
-    pixels = np.asarray(Image.open(tmp_path / "classes.png").convert("RGB"))
+    pixels = drawn(bars(make(confusion, palette=palette)))
     red, green, blue = (np.argwhere((pixels == colour).all(axis=2)) for colour in palette[:3])
     lengths = [np.ptp(found[:, 1]) for found in (red, green, blue)]
     assert lengths[1] / lengths[0] == pytest.approx(0.5, abs=0.02)
@@ -379,6 +382,7 @@ def test_page_says_what_a_class_is_most_taken_for(tmp_path: Path) -> None:
     assert "road 25.0 %" in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_page_needs_nothing_from_outside_and_runs_nothing(tmp_path: Path) -> None:
     make().save(tmp_path, [worst()])
     page = Page(tmp_path)
@@ -508,6 +512,7 @@ def test_a_report_replaces_the_earlier_one_and_nothing_else(tmp_path: Path) -> N
     assert Report.load(tmp_path).miou == 1
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_fails_leaves_no_half_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make().save(tmp_path)
     before = {name: (tmp_path / name).read_bytes() for name in files(tmp_path)}
