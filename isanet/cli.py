@@ -15,7 +15,6 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,11 +86,10 @@ def _parser() -> argparse.ArgumentParser:
 
     def running(added: argparse.ArgumentParser, precision: str) -> None:
         """How a model runs."""
-        added.add_argument("--protocol", default="whole", help=f"one of {', '.join(PROTOCOLS)}")
+        added.add_argument("--protocol", default="whole", choices=PROTOCOLS, metavar="NAME", help=", ".join(PROTOCOLS))
         added.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-        added.add_argument(
-            "--precision", default=precision, help=f"auto, float32, bfloat16, float16; default: {precision}"
-        )
+        precisions = ("auto", "float32", "bfloat16", "float16")
+        added.add_argument("--precision", default=precision, choices=precisions, help=f"default: {precision}")
         added.add_argument("--batch-size", type=_positive, default=1, metavar="N")
 
     listing = command("list", _list, "list the models of the zoo")
@@ -138,11 +136,14 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--predictions", metavar="DIR", help="write label maps as the benchmark's server takes them")
     evaluate.add_argument("--mapping", type=Path, metavar="FILE", help='JSON such as {"vehicle": ["car", "bus"]}')
     running(evaluate, precision="float32")
-    evaluate.add_argument("--workers", type=int, metavar="N", help="processes that read pictures; default: by cores and device")
-    evaluate.add_argument("--layout", default="auto", help="auto, voc, ade20k, cityscapes, folder")
+    evaluate.add_argument(
+        "--workers", type=_not_negative, metavar="N", help="processes that read; default: by cores and device"
+    )
+    layouts = ("auto", "voc", "ade20k", "cityscapes", "folder")
+    evaluate.add_argument("--layout", default="auto", choices=layouts, help="default: by what is in DATA")
     evaluate.add_argument("--sbd", metavar="DIR", help="SBD, for VOC's split trainaug")
     own = evaluate.add_argument_group("a folder of images and masks")
-    own.add_argument("--classes", type=_classes, help="names with commas between, or a label space")
+    own.add_argument("--classes", type=_names, help="names with commas between, or a label space")
     own.add_argument("--ids", type=_ids, help="values of the classes in the masks: 1-150, 0,255 or official")
     own.add_argument("--ignore", type=_ignore, metavar="VALUES", help="values to ignore, rest or none; default: 255")
     own.add_argument("--colours", type=_colours, help="of the classes: #ff0000,#00ff00 or a label space")
@@ -298,13 +299,14 @@ def _segment(options: argparse.Namespace) -> int:
     if plan:
         from isanet.segmenter import Segmenter
 
+        made = not options.output.exists()
         options.output.mkdir(parents=True, exist_ok=True)  # before a model is fetched in vain
         segmenter = Segmenter(
             options.model, device=options.device, precision=options.precision, protocol=options.protocol
         )
         if options.ids and official_name(segmenter.model.label_space) is None:
-            with suppress(OSError):
-                options.output.rmdir()  # if it is empty
+            if made:
+                options.output.rmdir()
             raise ValueError(f"{options.model} has classes of its own, without official ids; use --labels")
 
         def failed(source: object, error: IsanetError) -> None:
@@ -347,7 +349,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     import torch
 
     from isanet import datasets
-    from isanet.evaluation import evaluate
+    from isanet.evaluation import evaluate, label_maps
 
     given = {name: getattr(options, name) for name in ("sbd", "classes", "ids", "ignore", "colours")}
     dataset = datasets.open_dataset(
@@ -356,17 +358,17 @@ def _evaluate(options: argparse.Namespace) -> int:
         layout=options.layout,
         **{name: value for name, value in given.items() if value is not None},
     )
-    mapping = None
-    if options.mapping is not None:
-        mapping = json.loads(options.mapping.read_text(encoding="utf-8"))
-        if not isinstance(mapping, dict):
-            raise ValueError(f'{options.mapping} must be an object such as {{"vehicle": ["car", "bus"]}}')
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1  # started by torchrun
+    mapping = None if options.mapping is None else _mapping(options.mapping)
+    running = {"protocol": options.protocol, "device": options.device, "precision": options.precision}
+    running |= {"batch_size": options.batch_size, "overwrite": options.force}
+    running["progress"] = False if options.quiet else None
+    if not dataset.has_masks and options.predictions is not None:
+        label_maps(options.model, dataset, options.predictions, **running)
+        print(f"{len(dataset)} label maps are in {options.predictions}; the truth of {dataset} is not published")
+        return 0
+    several = torch.distributed.is_torchelastic_launched()
     if several:
-        on_gpu = torch.cuda.is_available() and options.device != "cpu"
-        if on_gpu:
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
+        torch.distributed.init_process_group("gloo")  # the model's device is another matter: only counts are sent
     try:
         first = not several or torch.distributed.get_rank() == 0
         if not first:
@@ -374,18 +376,13 @@ def _evaluate(options: argparse.Namespace) -> int:
         report = evaluate(
             options.model,
             dataset,
-            protocol=options.protocol,
             mapping=mapping,
             limit=options.limit,
             boundary=options.boundary,
             output=options.output,
             predictions=options.predictions,
-            overwrite=options.force,
-            batch_size=options.batch_size,
             workers=options.workers,
-            device=options.device,
-            precision=options.precision,
-            progress=False if options.quiet else None,
+            **running,
         )
     finally:
         if several:
@@ -396,6 +393,23 @@ def _evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _mapping(path: Path) -> dict[str, list[str] | None]:
+    """Which classes are one, from a file; what is wrong with its names `evaluate` says."""
+
+    def unique(pairs: list[tuple[str, list[str] | None]]) -> dict[str, list[str] | None]:
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError("a name appears twice")
+        return dict(pairs)
+
+    try:
+        mapping = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
+        if not isinstance(mapping, dict):
+            raise ValueError("expected an object")
+    except ValueError as error:
+        raise ValueError(f'{path} is no mapping such as {{"vehicle": ["car", "bus"]}}: {error}') from error
+    return mapping
+
+
 def _check_masks(options: argparse.Namespace) -> int:
     from isanet.mask_check import check_masks
 
@@ -404,6 +418,8 @@ def _check_masks(options: argparse.Namespace) -> int:
         classes = label_space(classes)
     elif isinstance(classes, list):
         classes = custom_space(classes)
+    if options.output is not None and options.output.suffix.lower() != ".png":
+        raise ValueError("the picture of the histogram is a PNG; give --output a name that ends in .png")
     if options.output is not None and os.path.lexists(options.output) and not options.force:
         raise CacheError(f"{options.output} exists and was kept; --force replaces it")
     progress = False if options.quiet else None
@@ -543,9 +559,12 @@ def _positive(text: str) -> int:
 
 
 def _classes(text: str) -> list[str] | str | int:
-    """A label space's name, a number, or names with commas between."""
-    if text.isdecimal():
-        return int(text)
+    """A number, or what `_names` takes."""
+    return int(text) if text.isdecimal() else _names(text)
+
+
+def _names(text: str) -> list[str] | str:
+    """A label space's name, or names with commas between."""
     return text if text in LABEL_SPACES or text in OFFICIAL_SPACES else [name.strip() for name in text.split(",")]
 
 
@@ -555,8 +574,11 @@ def _ids(text: str) -> list[int] | str:
         return text
     values: list[int] = []
     for part in text.split(","):
-        first, _, last = part.partition("-")
-        values += range(int(first), int(last or first) + 1)
+        first, dash, last = part.partition("-")
+        more = range(int(first), int(last if dash else first) + 1)
+        if not more:
+            raise argparse.ArgumentTypeError(f"{part} is an empty range")
+        values += more
     return values
 
 
@@ -575,6 +597,13 @@ def _colours(text: str) -> list[tuple[int, int, int]]:
         red, green, blue = bytes.fromhex(part.strip().removeprefix("#"))
         colours.append((red, green, blue))
     return colours
+
+
+def _not_negative(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is negative")
+    return value
 
 
 def _print_table(rows: Sequence[Sequence[str]]) -> None:

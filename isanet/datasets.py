@@ -12,8 +12,11 @@ follow list entries out of the root, take a blank line for a sample, notice an a
 leave Cityscapes' label ids as they are.
 
 Everything that folders and lists can tell is checked when a data set is made, everything else when a sample is read.
-A sample that cannot be used is an error, never left out. Hidden files (`._name.png` of macOS) are no samples. Links to
-folders are followed: large data sets often lie on another disk.
+A sample that cannot be used is an error, never left out. An image is turned upright by its EXIF orientation; a mask
+that has one is refused. Whether a mask without fits the image as stored or upright shows only where turning changes the
+size, and is an error then; otherwise (orientations 2 to 4, and squares) it is taken to fit the upright one. Names are
+compared in the Unicode form NFC. Hidden files (`._name.png` of macOS) are no samples. Links to folders are followed:
+large data sets often lie on another disk.
 """
 
 from __future__ import annotations
@@ -21,7 +24,9 @@ from __future__ import annotations
 import inspect
 import operator
 import os
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from hashlib import sha256
 from importlib import import_module
 from itertools import islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -34,8 +39,8 @@ from torchvision.datasets import VisionDataset  # type: ignore[import-untyped]
 
 from isanet.errors import DatasetError
 from isanet.labels import IGNORED, LABEL_SPACES, OFFICIAL_SPACES, LabelSpace, custom_space, label_space, official_name
-from isanet.masks import Colours, Mask, read_mask
-from isanet.preprocess import SUFFIXES, RGBImage, read_image
+from isanet.masks import Colours, Mask, checked_colours, read_mask
+from isanet.preprocess import MAX_PIXELS, SUFFIXES, RGBImage, read_image
 
 PathLike = str | os.PathLike[str]
 _UNKNOWN = -1
@@ -49,6 +54,15 @@ class Transforms(TypedDict, total=False):
     target_transform: Callable[[Any], Any] | None
 
 
+class Options(Transforms, total=False):
+    """What all data sets here take.
+
+    `max_pixels`: larger images and masks are refused before they are decoded (SBD's masks after it).
+    """
+
+    max_pixels: int
+
+
 class _Files(NamedTuple):
     """What a layout finds: images and masks by their common keys, and the keys that are meant."""
 
@@ -59,6 +73,8 @@ class _Files(NamedTuple):
     """None: all, and every mask has an image."""
     names: Callable[[str], str] = str
     """From a key to the name of the sample."""
+    advice: str = ""
+    """For messages: what to do about a missing mask."""
 
 
 class _Sample(NamedTuple):
@@ -98,6 +114,8 @@ class SegmentationDataset(VisionDataset):  # type: ignore[misc]
         files: _Files,
         indices: Mapping[int, int],
         otherwise: int = _UNKNOWN,
+        *,
+        max_pixels: int = MAX_PIXELS,
         **transforms: Unpack[Transforms],
     ) -> None:
         """`indices`: the index for each value of the files; `otherwise`: for every other value."""
@@ -113,6 +131,7 @@ class SegmentationDataset(VisionDataset):  # type: ignore[misc]
         self._values = np.array(values, np.int64)
         self._indices = np.array([indices[value] for value in values], np.int16)
         self._otherwise = otherwise
+        self._max_pixels = max_pixels
         self._table = self._look_up(np.arange(256))  # nearly all masks are uint8, and a table is much faster
 
     def __len__(self) -> int:
@@ -164,7 +183,7 @@ class SegmentationDataset(VisionDataset):  # type: ignore[misc]
             ImageError: The image cannot be read.
         """
         _, image_path, mask_path = self._samples[operator.index(index)]
-        image = read_image(image_path)
+        image = read_image(image_path, max_pixels=self._max_pixels)
         if mask_path is None:
             return image, None
         values = self._read_values(mask_path)
@@ -191,13 +210,26 @@ class SegmentationDataset(VisionDataset):  # type: ignore[misc]
             )
         return image, mask.astype(np.uint8)
 
+    def fingerprint(self, indices: Iterable[int]) -> str:
+        """A hash of how some samples are read, and of their files: path, size and time of change."""
+        digest = sha256(
+            repr((self.name, self.split, self._values, self._indices, self._otherwise, self._colours)).encode()
+        )
+        for index in indices:
+            for path in self._samples[index][1:]:
+                if path is not None:
+                    status = path.stat()
+                    digest.update(os.fsencode(path.absolute()))
+                    digest.update(f" {status.st_size} {status.st_mtime_ns} ".encode())
+        return digest.hexdigest()
+
     def _look_up(self, values: NDArray[Any]) -> NDArray[np.int16]:
         """The index for each value, `_UNKNOWN` where there is none."""
         nearest = np.searchsorted(self._values, values).clip(max=len(self._values) - 1)
         return np.where(self._values[nearest] == values, self._indices[nearest], np.int16(self._otherwise))
 
     def _read_values(self, path: Path) -> Mask:
-        return read_mask(path, colours=self._colours)
+        return read_mask(path, colours=self._colours, max_pixels=self._max_pixels)
 
     def _advice(self) -> str:
         """What to do about values that should not be there."""
@@ -213,15 +245,15 @@ class _Official(SegmentationDataset):
     _homes: ClassVar[tuple[str, ...]] = (".",)
     """Where below the root the data set may lie."""
     _marks: ClassVar[tuple[tuple[str, ...], ...]]
-    """Folders by which it is known; each entry alone suffices."""
+    """Folders by which it is known, or with "!" by their absence; each entry alone suffices."""
     _ignored: ClassVar[tuple[int, ...]]
     _promise: ClassVar[str]
 
-    def __init__(self, root: Path, split: str, files: _Files, **transforms: Unpack[Transforms]) -> None:
+    def __init__(self, root: Path, split: str, files: _Files, **options: Unpack[Options]) -> None:
         indices = dict.fromkeys(self._ignored, IGNORED)
         indices |= {value: index for index, value in enumerate(self._space.official_ids)}
         self.official_size = self._val_size if split == "val" else None
-        super().__init__(root, split, self._space, files, indices, **transforms)
+        super().__init__(root, split, self._space, files, indices, **options)
 
     @classmethod
     def _home(cls, root: Path) -> Path | None:
@@ -254,8 +286,9 @@ class VOC2012(_Official):
             SBD as published: VOC's train and SBD's train and val without VOC's val, sorted; VOC's own masks for VOC's
             train. The usual archives give 10,582 samples.
         sbd: For "trainaug": SBD's `benchmark_RELEASE`, or `dataset` in it (`train.txt`, `val.txt`, `cls`). Its masks
-            are read by SciPy.
-        transforms: See `Transforms`.
+            are read by SciPy. With `trainaug.txt`, that says what the samples are, and SBD has the masks that are in
+            neither folder.
+        options: See `Options`.
 
     Masks are palette pictures read as indices; 255, the border of objects, is ignored.
 
@@ -271,41 +304,44 @@ class VOC2012(_Official):
     _space = LABEL_SPACES["voc21"]
     _val_size = 1449
     _homes = ("VOCdevkit/VOC2012", "VOC2012", ".")
-    _marks = (("JPEGImages",),)
+    _marks = (("JPEGImages", "SegmentationClass"), ("JPEGImages", "ImageSets/Segmentation"))
     _layout = "JPEGImages, SegmentationClass and ImageSets, also below VOCdevkit/VOC2012 or VOC2012"
     _ignored = (IGNORED,)
     _promise = "PASCAL VOC's hold 0 to 20, and 255 where ignored"
 
     def __init__(
-        self, root: PathLike, split: str = "val", *, sbd: PathLike | None = None, **transforms: Unpack[Transforms]
+        self, root: PathLike, split: str = "val", *, sbd: PathLike | None = None, **options: Unpack[Options]
     ) -> None:
         root, home = self._open(root, split)
         lists = home / "ImageSets" / "Segmentation"
         images = _files(home / "JPEGImages", ".jpg")
         masks = {} if split == "test" else _files(home / "SegmentationClass", ".png")
-        if split != "trainaug":
-            keys = _entries(lists / f"{split}.txt", columns=True)
-        elif (lists / "trainaug.txt").is_file():
-            keys = _entries(lists / "trainaug.txt", columns=True)
-            if (home / "SegmentationClassAug").is_dir():
-                masks |= _files(home / "SegmentationClassAug", ".png")
-        elif sbd is not None:
-            _loadmat()  # if SciPy is not there, say so now and not at the first sample
-            extra = _folder(sbd)
-            extra = extra / "dataset" if (extra / "dataset").is_dir() else extra
-            masks = _files(extra / "cls", ".mat") | masks
-            together = (lists / "train.txt", extra / "train.txt", extra / "val.txt")
-            every = {key for path in together for key in _entries(path, columns=True)}
-            keys = sorted(every - set(_entries(lists / "val.txt", columns=True)))
-        else:
-            raise DatasetError(
-                f"{root} has no trainaug: pass sbd=, the folder of SBD's benchmark_RELEASE, or put the list "
-                f"{lists / 'trainaug.txt'} and the masks {home / 'SegmentationClassAug'} there"
-            )
-        super().__init__(root, split, _Files(images, None if split == "test" else masks, keys), **transforms)
+        listed, converted, advice = lists / f"{split}.txt", home / "SegmentationClassAug", ""
+        there = split != "trainaug" or listed.is_file()
+        keys = _entries(listed, columns=True) if there else []
+        if split == "trainaug":
+            advice = f"put the masks into {converted}, or pass sbd=, the folder of SBD's benchmark_RELEASE"
+            if there and converted.is_dir():
+                masks |= _files(converted, ".png")
+            if sbd is not None:
+                _loadmat()  # if SciPy is not there, say so now and not at the first sample
+                extra = _folder(sbd)
+                extra = extra / "dataset" if (extra / "dataset").is_dir() else extra
+                masks = _files(extra / "cls", ".mat") | masks
+                if not there:
+                    together = (lists / "train.txt", extra / "train.txt", extra / "val.txt")
+                    every = {key for path in together for key in _entries(path, columns=True)}
+                    keys = sorted(every - set(_entries(lists / "val.txt", columns=True)))
+            elif not there:
+                raise DatasetError(
+                    f"{root} has no trainaug: pass sbd=, the folder of SBD's benchmark_RELEASE, or put the list "
+                    f"{listed} and the masks {converted} there"
+                )
+        files = _Files(images, None if split == "test" else masks, keys, advice=advice)
+        super().__init__(root, split, files, **options)
 
     def _read_values(self, path: Path) -> Mask:
-        return _read_sbd(path) if path.suffix == ".mat" else super()._read_values(path)
+        return _read_sbd(path, self._max_pixels) if path.suffix.lower() == ".mat" else super()._read_values(path)
 
 
 class ADE20K(_Official):
@@ -315,7 +351,7 @@ class ADE20K(_Official):
         root: `ADEChallengeData2016`, or the folder that it is in.
         split: "train" or "training", "val" or "validation", "test" or "testing" (images alone: `images/testing`, or
             `release_test/testing` of the other archive, in `root` or in the data set's folder).
-        transforms: See `Transforms`.
+        options: See `Options`.
 
     The value 0 of the files, "other", is ignored; 1 to 150 are the classes 0 to 149.
 
@@ -333,14 +369,14 @@ class ADE20K(_Official):
     _marks = (
         ("images/validation", "annotations"),
         ("images/training", "annotations"),
-        ("images/testing",),
+        ("images/testing", "!masks"),  # with them it is a folder of one's own
         ("release_test/testing",),
     )
     _layout = "images/validation and annotations/validation, also below ADEChallengeData2016"
     _ignored = (0,)
     _promise = "ADE20K's hold 0 to 150 (0: ignored)"
 
-    def __init__(self, root: PathLike, split: str = "val", **transforms: Unpack[Transforms]) -> None:
+    def __init__(self, root: PathLike, split: str = "val", **options: Unpack[Options]) -> None:
         root, home = self._open(root, split)
         long = {"train": "training", "val": "validation", "test": "testing"}
         short = {name: key for key, name in long.items()}.get(split, split)
@@ -350,7 +386,7 @@ class ADE20K(_Official):
             folder = next((path for path in candidates if path.is_dir()), folder)
         images = _files(folder, ".jpg")
         masks = None if short == "test" else _files(home / "annotations" / long[short], ".png")
-        super().__init__(root, short, _Files(images, masks), **transforms)
+        super().__init__(root, short, _Files(images, masks), **options)
 
 
 class Cityscapes(_Official):
@@ -359,7 +395,7 @@ class Cityscapes(_Official):
     Args:
         root: The folder with `leftImg8bit` and `gtFine`.
         split: "train", "val", or "test" (images alone: the masks of the archive are dummies).
-        transforms: See `Transforms`.
+        options: See `Options`.
 
     Masks are `*_gtFine_labelIds.png`; the ids of the 19 classes become 0 to 18, the others of 0 to 33 are ignored. Keys
     are the names of the image files, as the evaluation server wants them.
@@ -375,15 +411,19 @@ class Cityscapes(_Official):
     _space = LABEL_SPACES["cityscapes19"]
     _val_size = 500
     _marks = (("leftImg8bit",),)
-    _layout = "leftImg8bit and gtFine"
+    _layout = "leftImg8bit and gtFine, both in one folder"
     _ignored = OFFICIAL_SPACES["cityscapes-ids"].official_ids
     _promise = "Cityscapes' labelIds hold 0 to 33 (255 is for train ids, which these files do not hold)"
 
-    def __init__(self, root: PathLike, split: str = "val", **transforms: Unpack[Transforms]) -> None:
+    def __init__(self, root: PathLike, split: str = "val", **options: Unpack[Options]) -> None:
         root, home = self._open(root, split)
         images = _files(home / "leftImg8bit" / split, "_leftImg8bit.png")
         masks = None
         if split != "test":
+            if not (home / "gtFine").is_dir():
+                raise DatasetError(
+                    f"{home} does not hold the masks of {self.name}: expected {self._layout}; {_there_is(home)}"
+                )
             folder = home / "gtFine" / split
             masks = _files(folder, "_gtFine_labelIds.png")
             made = {} if masks else _files(folder, "_gtFine_labelTrainIds.png")
@@ -392,7 +432,7 @@ class Cityscapes(_Official):
                     f"{folder} has *_gtFine_labelTrainIds.png alone, which a script made; the *_gtFine_labelIds.png of "
                     "gtFine_trainvaltest.zip are read: unpack it there"
                 )
-        super().__init__(root, split, _Files(images, masks, names=_image_name), **transforms)
+        super().__init__(root, split, _Files(images, masks, names=_image_name), **options)
 
 
 class Folder(SegmentationDataset):
@@ -413,8 +453,8 @@ class Folder(SegmentationDataset):
             then the position of its colour in this list, for `ids` and `ignore` too; 255 for black and white where the
             list has them not. Another colour is an error. Of classes that share a colour in a published palette, the
             first gets all.
-        ignore: Further values that may occur, and are ignored; "rest": every other value.
-        transforms: See `Transforms`.
+        ignore: A further value that may occur and is ignored, or several; "rest": every other value.
+        options: See `Options`.
 
     Raises:
         DatasetError: Something is not as described; the message names the file or the argument.
@@ -432,21 +472,20 @@ class Folder(SegmentationDataset):
         masks: str = "masks",
         ids: Sequence[int] | str | None = None,
         colours: Colours | None = None,
-        ignore: Iterable[int] | str = (IGNORED,),
-        **transforms: Unpack[Transforms],
+        ignore: Iterable[int] | int | str = (IGNORED,),
+        **options: Unpack[Options],
     ) -> None:
         root = _folder(root)
         self.name = root.resolve().name
         self._masks = root / masks
         space = _own_space(root, classes, self.name)
-        indices, otherwise = _own_values(space, ids, colours, ignore)
-        if colours is not None:
-            self._colours = tuple((int(red), int(green), int(blue)) for red, green, blue in colours)
+        self._colours = None if colours is None else checked_colours(colours)
+        indices, otherwise = _own_values(space, ids, self._colours, ignore)
         part, listed = _own_split(root, images, split)
         pictures = _files(root / images / part, *SUFFIXES)
         keys = None if listed is None else [_without_suffix(entry, pictures) for entry in _entries(listed)]
         files = _Files(pictures, _files(root / masks / part, *SUFFIXES), keys)
-        super().__init__(root, split, space, files, indices, otherwise, **transforms)
+        super().__init__(root, split, space, files, indices, otherwise, **options)
 
     def _advice(self) -> str:
         return (
@@ -463,7 +502,8 @@ def open_dataset(
     Args:
         root: The folder, as for the classes of this module.
         split: None: "val", but all of a folder of one's own.
-        layout: "voc", "ade20k", "cityscapes", "folder", or "auto": by the folders in `root`.
+        layout: "voc", "ade20k", "cityscapes", "folder", or "auto": by the folders in `root`. What has a `classes.txt`
+            is never taken for one of the first three.
         options: Further arguments of the class.
 
     Raises:
@@ -472,9 +512,17 @@ def open_dataset(
     """
     if layout == "auto":
         root = _folder(root)
-        found = [name for name, kind in LAYOUTS.items() if kind is not Folder and kind._home(root) is not None]
-        if _any_of(root, [(str(options.get("images", "images")), str(options.get("masks", "masks")))]):
+        own = (root / "classes.txt").is_file()
+        official = [] if own else [name for name, kind in LAYOUTS.items() if kind is not Folder]
+        found = [name for name in official if LAYOUTS[name]._home(root) is not None]
+        images, masks = str(options.get("images", "images")), str(options.get("masks", "masks"))
+        if _any_of(root, [(images, masks)]):
             found.append("folder")
+        elif own:
+            raise DatasetError(
+                f"{root} has a classes.txt, as a folder of one's own, but not both {images} and {masks}: pass the "
+                f"names of its folders as images= and masks=, or what it is as layout=; {_there_is(root)}"
+            )
         if len(found) > 1:
             raise DatasetError(f"{root} holds several data sets ({', '.join(found)}); say which one by layout")
         if not found:
@@ -484,7 +532,7 @@ def open_dataset(
     if layout not in LAYOUTS:
         raise DatasetError(f"unknown layout {layout!r}; the known ones are: auto, {', '.join(LAYOUTS)}")
     kind = LAYOUTS[layout]
-    known = {*inspect.signature(kind).parameters, *Transforms.__annotations__} - {"root", "split"}
+    known = {*inspect.signature(kind).parameters, *Options.__annotations__} - {"root", "split"}
     for option in options:
         if option not in known:
             raise DatasetError(f"{root} is read as {kind.__name__} (layout={layout!r}), which has no option {option!r}")
@@ -497,8 +545,8 @@ LAYOUTS: dict[str, Any] = {"voc": VOC2012, "ade20k": ADE20K, "cityscapes": Citys
 
 
 def _any_of(folder: Path, marks: Iterable[Iterable[str]]) -> bool:
-    """Whether all folders of one of the entries are there."""
-    return any(all((folder / name).is_dir() for name in names) for names in marks)
+    """Whether all folders of one of the entries are there, and those with "!" are not."""
+    return any(all((folder / name.lstrip("!")).is_dir() != name.startswith("!") for name in names) for names in marks)
 
 
 def _there_is(folder: Path) -> str:
@@ -509,7 +557,10 @@ def _there_is(folder: Path) -> str:
 
 def _folder(path: PathLike) -> Path:
     """The path, if it is a folder."""
-    folder = Path(path).expanduser()
+    try:
+        folder = Path(path).expanduser()
+    except RuntimeError as error:
+        raise DatasetError(f"{path} cannot be found: {error}") from error
     if not folder.is_dir():
         reason = "is a file, not a folder: if it is an archive, unpack it" if folder.exists() else "does not exist"
         raise DatasetError(f"{folder} {reason} (working folder: {Path.cwd()})")
@@ -543,9 +594,12 @@ def _files(folder: Path, *endings: str) -> dict[str, Path]:
                 ending = next((ending for ending in lower if name.lower().endswith(ending)), None)
                 if ending is None or name.startswith("."):
                     continue
-                path, key = here / name, prefix + name[: -len(ending)]
+                path, key = here / name, unicodedata.normalize("NFC", prefix + name[: -len(ending)])
                 if key in found:
-                    raise DatasetError(f"{found[key]} and {path} differ in nothing but the suffix; remove one")
+                    raise DatasetError(
+                        f"{found[key]} and {path} differ in nothing but the suffix, or how accents are encoded; remove "
+                        "one"
+                    )
                 found[key] = path
     except OSError as error:
         raise DatasetError(f"{folder} cannot be read: {error}") from error
@@ -591,7 +645,7 @@ def _entries(path: Path, *, columns: bool = False) -> list[str]:
             entry, *rest = text.split()
             if rest and rest not in (["-1"], ["0"], ["1"]):
                 raise DatasetError(f"line {number} of {path} is {text!r}; expected one name, without a path")
-        entry = entry.replace("\\", "/")  # lists made on Windows
+        entry = unicodedata.normalize("NFC", entry.replace("\\", "/"))  # lists made on Windows
         if PureWindowsPath(entry).anchor or ".." in entry.split("/"):  # a leading "/" is an anchor there too
             raise DatasetError(f"line {number} of {path} leads out of the data set: {entry!r}")
         if entry in seen:
@@ -612,7 +666,7 @@ def _paired(files: _Files, what: str) -> list[_Sample]:
         raise DatasetError(f"{what} has no sample")
     _check_partners(what, keys, images, "image")
     if masks is not None:
-        _check_partners(what, keys, masks, "mask")
+        _check_partners(what, keys, masks, "mask", files.advice)
         if files.keys is None:
             _check_partners(what, masks, images, "image")
     samples: dict[str, _Sample] = {}
@@ -625,12 +679,16 @@ def _paired(files: _Files, what: str) -> list[_Sample]:
     return list(samples.values())
 
 
-def _check_partners(what: str, keys: Iterable[str], partners: Mapping[str, Path], kind: str) -> None:
+def _check_partners(what: str, keys: Iterable[str], partners: Mapping[str, Path], kind: str, advice: str = "") -> None:
     """Makes sure that each key has its file of a kind."""
     missing = [key for key in keys if key not in partners]
     if missing:
-        named = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
-        raise DatasetError(f"{len(missing):,} of the samples of {what} have no {kind}: {named}")
+        named = ", ".join(map(repr, missing[:3])) + (", …" if len(missing) > 3 else "")
+        if PurePosixPath(missing[0]).suffix.lower() in SUFFIXES:
+            advice = "names are without suffix here"
+        raise DatasetError(
+            f"{len(missing):,} of the samples of {what} have no {kind}: {named}{'; ' if advice else ''}{advice}"
+        )
 
 
 def _image_name(key: str) -> str:
@@ -638,24 +696,29 @@ def _image_name(key: str) -> str:
     return f"{PurePosixPath(key).name}_leftImg8bit"
 
 
-def _loadmat() -> Callable[[str], Any]:
+def _loadmat() -> Callable[..., Any]:
     """SciPy's reader, if SciPy is there."""
     try:
-        load: Callable[[str], Any] = import_module("scipy.io").loadmat
+        load: Callable[..., Any] = import_module("scipy.io").loadmat
     except ImportError as error:
         raise DatasetError(f"the masks of SBD are read by SciPy ({error}): pip install 'isanet[sbd]'") from error
     return load
 
 
-def _read_sbd(path: Path) -> Mask:
+def _read_sbd(path: Path, max_pixels: int) -> Mask:
     """The values of a mask of SBD, (H, W) uint8, 0 to 20."""
     load = _loadmat()
     try:
-        mask: Mask = load(str(path))["GTcls"][0]["Segmentation"][0]
+        mask: Mask = load(str(path), variable_names=["GTcls"])["GTcls"][0]["Segmentation"][0]
         if mask.ndim != 2 or mask.dtype != np.uint8:
             raise ValueError(f"GTcls.Segmentation is {mask.dtype} of shape {mask.shape}, not 8-bit (H, W)")
     except Exception as error:  # SciPy raises nearly anything on damaged data
         raise DatasetError(f"the mask {path} is no mask of SBD ({error}); unpack the archive again") from error
+    if mask.size > max_pixels:
+        raise DatasetError(
+            f"the mask {path} has {mask.size:,} pixels, more than the limit of {max_pixels:,}; raise max_pixels if you "
+            "trust it"
+        )
     return mask
 
 
@@ -676,13 +739,15 @@ def _own_space(root: Path, classes: Sequence[str] | str | None, name: str) -> La
         raise
     except ValueError as error:
         raise DatasetError(f"the classes of {root}: {error}") from error
+    except TypeError as error:
+        raise DatasetError(f"classes must be names, or the name of a label space, got {classes!r}") from error
     if len(space) > IGNORED:
         raise DatasetError(f"{root} has {len(space)} classes; a mask of 8 bits holds no more than {IGNORED}")
     return space
 
 
 def _own_values(
-    space: LabelSpace, ids: Sequence[int] | str | None, colours: Colours | None, ignore: Iterable[int] | str
+    space: LabelSpace, ids: Sequence[int] | str | None, colours: Colours | None, ignore: Iterable[int] | int | str
 ) -> tuple[dict[int, int], int]:
     """The index for each value of the files, and the index for every other value, see `Folder`."""
     indices: dict[int, int] = {}
@@ -693,22 +758,21 @@ def _own_values(
             indices = dict.fromkeys(official.official_ids, IGNORED)
     if isinstance(ids, str) or (isinstance(ignore, str) and ignore != "rest"):
         raise DatasetError(f"ids is a list or 'official', and ignore a list or 'rest'; got {ids!r} and {ignore!r}")
-    values = list(range(len(space))) if ids is None else [operator.index(value) for value in ids]
+    values = list(range(len(space))) if ids is None else _whole("ids", ids)
     if len(values) != len(space) or len(set(values)) != len(space):
         raise DatasetError(f"ids must be {len(space)} different values, one for each class, got {values}")
     if colours is not None:
-        listed = tuple(tuple(colour) for colour in colours)
         published = [known.palette for known in (LABEL_SPACES | OFFICIAL_SPACES).values()]
-        different = len(listed) if listed in published else len(set(listed))  # some of those give a colour twice
-        if not max(values) < len(listed) == different <= IGNORED:
+        different = len(colours) if colours in published else len(set(colours))  # some of those give a colour twice
+        if not max(values) < len(colours) == different:
             raise DatasetError(
-                f"colours must be different ones, no more than {IGNORED}, and have one for each class; got "
-                f"{len(listed)}, {different} of them different, for {len(space)} classes"
+                f"colours must be different ones, and have one for each class; got {len(colours)}, {different} of them "
+                f"different, for {len(space)} classes"
             )
     indices |= {value: index for index, value in enumerate(values)}
     if isinstance(ignore, str):
         return indices, IGNORED
-    for value in map(operator.index, ignore):
+    for value in _whole("ignore", [ignore] if isinstance(ignore, int | np.integer) else ignore):
         if value in values:
             raise DatasetError(
                 f"{value} is the value of {space.classes[indices[value]]!r} and in ignore; pass an ignore without it, "
@@ -716,6 +780,14 @@ def _own_values(
             )
         indices.setdefault(value, IGNORED)
     return indices, _UNKNOWN
+
+
+def _whole(name: str, values: Iterable[int]) -> list[int]:
+    """Values as plain numbers."""
+    try:
+        return [operator.index(value) for value in values]
+    except TypeError as error:
+        raise DatasetError(f"{name} must be whole numbers, got {values!r}") from error
 
 
 def _own_split(root: Path, images: str, split: str | None) -> tuple[str, Path | None]:
@@ -727,8 +799,8 @@ def _own_split(root: Path, images: str, split: str | None) -> tuple[str, Path | 
     if len(lists) + len(folders) > 1:
         raise DatasetError(f"the split {split!r} is there twice: {' and '.join(map(str, folders + lists))}; rename one")
     if not lists and not folders:
-        others = {path.stem for path in [*root.glob("*.txt"), *root.glob("splits/*.txt")]} - {"classes"}
-        others |= {path.name for path in root.glob(f"{images}/*") if path.is_dir()}
+        others = {path.stem for path in [*root.glob("[!.]*.txt"), *root.glob("splits/[!.]*.txt")]} - {"classes"}
+        others |= {path.name for path in root.glob(f"{images}/[!.]*") if path.is_dir()}
         raise DatasetError(
             f"{root} has no split {split!r}, neither a folder {images}/{split} nor a list {split}.txt; "
             + (f"it has: {', '.join(sorted(others))}" if others else "it has none: leave out split for all of it")

@@ -254,8 +254,8 @@ def custom_space(
     return LabelSpace(name, names, colours, tuple(range(len(names))))
 
 
-def translation(source: LabelSpace, target: LabelSpace) -> tuple[int, ...]:
-    """For each class of `source`, its index in `target`; `IGNORED` where it has none there.
+def translation(source: LabelSpace, target: LabelSpace) -> tuple[int | None, ...]:
+    """For each class of `source`, its index in `target`; None where it has none there.
 
     Spaces of the same classes in the same order are the same; a data set's space and its official ids translate into
     each other both ways. Nothing else does: equal names of different data sets need not mean the same.
@@ -271,14 +271,14 @@ def translation(source: LabelSpace, target: LabelSpace) -> tuple[int, ...]:
             return space.official_ids
         if (source.classes, target.classes) == (official.classes, space.classes):
             positions = {official_id: index for index, official_id in enumerate(space.official_ids)}
-            return tuple(positions.get(index, IGNORED) for index in range(len(official)))
+            return tuple(positions.get(index) for index in range(len(official)))
     raise ValueError(
         f"there is no translation from the label space {source} to {target}; say which classes are which by a mapping "
         'such as {"vehicle": ["car", "bus"]}'
     )
 
 
-def merged(space: LabelSpace, groups: Groups) -> tuple[LabelSpace, tuple[int, ...]]:
+def merged(space: LabelSpace, groups: Groups) -> tuple[LabelSpace, tuple[int | None, ...]]:
     """Merges classes; a class that no group names stays as it is.
 
     Args:
@@ -288,7 +288,7 @@ def merged(space: LabelSpace, groups: Groups) -> tuple[LabelSpace, tuple[int, ..
 
     Returns:
         The space of the new classes, in the order of the first of each one's old classes and with its colour, and for
-        each old class its new index, or `IGNORED`.
+        each old class its new index, or None if it is ignored.
 
     Raises:
         ValueError: A class in two groups, a new name that is also a class outside its group, or no class left.
@@ -309,7 +309,7 @@ def merged(space: LabelSpace, groups: Groups) -> tuple[LabelSpace, tuple[int, ..
         raise ValueError(f"all classes of {space} are ignored; leave one")
     palette = tuple(space.palette[names.index(name)] for name in kept)
     index = {name: position for position, name in enumerate(kept)}
-    table = tuple(IGNORED if name is None else index[name] for name in names)
+    table = tuple(None if name is None else index[name] for name in names)
     if tuple(kept) == space.classes:
         return space, table
     return custom_space(kept, palette, f"{space.name}, merged"), table
@@ -323,10 +323,14 @@ def check_groups(groups: Groups, *spaces: LabelSpace) -> None:
     """
     known = list(dict.fromkeys(name for space in spaces for name in space.classes))
     for name, members in groups.items():
-        if isinstance(members, str):
-            raise ValueError(
-                f"the classes that become {name!r} must be a list of names, not the single text {members!r}"
-            )
+        if members is not None and (
+            not isinstance(members, Sequence)
+            or isinstance(members, str)
+            or not all(isinstance(m, str) for m in members)
+        ):
+            raise ValueError(f"the classes that become {name!r} must be a list of names, not {members!r}")
+        if members is not None and len(set(members)) < len(members):
+            raise ValueError(f"a class is listed twice among those that become {name!r}: {', '.join(members)}")
         for member in [name] if members is None else members:
             if member not in known:
                 near = get_close_matches(member, known, n=3, cutoff=0.6)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import unicodedata
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -373,7 +374,7 @@ def _pictures_below(root: Path, what: str, apart_from: Path | None) -> list[Path
 
 def _key(path: Path) -> str:
     """What a picture and its mask have in common."""
-    return path.with_name(_PARTNER.sub("", path.stem)).as_posix()
+    return unicodedata.normalize("NFC", path.with_name(_PARTNER.sub("", path.stem)).as_posix())
 
 
 def _add(seen: Seen, name: str, mask: Image.Image) -> None:
@@ -396,6 +397,8 @@ def _add(seen: Seen, name: str, mask: Image.Image) -> None:
         if value in into.pixels or len(into.pixels) < most:
             into.pixels[value] += count
     into.files[name] = array("q", sorted(counts)[:_KEPT_VALUES])
+    if mask.mode == "1":
+        seen.one_bit.append(name)
     if mask.mode == "P":
         seen.palette_files.append(name)
         if _palette_differs(seen.palette, mask, counts):

@@ -107,6 +107,7 @@ class Seen:
         palette: The colour of each value, in the first palette picture that has it.
         palette_files: The palette pictures.
         palettes_differ: Those in which a value has another colour than in an earlier one.
+        one_bit: The pictures of 1 bit, whose values are 0 and 1.
     """
 
     values: Counts = field(default_factory=Counts)
@@ -116,6 +117,7 @@ class Seen:
     palette: dict[int, Colour] = field(default_factory=dict)
     palette_files: list[str] = field(default_factory=list)
     palettes_differ: list[str] = field(default_factory=list)
+    one_bit: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,12 @@ def judge(
         findings += _value_findings(values, coding, number, space)
         if seen.palette_files:
             findings.append(_palette_finding(seen, voc))
+    if 0 < len(seen.one_bit) < len(values.files):
+        text = (
+            "Black and white of 1 bit, read as 0 and 1, beside masks of more bits. A program that saved 0 and 255 with "
+            "fewer bits makes such files, and one reading does not fit both then: save all with 8 bits."
+        )
+        findings.append(finding("one-bit", text, seen.one_bit, len(values.files)))
     if colours.files:
         findings.append(_colour_finding(kind, colours, number, space))
     if values.files and colours.files:

@@ -7,6 +7,7 @@ over processes. Fractions are 0..1 and NaN where they are not defined; they are 
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ Labels = Tensor | NDArray[Any]
 """Class indices: bool (False is class 0, True is class 1) or any integer type but uint64; on any device."""
 
 _DTYPES = {"bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "int64"}
+
+_MAX_CLASSES = 4096  # a matrix of 128 MiB, and as much again while pixels are counted
 
 # Pixels that are counted at a time. On a processor what fits its cache is the fastest; elsewhere this bounds memory.
 _CHUNK = {"cpu": 1 << 19}
@@ -31,7 +34,7 @@ class ConfusionMatrix:
     not enter means. To sum over processes, all-reduce `matrix`.
 
     Args:
-        num_classes: K.
+        num_classes: K, at most 4096: matrices are full.
         ignore_index: Pixels of this true value are not counted, whatever is predicted there. It may be any integer,
             negative or itself a class; None: all pixels count.
         device: Where pixels are counted and `matrix` is; labels are brought there.
@@ -42,15 +45,14 @@ class ConfusionMatrix:
         ignore_index: As given.
 
     Raises:
-        ValueError: `num_classes` is not an integer of at least 1.
+        ValueError: `num_classes` is not an integer of 1 to 4096, or `ignore_index` neither one nor None.
     """
 
     def __init__(self, num_classes: int, ignore_index: int | None = 255, device: str | torch.device = "cpu") -> None:
-        _check_num_classes(num_classes)
-        self.num_classes = num_classes
-        self.ignore_index = ignore_index
+        self.num_classes = _number_of_classes(num_classes)
+        self.ignore_index = _index_to_ignore(ignore_index)
         with torch.inference_mode(False):  # what is made in inference mode could not be updated out of it
-            self.matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+            self.matrix = torch.zeros(self.num_classes, self.num_classes, dtype=torch.int64, device=device)
 
     def update(self, prediction: Labels, target: Labels) -> None:
         """Count the pixels of one picture or more.
@@ -69,10 +71,14 @@ class ConfusionMatrix:
         """Add the counts of another matrix, on any device.
 
         Raises:
-            ValueError: It is of another number of classes.
+            ValueError: It is of another number of classes, or ignores another value.
         """
         if other.num_classes != self.num_classes:
             raise ValueError(f"cannot merge counts of {other.num_classes} classes into those of {self.num_classes}")
+        if other.ignore_index != self.ignore_index:
+            raise ValueError(
+                f"cannot merge counts with ignore_index {other.ignore_index} into those with {self.ignore_index}"
+            )
         self.matrix += other.matrix.to(self.matrix.device)
 
     def iou(self) -> Tensor:
@@ -126,7 +132,8 @@ class BoundaryScore:
     * Pixels ignored in the truth are on no boundary, and make none of their neighbours: not in the prediction either,
       which is thus not judged where the truth is unknown.
     * Precision is the share of a class's boundary pixels in the prediction that have one of the truth, of the same
-      class, at a Euclidean distance of at most `tolerance` times the picture's diagonal, not rounded; recall is the
+      class, at a Euclidean distance of at most `tolerance` times the picture's diagonal, not rounded: pixels at exactly
+      that distance count, and below one pixel (a diagonal under 134 for 0.0075) only the very same do. Recall is the
       reverse. F = 2PR / (P + R), and 0 if one of the two has no boundary.
     * A picture counts for the classes that have a boundary in its truth or its prediction; one that fills the picture
       has none.
@@ -134,8 +141,8 @@ class BoundaryScore:
     To sum over processes, all-reduce `total` and `count`.
 
     Args:
-        num_classes: K.
-        ignore_index: As for `ConfusionMatrix`.
+        num_classes: As for `ConfusionMatrix`.
+        ignore_index: The same.
         tolerance: Fraction of the picture's diagonal, 0 (the very same pixels) to 1.
         device: Where boundaries are compared and the state is, one that has float64.
 
@@ -147,7 +154,7 @@ class BoundaryScore:
         tolerance: As given.
 
     Raises:
-        ValueError: `num_classes` is not an integer of at least 1, or `tolerance` not in 0..1.
+        ValueError: As for `ConfusionMatrix`, or `tolerance` is not in 0..1.
     """
 
     def __init__(
@@ -157,15 +164,14 @@ class BoundaryScore:
         tolerance: float = 0.0075,
         device: str | torch.device = "cpu",
     ) -> None:
-        _check_num_classes(num_classes)
+        self.num_classes = _number_of_classes(num_classes)
+        self.ignore_index = _index_to_ignore(ignore_index)
         if not 0 <= tolerance <= 1:
             raise ValueError(f"tolerance is a fraction of the picture's diagonal, 0..1, got {tolerance}")
-        self.num_classes = num_classes
-        self.ignore_index = ignore_index
         self.tolerance = tolerance
         with torch.inference_mode(False):  # what is made in inference mode could not be updated out of it
-            self.total = torch.zeros(num_classes, dtype=torch.float64, device=device)
-            self.count = torch.zeros(num_classes, dtype=torch.int64, device=device)
+            self.total = torch.zeros(self.num_classes, dtype=torch.float64, device=device)
+            self.count = torch.zeros(self.num_classes, dtype=torch.int64, device=device)
 
     def update(self, prediction: Labels, target: Labels) -> None:
         """Score one picture.
@@ -210,9 +216,26 @@ class BoundaryScore:
         return torch.bincount(classes[near], minlength=self.num_classes).double() / pixels.clamp(min=1), pixels
 
 
-def _check_num_classes(num_classes: int) -> None:
-    if not isinstance(num_classes, int) or num_classes < 1:
-        raise ValueError(f"num_classes must be an integer of at least 1, got {num_classes!r}")
+def _number_of_classes(value: int) -> int:
+    number = _whole(value)
+    if number is None or not 1 <= number <= _MAX_CLASSES:
+        raise ValueError(f"num_classes must be an integer of 1 to {_MAX_CLASSES}, got {value!r}")
+    return number
+
+
+def _index_to_ignore(value: int | None) -> int | None:
+    index = _whole(value)
+    if index is None and value is not None:
+        raise ValueError(f"ignore_index must be an integer or None, got {value!r}")
+    return index
+
+
+def _whole(value: object) -> int | None:
+    """Any integer type's value as int; None for anything else, bool too."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 def _pair(prediction: Labels, target: Labels, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ from torch import Tensor
 from isanet import inference, protocols
 from isanet.errors import IsanetError
 from isanet.files import written_whole
-from isanet.labels import IGNORED, Groups, check_groups, custom_space, label_space, merged, translation
+from isanet.labels import Groups, check_groups, custom_space, label_space, merged, translation
 from isanet.legend import shortened, with_legend
 from isanet.preprocess import MAX_PIXELS, RGBImage, pictures_in, read_image
 from isanet.protocols import Protocol
@@ -87,20 +87,18 @@ class Segmentation:
         if isinstance(target, str):
             space = label_space(target)
             table = translation(source, space)
-            gone = [index for index, new in enumerate(table) if new == IGNORED]
             name: str | None = target
         else:
             check_groups(target, source)
             space, table = merged(source, target)
-            gone = [index for index, old in enumerate(self.classes) if target.get(old, ()) is None]
             name = self.label_space if space.classes == self.classes else None
-        for index in gone:
-            if count := int((self.labels == index).sum()):
+        for index, new_index in enumerate(table):
+            if new_index is None and (count := int((self.labels == index).sum())):
                 raise ValueError(
                     f"{count} pixels are {self.classes[index]!r} of the label space {source}, which has no counterpart "
                     f"in {space}"
                 )
-        lookup = np.array(table, np.int32)
+        lookup = np.array([new_index or 0 for new_index in table], np.int32)
         new = lookup.astype(np.uint8)[self.labels] if len(space) <= 256 else lookup[self.labels]
         return replace(self, labels=new, classes=space.classes, palette=space.palette, label_space=name)
 

@@ -311,6 +311,7 @@ TRAPS: dict[str, Callable[[Truth], None]] = {
     "truncated image": _bytes("image", lambda old: old[: len(old) // 2]),
     "empty mask": _bytes("mask", lambda _: b""),
     "small mask": _mask(lambda path, values: save(path, values[:-1])),
+    "narrow mask": _mask(lambda path, values: save(path, values[:, :-1])),
     "stray value": _mask(_stray),
     "RGB mask": _mask(lambda path, values: save(path, np.stack([values, values, values // 2], -1))),
     "JPEG mask": _mask(_as_jpeg),

@@ -185,7 +185,7 @@ def test_one_bad_picture_does_not_stop_the_others(
         (("segment", "pictures", "--model", "m", "--output", "pictures/0.png"), 1, "File exists"),
         (("segment", "pictures", "--model", "isanet_tiny"), 1, "did you mean"),
         (("segment", "pictures", "--model", tiny_zoo.NAME, "--device", "gpu"), 1, "device"),
-        (("segment", "pictures", "--model", tiny_zoo.NAME, "--precision", "int3"), 1, "float32"),
+        (("segment", "pictures", "--model", tiny_zoo.NAME, "--precision", "int3"), 2, "float32"),
         (("convert", "missing.pth", "out"), 1, "missing.pth"),
         (("convert", "pictures/0.png", "out"), 1, "not a checkpoint"),
     ],
@@ -418,8 +418,22 @@ def test_evaluate_a_folder_of_ones_own(
     assert run(*call, "--mapping", "map.json") == 0
     assert isanet.Report.load("evaluated").classes == ("cat", "pet dog")
     assert "left out of the argmax" in capsys.readouterr().out
-    Path("map.json").write_text("[]")
-    assert run(*call, "--mapping", "map.json", "--force") == 1
+    for wrong in (
+        "[]",
+        '{"v": ',
+        '{"a": null, "a": null}',
+        '{"v": 5}',
+        '{"v": [1]}',
+        '{"v": ["cat", "cat"]}',
+        '{"v": {}}',
+    ):
+        Path("map.json").write_text(wrong)
+        assert run(*call, "--mapping", "map.json", "--force") == 1
+        error = capsys.readouterr().err
+        assert error.count("\n") <= 2
+        assert "map.json is no mapping" in error or "list of names" in error or "listed twice" in error
+    Path("map.json").write_text('\ufeff{"pet dog": ["dog"], "sky": null}', encoding="utf-8")
+    assert run(*call, "--mapping", "map.json", "--force", "--quiet") == 0
 
 
 @pytest.mark.parametrize(
@@ -432,11 +446,15 @@ def test_evaluate_a_folder_of_ones_own(
         (("voc", "--model", tiny_zoo.NAME, "--limit", "0"), 2, "positive"),
         (("nowhere", "--model", tiny_zoo.NAME), 1, "nowhere"),
         (("home", "--model", tiny_zoo.NAME), 1, "home"),
-        (("voc", "--model", tiny_zoo.NAME, "--layout", "coco"), 1, "ade20k"),
+        (("voc", "--model", tiny_zoo.NAME, "--layout", "coco"), 2, "ade20k"),
+        (("voc", "--model", tiny_zoo.NAME, "--ids", "3-1"), 2, "empty range"),
+        (("voc", "--model", tiny_zoo.NAME, "--ids", "1-"), 2, "--ids"),
+        (("voc", "--model", tiny_zoo.NAME, "--workers", "-1"), 2, "negative"),
+        (("voc", "--model", tiny_zoo.NAME, "--precision", "half"), 2, "bfloat16"),
         (("voc", "--model", tiny_zoo.NAME, "--split", "valid"), 1, "trainval"),
         (("voc", "--model", tiny_zoo.NAME, "--split", "test"), 1, "no masks to compare with"),
         (("voc", "--model", tiny_zoo.NAME, "--classes", "a,b"), 1, "classes"),
-        (("voc", "--model", tiny_zoo.NAME, "--protocol", "hole"), 1, "mmseg-slide-769"),
+        (("voc", "--model", tiny_zoo.NAME, "--protocol", "hole"), 2, "mmseg-slide-769"),
         (("voc", "--model", tiny_zoo.NAME, "--mapping", "none.json"), 1, "none.json"),
     ],
 )
@@ -483,6 +501,21 @@ def test_ctrl_c_keeps_what_was_counted(voc: Path, shell: dict[str, str]) -> None
     assert f"{counted} of 120 pictures are counted" in done.stderr
     report = isanet.evaluate("model", isanet.datasets.VOC2012(voc), workers=0)
     assert torch.equal(isanet.Report.load("evaluated").confusion, report.confusion)
+
+
+def test_label_maps_of_a_split_without_masks(tiny: FileServer, voc: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call = ("evaluate", str(voc), "--model", tiny_zoo.NAME, "--split", "test", "--predictions", "maps")
+    assert run(*call) == 0
+    assert "is not published" in capsys.readouterr().out
+    assert not Path("evaluated").exists()
+    dataset = isanet.datasets.VOC2012(voc, "test")
+    assert [path.stem for path in sorted(Path("maps").iterdir())] == dataset.keys
+    labels = isanet.Segmenter(tiny_zoo.NAME)(dataset.image_path(0)).labels
+    with Image.open(f"maps/{dataset.keys[0]}.png") as picture:
+        np.testing.assert_array_equal(np.asarray(picture), labels)
+    assert run(*call) == 1
+    assert "was kept" in capsys.readouterr().err
+    assert run(*call, "--force") == 0
 
 
 def test_torchrun(voc: Path, shell: dict[str, str]) -> None:

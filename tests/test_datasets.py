@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import sys
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,7 +87,9 @@ def test_names_splits_and_sizes_are_those_of_the_published_figures(tmp_path: Pat
     for layout, (make, kind) in OFFICIAL.items():
         make(tmp_path / layout)
         sizes[kind(tmp_path / layout).name] = kind(tmp_path / layout).official_size
-        assert kind(tmp_path / layout, "train").official_size is None
+        for split in {"train", "trainval", "test"} & set(kind.splits):
+            if (layout, split) != ("ade20k", "test"):
+                assert kind(tmp_path / layout, split).official_size is None
     assert set(sizes) == published
     assert sizes == {"PASCAL VOC 2012": 1449, "ADE20K": 2000, "Cityscapes": 500}
 
@@ -115,6 +119,7 @@ def test_a_test_split_has_images_alone(tmp_path: Path, layout: str) -> None:
             replicas.save(tmp_path / "release_test" / "testing" / f"ADE_test_0000000{i}.jpg", pixels)
     dataset = kind(tmp_path, "test")
     assert not dataset.has_masks
+    assert dataset.official_size is None
     assert dataset.mask_path(0) is None
     image, mask = dataset.read(0)
     assert mask is None
@@ -130,6 +135,45 @@ def test_ade20k_test_images_are_found_in_the_data_set_too(tmp_path: Path, place:
     assert ADE20K(tmp_path, "test").keys == ADE20K(tmp_path, "testing").keys == ["ADE_test_00000001"]
 
 
+@pytest.mark.parametrize("place", ["images/testing", "release_test/testing"])
+def test_ade20k_test_images_are_found_without_the_rest(tmp_path: Path, place: str) -> None:
+    replicas.save(tmp_path / place / "ADE_test_00000001.jpg", np.zeros((9, 7, 3), np.uint8))
+    assert open_dataset(tmp_path, "test").keys == ["ADE_test_00000001"]
+
+
+@pytest.mark.parametrize("split", ["training", "validation"])
+def test_ade20k_is_known_by_either_split(tmp_path: Path, split: str) -> None:
+    truths = replicas.ade20k(tmp_path)
+    other = {"training": "validation", "validation": "training"}[split]
+    (tmp_path / "ADEChallengeData2016" / "images" / other).rename(tmp_path / "away")
+    check(open_dataset(tmp_path, split), truths[split.removesuffix("ing").removesuffix("idation")])
+
+
+@pytest.mark.parametrize("folder", ["SegmentationClass", "ImageSets"])
+def test_voc_is_known_by_masks_or_lists(tmp_path: Path, folder: str) -> None:
+    replicas.voc(tmp_path, home=".")
+    (tmp_path / folder).rename(tmp_path / "away")
+    if folder == "ImageSets":
+        with pytest.raises(DatasetError, match=r"there is no list .*val\.txt"):
+            open_dataset(tmp_path)
+    else:
+        assert len(open_dataset(tmp_path, "test")) == 1
+    (tmp_path / {"SegmentationClass": "ImageSets", "ImageSets": "SegmentationClass"}[folder]).rename(tmp_path / "too")
+    with pytest.raises(DatasetError, match="no known layout"):
+        open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("layout", OFFICIAL)
+def test_capitals_in_suffixes_make_no_difference(tmp_path: Path, layout: str) -> None:
+    make, kind = OFFICIAL[layout]
+    truth = make(tmp_path)["val"]
+    for path in [*truth.image_files.values(), *truth.mask_files.values()]:
+        path.rename(path.with_suffix(path.suffix.upper()))
+    dataset = kind(tmp_path)
+    assert dataset.keys == truth.keys
+    np.testing.assert_array_equal(dataset.read(0)[1], truth.masks[truth.first])
+
+
 def test_cityscapes_test_masks_are_not_read_though_they_are_there(tmp_path: Path) -> None:
     truth = replicas.cityscapes(tmp_path)["test"]
     assert Cityscapes(tmp_path, "test").keys == truth.keys
@@ -141,6 +185,7 @@ def test_trainaug_is_made_from_sbd(tmp_path: Path, name: str) -> None:
     expected = replicas.sbd(tmp_path, truths)
     dataset = VOC2012(tmp_path, "trainaug", sbd=tmp_path / name)
     assert dataset.keys == list(expected)
+    assert dataset.official_size is None
     assert not set(dataset.keys) & set(truths["val"].keys)
     for i, key in enumerate(dataset.keys):
         np.testing.assert_array_equal(dataset.read(i)[1], expected[key])
@@ -158,6 +203,25 @@ def test_trainaug_by_its_list_takes_the_converted_masks_first(tmp_path: Path) ->
     assert dataset.keys == [second, first]
     np.testing.assert_array_equal(dataset.read(0)[1], truths["train"].masks[second])
     np.testing.assert_array_equal(dataset.read(1)[1], converted)
+
+
+def test_sbd_fills_in_what_the_list_of_trainaug_names_and_no_folder_has(tmp_path: Path) -> None:
+    truths = replicas.voc(tmp_path)
+    expected = replicas.sbd(tmp_path, truths)
+    home = tmp_path / "VOCdevkit" / "VOC2012"
+    keys = [key for key in reversed(expected) if key != truths["train"].first]
+    (home / "ImageSets" / "Segmentation" / "trainaug.txt").write_text("\n".join(keys))
+    with pytest.raises(DatasetError, match=r"2 of the samples .* no mask: .*SegmentationClassAug, or pass sbd="):
+        VOC2012(tmp_path, "trainaug")
+    converted = np.full_like(expected["2008_000002"], 7)
+    replicas.save(home / "SegmentationClassAug" / "2008_000002.png", converted)
+    dataset = VOC2012(tmp_path, "trainaug", sbd=tmp_path / "benchmark_RELEASE")
+    assert dataset.keys == keys
+    for i, key in enumerate(keys):
+        np.testing.assert_array_equal(dataset.read(i)[1], converted if key == "2008_000002" else expected[key])
+    assert [path.name for path in map(dataset.mask_path, range(len(keys))) if path and path.suffix == ".mat"] == [
+        "2008_000007.mat"
+    ]
 
 
 def test_without_list_and_sbd_both_ways_to_trainaug_are_said(tmp_path: Path) -> None:
@@ -183,6 +247,34 @@ def test_a_damaged_mask_of_sbd_is_named(tmp_path: Path) -> None:
     dataset = VOC2012(tmp_path, "trainaug", sbd=tmp_path / "benchmark_RELEASE")
     with pytest.raises(DatasetError, match=r"2008_000002\.mat is no mask of SBD"):
         dataset[dataset.keys.index("2008_000002")]
+
+
+@pytest.mark.parametrize("mask", [np.zeros((9, 7), np.int16), np.zeros((9, 7, 3), np.uint8)])
+def test_another_array_in_the_place_of_a_mask_of_sbd_is_refused(tmp_path: Path, mask: Any) -> None:
+    from scipy.io import savemat
+
+    replicas.sbd(tmp_path, replicas.voc(tmp_path))
+    cell = np.zeros((1, 1), [("Segmentation", object)])
+    cell[0, 0]["Segmentation"] = mask
+    savemat(tmp_path / "benchmark_RELEASE" / "dataset" / "cls" / "2008_000002.mat", {"GTcls": cell})
+    dataset = VOC2012(tmp_path, "trainaug", sbd=tmp_path / "benchmark_RELEASE")
+    with pytest.raises(DatasetError, match=rf"2008_000002\.mat is no mask of SBD .*{mask.dtype} of shape"):
+        dataset.read(dataset.keys.index("2008_000002"))
+
+
+def test_masks_of_sbd_have_a_largest_size_and_their_files_other_contents_and_suffixes_in_capitals(
+    tmp_path: Path,
+) -> None:
+    expected = replicas.sbd(tmp_path, replicas.voc(tmp_path))
+    path = tmp_path / "benchmark_RELEASE" / "dataset" / "cls" / "2008_000002.mat"
+    path.write_bytes(path.read_bytes() + b"what is not asked for is not read")
+    path.rename(path.with_suffix(".MAT"))
+    sbd, index = tmp_path / "benchmark_RELEASE", list(expected).index("2008_000002")
+    dataset = VOC2012(tmp_path, "trainaug", sbd=sbd)
+    np.testing.assert_array_equal(dataset.read(index)[1], expected["2008_000002"])
+    Image.new("RGB", (1, 1)).save(dataset.image_path(index))
+    with pytest.raises(DatasetError, match=r"2008_000002\.MAT has .* pixels, more than the limit of 100"):
+        VOC2012(tmp_path, "trainaug", sbd=sbd, max_pixels=100).read(index)
 
 
 # --- torchvision --------------------------------------------------------------------------------------------
@@ -244,11 +336,12 @@ def test_transforms_of_each_alone(tmp_path: Path) -> None:
         Folder(tmp_path, transform=lambda image: image, transforms=augment)
 
 
-# Forked, because a fresh process imports torch for seconds; what a fresh one needs is the test of pickling below.
+# A fresh process imports torch for seconds, so there is but one.
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-def test_worker_processes_read_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("method", "workers"), [("fork", 2), ("spawn", 1)])
+def test_worker_processes_read_the_same(tmp_path: Path, method: str, workers: int) -> None:
     truth = replicas.voc(tmp_path)["val"]
-    loader = DataLoader(VOC2012(tmp_path), batch_size=None, num_workers=2, multiprocessing_context="fork")
+    loader = DataLoader(VOC2012(tmp_path), batch_size=None, num_workers=workers, multiprocessing_context=method)
     for (image, mask), key in zip(loader, truth.keys, strict=True):
         np.testing.assert_array_equal(np.asarray(mask), truth.masks[key])
         np.testing.assert_array_equal(np.asarray(image), read_image(truth.image_files[key]))
@@ -308,6 +401,8 @@ CODINGS: dict[str, tuple[Callable[[Path, Any], object], dict[str, Any]]] = {
     "in no order": (coded({0: 9, 1: 255, 2: 0, 3: 100, 255: 3}), {"ids": [9, 255, 0, 100], "ignore": [3]}),
     "ids of NumPy": (coded({0: 9, 1: 8, 2: 7, 3: 6}), {"ids": np.array([9, 8, 7, 6])}),
     "one of many": (coded({255: 77}), {"ignore": "rest"}),
+    "one to ignore": (coded({255: 77}), {"ignore": 77}),
+    "one of NumPy to ignore": (coded({255: 77}), {"ignore": np.int64(77)}),
     "two to ignore": (coded({255: 77}), {"ignore": (77, 255)}),
     "16 bits": (coded({255: 65535}, np.uint16), {"ignore": (65535,)}),
     "16 bits, large ids": (coded({0: 1000, 1: 2000, 2: 256, 3: 65534}, np.uint16), {"ids": [1000, 2000, 256, 65534]}),
@@ -332,9 +427,11 @@ def test_a_folder_is_read_as_its_arguments_say(tmp_path: Path, name: str) -> Non
     check(open_dataset(tmp_path, **options), truth)
 
 
-def test_the_classes_of_a_folder(tmp_path: Path) -> None:
+def test_the_classes_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "terrain"
     replicas.folder(root)
+    monkeypatch.chdir(root)
+    assert Folder(".").name == "terrain"
     assert (Folder(root).name, Folder(root).split, Folder(root).official_size) == ("terrain", None, None)
     assert Folder(root).label_space == custom_space(("sky", "land", "water", "house"), name="terrain")
     assert Folder(root, classes=["a", "w", "x"]).classes == ("a", "w", "x")
@@ -397,10 +494,14 @@ def test_splits_that_are_folders(tmp_path: Path) -> None:
 def test_splits_that_are_lists(tmp_path: Path, place: str) -> None:
     replicas.folder(tmp_path, nested=True)
     (tmp_path / place).parent.mkdir(exist_ok=True)
-    (tmp_path / place).write_text("b/pic 3.0\n./a/pic 0.0.png\nb\\pic 1.0\n")
-    assert Folder(tmp_path, "few").keys == ["b/pic 3.0", "a/pic 0.0", "b/pic 1.0"]
+    (tmp_path / place).write_text("b/pic 3.0\n./a/pic 0.0.png\nb\\pic 1.0\na/pic 2.0.PNG\n")
+    assert Folder(tmp_path, "few").keys == ["b/pic 3.0", "a/pic 0.0", "b/pic 1.0", "a/pic 2.0"]
     (tmp_path / "images" / "a" / "without mask.png").write_bytes(b"")  # not in the list, so no sample
-    assert len(Folder(tmp_path, "few")) == 3
+    assert len(Folder(tmp_path, "few")) == 4
+    for hidden in ("._few.txt", "splits/._few.txt"):
+        (tmp_path / hidden).parent.mkdir(exist_ok=True)
+        (tmp_path / hidden).write_bytes(b"of macOS")
+    (tmp_path / "images" / ".cache").mkdir()
     with pytest.raises(DatasetError, match=r"no split 'many', .*it has: a, b, few$"):
         Folder(tmp_path, "many")
 
@@ -423,10 +524,17 @@ def test_other_names_of_the_folders(tmp_path: Path) -> None:
         ({"ids": [1, 2, 3]}, r"ids must be 4 different values.*\[1, 2, 3\]"),
         ({"ids": [1, 2, 3, 3]}, "ids must be 4 different values"),
         ({"ids": "all"}, "'all'"),
+        ({"ids": [0.0, 1.0, 2.0, 3.0]}, r"ids must be whole numbers, got \[0\.0, "),
+        ({"ids": 4}, "ids must be whole numbers, got 4"),
+        ({"ignore": [255.0]}, r"ignore must be whole numbers, got \[255\.0\]"),
+        ({"ignore": 255.0}, r"ignore must be whole numbers, got 255\.0"),
+        ({"classes": 4}, "classes must be names, or the name of a label space, got 4"),
         ({"ignore": "all"}, "'all'"),
         ({"ids": [0, 1, 2, 255]}, r"255 is the value of 'house' and in ignore.*ignore=\(\)"),
         ({"colours": [(0, 0, 0)] * 4}, "got 4, 1 of them different, for 4 classes"),
         ({"colours": [(0, 0, 0), (1, 1, 1)]}, "got 2, 2 of them different, for 4 classes"),
+        ({"colours": [(0, 0, 300), (0, 1, 44), (1, 1, 1), (2, 2, 2)]}, r"from 0 to 255, got \(\(0, 0, 300\)"),
+        ({"colours": ["#ff0000"] * 4}, "three whole numbers each"),
         ({"colours": OWN_COLOURS}, r"pic 0\.0\.png holds values, not colours"),
     ],
 )
@@ -453,8 +561,8 @@ def test_classes_that_nobody_names(tmp_path: Path) -> None:
 
 # Layout, trap, parts of the message; FILE stands for the first sample's mask, IMAGE for its image, LIST for the list.
 WRONG_WHEN_MADE = [
-    ("voc", "missing mask", ["1 of the samples", "have no mask: 2007_000033"]),
-    ("voc", "missing image", ["have no image: 2007_000033"]),
+    ("voc", "missing mask", ["1 of the samples", "have no mask: '2007_000033'"]),
+    ("voc", "missing image", ["have no image: '2007_000033'"]),
     ("voc", "line leads out", ["LIST", "line 5", "'../../secret'", "leads out"]),
     ("voc", "line is absolute", ["LIST", "line 5", "'/etc/passwd'", "leads out"]),
     ("voc", "line leads to a drive", ["LIST", "line 5", "leads out"]),
@@ -463,18 +571,19 @@ WRONG_WHEN_MADE = [
     ("voc", "empty list", ["LIST", "is empty"]),
     ("voc", "no list", ["there is no list", "LIST"]),
     ("voc", "UTF-16 list", ["LIST", "UTF-8"]),
-    ("ade20k", "missing mask", ["ADE20K val", "have no mask: ADE_val_00000001"]),
-    ("ade20k", "missing image", ["have no image: ADE_val_00000001"]),
-    ("cityscapes", "missing mask", ["have no mask: frankfurt/frankfurt_000000_000019"]),
-    ("cityscapes", "missing image", ["have no image: frankfurt/frankfurt_000000_000019"]),
+    ("ade20k", "missing mask", ["ADE20K val", "have no mask: 'ADE_val_00000001'"]),
+    ("ade20k", "missing image", ["have no image: 'ADE_val_00000001'"]),
+    ("cityscapes", "missing mask", ["have no mask: 'frankfurt/frankfurt_000000_000019'"]),
+    ("cityscapes", "missing image", ["have no image: 'frankfurt/frankfurt_000000_000019'"]),
     ("cityscapes", "train ids alone", ["labelTrainIds.png alone", "script", "labelIds.png", "gtFine_trainvaltest.zip"]),
-    ("folder", "missing mask", ["have no mask: pic 0.0"]),
-    ("folder", "missing image", ["have no image: pic 0.0"]),
+    ("folder", "missing mask", ["have no mask: 'pic 0.0'"]),
+    ("folder", "missing image", ["have no image: 'pic 0.0'"]),
 ]
 EVERY_READING = [
     ("truncated mask", ["FILE", "cannot be read"]),
     ("empty mask", ["FILE", "is empty (0 bytes)"]),
     ("small mask", ["IMAGE is 53x37", "FILE is 53x36"]),
+    ("narrow mask", ["IMAGE is 53x37", "FILE is 52x37"]),
     ("rotated image", ["IMAGE is 37x53", "FILE is 53x37", "EXIF"]),
     ("stray value", ["FILE", "200 (3 pixels)"]),
     ("RGB mask", ["FILE", "is in colours"]),
@@ -558,7 +667,9 @@ def test_many_missing_partners_are_counted_and_three_are_named(tmp_path: Path) -
     truth = replicas.ade20k(tmp_path, val=6)["val"]
     for key in truth.keys[1:]:
         truth.mask_files[key].unlink()
-    with pytest.raises(DatasetError, match=r"5 of the samples .*: ADE_val_00000002, ADE_val_00000003, [^,]*04, …$"):
+    with pytest.raises(
+        DatasetError, match=r"5 of the samples .*: 'ADE_val_00000002', 'ADE_val_00000003', [^,]*04', …$"
+    ):
         ADE20K(tmp_path)
 
 
@@ -612,8 +723,68 @@ def test_unknown_splits_and_roots(tmp_path: Path, layout: str) -> None:
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     replicas.cityscapes(tmp_path)
     (tmp_path / "gtFine").rename(tmp_path / "gtCoarse")
-    with pytest.raises(DatasetError, match=r"no folder .*gtFine.val; .* holds: gtCoarse, leftImg8bit$"):
+    with pytest.raises(DatasetError, match=r"not hold the masks .* in one folder; .* holds: gtCoarse, leftImg8bit$"):
         Cityscapes(tmp_path)
+    assert len(Cityscapes(tmp_path, "test")) == 1
+    (tmp_path / "gtCoarse").rename(tmp_path / "gtFine")
+    (tmp_path / "gtFine" / "val").rename(tmp_path / "gtFine" / "valid")
+    with pytest.raises(DatasetError, match=r"no folder .*gtFine.val; .* holds: test, train, valid$"):
+        Cityscapes(tmp_path)
+    (tmp_path / "leftImg8bit").rename(tmp_path / "other")
+    with pytest.raises(DatasetError, match="leftImg8bit and gtFine, both in one folder"):
+        Cityscapes(tmp_path)
+
+
+def test_a_user_that_does_not_exist_is_named() -> None:
+    with pytest.raises(DatasetError, match="~nobody of this name/set cannot be found"):
+        Folder("~nobody of this name/set")
+
+
+def test_odd_lines_of_a_list_are_shown_as_they_are(tmp_path: Path) -> None:
+    truth = replicas.voc(tmp_path)["val"]
+    assert truth.list_file is not None
+    truth.list_file.write_text("2007_000033\n\x1a\n")
+    with pytest.raises(DatasetError, match=r"no image: '\\x1a'$"):
+        VOC2012(tmp_path)
+    truth.list_file.write_text("2007_000033.jpg\n")
+    with pytest.raises(DatasetError, match=r"no image: '2007_000033\.jpg'; names are without suffix here"):
+        VOC2012(tmp_path)
+
+
+def test_unicode_forms_of_a_name_are_one_name(tmp_path: Path) -> None:
+    truth = replicas.folder(tmp_path, count=1)[None]
+    composed, apart = (unicodedata.normalize(form, "Straße ü") for form in ("NFC", "NFD"))
+    for path, name in ((truth.image_files[truth.first], composed), (truth.mask_files[truth.first], apart)):
+        path.rename(path.with_name(f"{name}.png"))
+    assert Folder(tmp_path).keys == [composed]
+    (tmp_path / "list.txt").write_text(f"{apart}.png", "utf-8")
+    assert Folder(tmp_path, "list").keys == [composed]
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replicas.folder(tmp_path, nested=True)
+    scandir = os.scandir
+
+    def refusing(path: Any) -> Any:  # permissions do not stop root
+        if Path(path).name == "b":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(DatasetError, match=r"images cannot be read: .*Permission denied: .*images/b"):
+        Folder(tmp_path)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_larger_pictures_than_asked_for_are_refused(tmp_path: Path, layout: str) -> None:
+    make, _ = LAYOUTS[layout]
+    truth = next(truth for split, truth in make(tmp_path).items() if split in ("val", None))
+    dataset = open_dataset(tmp_path, truth.split, max_pixels=1000)
+    with pytest.raises(ImageError, match="more than the limit of 1,000"):
+        dataset.read(0)
+    Image.new("RGB", (1, 1)).save(truth.image_files[truth.first])
+    with pytest.raises(DatasetError, match="more than the limit of 1,000"):
+        dataset.read(0)
 
 
 # --- recognising layouts ------------------------------------------------------------------------------------
@@ -650,6 +821,28 @@ def test_what_is_in_no_layout_or_in_several(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"several data sets \(voc, ade20k\)"):
         open_dataset(tmp_path)
     assert type(open_dataset(tmp_path, layout="ade20k")) is ADE20K
+
+
+def test_what_has_a_list_of_classes_is_a_folder_of_one_s_own(tmp_path: Path) -> None:
+    replicas.folder(tmp_path, splits=("validation",))
+    (tmp_path / "masks").rename(tmp_path / "annotations")
+    with pytest.raises(
+        DatasetError, match=r"has a classes\.txt.* images= and masks=.* layout=; .* holds: annotations, "
+    ):
+        open_dataset(tmp_path)
+    assert type(open_dataset(tmp_path, masks="annotations")) is Folder
+    replicas.ade20k(tmp_path / "set")
+    (tmp_path / "set" / "classes.txt").write_text("a")
+    with pytest.raises(DatasetError, match=r"has a classes\.txt"):
+        open_dataset(tmp_path / "set")
+    assert type(open_dataset(tmp_path / "set", layout="ade20k")) is ADE20K
+
+
+def test_test_images_beside_masks_are_no_ade20k(tmp_path: Path) -> None:
+    truth = replicas.folder(tmp_path, splits=("testing",))["testing"]
+    (tmp_path / "classes.txt").unlink()
+    dataset = open_dataset(tmp_path, "testing", classes=truth.space.classes)
+    assert (type(dataset), dataset.keys) == (Folder, truth.keys)
 
 
 # --- the replicas themselves --------------------------------------------------------------------------------

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from PIL import Image
 
 import isanet
 from isanet import datasets, evaluation
+from isanet.counting import Count, Store
 from isanet.errors import CacheError, DatasetError, ImageError, IsanetError
 from isanet.evaluation import evaluate, match_classes
 from isanet.labels import LABEL_SPACES, custom_space, label_space
@@ -115,7 +118,7 @@ def test_batches_have_equal_sizes_and_hold_every_sample_once(sizes: list[tuple[i
     for batch in evaluation._batches(loader(), batch_size):
         assert 1 <= len(batch) <= batch_size
         assert len({sample.truth.shape for sample in batch}) == 1
-        assert len(waiting) - len(seen) <= 4 * batch_size
+        assert len(waiting) - len(seen) <= 2 * batch_size
         seen += [sample.place for sample in batch]
     assert sorted(seen) == list(range(len(sizes)))
 
@@ -126,9 +129,23 @@ def test_pictures_of_one_size_go_through_the_network_together(
     batches: list[int] = []
     original = model.coarse_logits
     monkeypatch.setattr(model, "coarse_logits", lambda images: batches.append(len(images)) or original(images))
-    run(model, cityscapes, batch_size=2)
-    assert max(batches) == 2
+    run(model, cityscapes, batch_size=4)  # seven pictures, of fewer sizes
+    assert max(batches) > 1
     assert sum(batches) == len(cityscapes)
+
+
+def test_the_bar_shows_the_running_miou_and_only_when_wanted(
+    model: Any, cityscapes: datasets.SegmentationDataset, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    ticks = iter(range(10**6))
+    monkeypatch.setattr(evaluation.time, "monotonic", lambda: float(next(ticks)))  # a second between any two looks
+    report = run(model, cityscapes, progress=True)
+    error = capsys.readouterr().err
+    assert f"{len(cityscapes)}/{len(cityscapes)}" in error
+    assert f"mIoU {100 * report.miou:.2f}" in error
+    run(model, cityscapes, progress=None)  # standard error is no terminal here
+    run(model, cityscapes, progress=False)
+    assert capsys.readouterr().err == ""
 
 
 def test_boundary_score(model: Any, cityscapes: datasets.SegmentationDataset) -> None:
@@ -207,10 +224,26 @@ def test_a_model_of_more_classes_measures_a_folder_of_fewer(tmp_path: Path, mode
     assert report.classes == ("ground", "vehicle", "sky")
     assert report.miou > 0.8
     assert report.confusion.sum() == truth.size
-    match = match_classes(model, dataset.label_space, groups)
-    assert match.keep == tuple(space.classes.index(name) for name in space.classes if match.prediction is not None
-                               and match.prediction[space.classes.index(name)] != 255)  # fmt: skip
-    assert len(match.keep) == 6
+    keep = match_classes(model, dataset.label_space, groups).keep
+    assert keep is not None
+    assert {space.classes[index] for index in keep} == {"road", "sidewalk", "car", "bus", "truck", "sky"}
+
+
+def test_more_classes_than_a_byte_can_tell_apart(tmp_path: Path) -> None:
+    """255 is the value of ignored pixels in a mask, and an ordinary class of a model."""
+    names = [f"c{index:03}" for index in range(300)]
+    space = custom_space(["c000", "c255", "c256"], [(255, 0, 0), (0, 255, 0), (0, 0, 255)])
+    colours = [(90, 90, 90)] * 300
+    for name, colour in zip(space.classes, space.palette, strict=True):
+        colours[names.index(name)] = colour
+    replicas.folder(tmp_path / "data", classes=space.classes, count=2)
+    dataset = datasets.Folder(tmp_path / "data")
+    for place in range(2):
+        mask = np.asarray(Image.open(dataset.mask_path(place)))  # type: ignore[arg-type]
+        Image.fromarray(replicas.paint(mask, space)).save(dataset.image_path(place))
+    report = run(ColourModel(custom_space(names, colours)), dataset, mapping={})
+    assert min(report.iou.values()) > 0.3
+    assert "297 of the model's classes" in report.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -269,7 +302,8 @@ def test_an_interrupted_run_goes_on(
     with pytest.raises(type(error)):
         run(model, dataset, output=output, boundary=boundary)
     assert not (output / "report.json").exists()
-    assert len(list(output.glob("progress-*.json"))) == (at > 1)
+    (state,) = output.glob("progress-*.json")
+    assert len(json.loads(state.read_text())["rows"]) == at - 1
     dataset.at, dataset.reads = -1, []
     report = run(model, dataset, output=output, boundary=boundary)
     assert sorted(dataset.reads[: len(cityscapes) - at + 1]) == list(range(at - 1, len(cityscapes)))
@@ -305,6 +339,45 @@ def test_what_another_run_counted_is_not_mixed_in(
     assert run(model, dataset, output=output, overwrite=True, limit=2).samples == 2
 
 
+def test_masks_that_are_read_otherwise_are_not_mixed_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("sky", "land", "water", "house")
+    for home in ("x", "y"):
+        replicas.folder(tmp_path / home / "data", classes=names, count=4, seed=ord(home))
+    model: Any = ColourModel(custom_space(names))
+    root, output = tmp_path / "x" / "data", tmp_path / "out"
+    shutil.copytree(root / "masks", root / "masks2")
+
+    def interrupted(dataset: Any) -> None:
+        read, calls = dataset.read, []
+
+        def failing(place: int) -> Any:
+            calls.append(place)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            return read(place)
+
+        dataset.read = failing
+        with pytest.raises(KeyboardInterrupt):
+            run(model, dataset, output=output, overwrite=True)
+
+    interrupted(datasets.Folder(root, ids=[1, 0, 3, 2]))
+    for dataset in (datasets.Folder(root), datasets.Folder(root, ids=[1, 0, 3, 2], masks="masks2")):
+        with pytest.raises(ValueError, match="another run"):
+            run(model, dataset, output=output)
+    interrupted(datasets.Folder(root))
+    mask = root / "masks" / f"{datasets.Folder(root).keys[-1]}.png"
+    os.utime(mask, (1, 1))
+    with pytest.raises(ValueError, match="another run"):
+        run(model, datasets.Folder(root), output=output)
+    monkeypatch.chdir(tmp_path / "x")
+    interrupted(datasets.Folder("data"))
+    assert run(model, datasets.Folder(root), output=output).samples == 4  # the same files
+    interrupted(datasets.Folder("data"))
+    monkeypatch.chdir(tmp_path / "y")
+    with pytest.raises(ValueError, match="another run"):
+        run(model, datasets.Folder("data"), output=output)
+
+
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"run": 1}', b"\xff"])
 def test_a_damaged_count_is_said(
     model: Any, cityscapes: datasets.SegmentationDataset, tmp_path: Path, damage: bytes
@@ -326,6 +399,74 @@ def test_a_finished_report_is_kept(model: Any, cityscapes: datasets.Segmentation
         run(model, cityscapes, output=output)
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
     assert run(model, cityscapes, output=output, overwrite=True, limit=1).samples == 1
+
+
+def test_an_interrupted_start_over_goes_on_without_force(
+    model: Any, cityscapes: datasets.SegmentationDataset, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    run(model, cityscapes, output=output)
+    dataset = Stopping(cityscapes.root, "val")
+    dataset.at = 3
+    with pytest.raises(KeyboardInterrupt):
+        run(model, dataset, output=output, overwrite=True)
+    assert not (output / "report.json").exists()
+    dataset.at, dataset.reads = -1, []
+    run(model, dataset, output=output)
+    assert dataset.reads[: len(cityscapes) - 2] == list(range(2, len(cityscapes)))
+
+
+def test_label_maps_are_all_written_when_a_run_goes_on(
+    model: Any, cityscapes: datasets.SegmentationDataset, tmp_path: Path
+) -> None:
+    dataset = Stopping(cityscapes.root, "val")
+    dataset.at = 4
+    call: dict[str, Any] = {"output": tmp_path / "out", "predictions": tmp_path / "maps"}
+    with pytest.raises(KeyboardInterrupt):
+        run(model, dataset, **call)
+    dataset.at = -1
+    for changed in ({"predictions": None}, {"predictions": tmp_path / "other"}):
+        with pytest.raises(ValueError, match="another run"):
+            run(model, dataset, **{**call, **changed})
+    run(model, dataset, **call)
+    assert sorted(path.stem for path in (tmp_path / "maps").iterdir()) == sorted(dataset.keys)
+
+
+def test_a_run_that_died_before_anything_was_saved_goes_on(
+    model: Any, cityscapes: datasets.SegmentationDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call: dict[str, Any] = {"output": tmp_path / "out", "predictions": tmp_path / "maps"}
+    dataset = Stopping(cityscapes.root, "val")
+    dataset.at = 3
+    with monkeypatch.context() as patch:
+        patch.setattr(Count, "whole", property(lambda self: not self.rows, lambda self, value: None))  # as if killed
+        with pytest.raises(KeyboardInterrupt):
+            run(model, dataset, **call)
+    dataset.at = -1
+    report = run(model, dataset, **call)
+    assert torch.equal(report.confusion, run(model, cityscapes).confusion)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), DatasetError("the mask x is damaged")])
+def test_a_full_disk_does_not_hide_what_happened(
+    model: Any,
+    cityscapes: datasets.SegmentationDataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: BaseException,
+) -> None:
+    dataset = Stopping(cityscapes.root, "val")
+    dataset.at, dataset.error = 4, error
+
+    def full(store: Store, count: Count) -> None:
+        if count.rows:
+            raise CacheError("cannot write progress-0.json: No space left on device")
+
+    monkeypatch.setattr(Store, "save", full)
+    with pytest.raises(type(error)):
+        run(model, dataset, output=tmp_path / "out")
+    assert "No space left" in caplog.text
 
 
 def test_ctrl_c_in_the_middle_of_a_picture_counts_it_once(
@@ -402,6 +543,36 @@ def test_wrong_arguments(model: Any, cityscapes: datasets.SegmentationDataset, w
         run(model, cityscapes, **wrong)
 
 
+def test_a_part_of_a_data_set_is_asked_for_by_limit(model: Any, cityscapes: datasets.SegmentationDataset) -> None:
+    part: Any = torch.utils.data.Subset(cityscapes, [0, 1])
+    with pytest.raises(ValueError, match=r"got Subset.*limit"):
+        run(model, part)
+
+
+def test_a_model_in_training_goes_on_training(model: Any, cityscapes: datasets.SegmentationDataset) -> None:
+    model.frozen = torch.nn.BatchNorm2d(3).eval()
+    model.train()
+    model.frozen.eval()
+    run(model, cityscapes)
+    assert model.training
+    assert not model.frozen.training
+
+
+def test_float32_is_float32_on_cuda() -> None:
+    """Only what is switched can be seen without one."""
+    convolution: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = convolution.fp32_precision
+    for device, precision, inside in (
+        ("cuda", "float32", "ieee"),
+        ("cuda", "bfloat16", before),
+        ("cpu", "float32", before),
+    ):
+        segmenter: Any = SimpleNamespace(device=torch.device(device), precision=precision)
+        with evaluation._exact_float32(segmenter):
+            assert convolution.fp32_precision == inside
+        assert convolution.fp32_precision == before
+
+
 # --- published figures
 
 
@@ -437,6 +608,26 @@ def test_each_difference_is_said(tiny: FileServer, tmp_path: Path) -> None:
     assert "merged" in reasons(mapping={"bus": None})
     train = datasets.VOC2012(tmp_path / "voc", "train")
     assert any("VOC 2012 train" in reason for reason in run(model, train).incomparable)
+
+
+def test_a_model_that_was_trained_further_is_not_the_released_one(tiny: FileServer, tmp_path: Path) -> None:
+    replicas.voc(tmp_path / "voc")
+    dataset = datasets.VOC2012(tmp_path / "voc")
+    dataset.official_size = len(dataset)
+    model = isanet.from_pretrained(tiny_zoo.NAME)
+    with torch.no_grad():
+        model.classifier.bias[0] += 1e-6  # type: ignore[operator]
+    assert "not the released ones" in run(model, dataset).incomparable[0]
+    model.save_pretrained(tmp_path / "mine")
+    assert "not the released ones" in run(isanet.from_pretrained(tmp_path / "mine"), dataset).incomparable[0]
+    assert run(str(tmp_path / "mine"), dataset).published is None
+
+
+def test_a_folder_by_the_name_of_a_data_set_is_not_that_data_set(tiny: FileServer, tmp_path: Path) -> None:
+    names = LABEL_SPACES["voc21"].classes
+    replicas.folder(tmp_path / "PASCAL VOC 2012", classes=names, splits=("val",))
+    report = run(tiny_zoo.NAME, datasets.Folder(tmp_path / "PASCAL VOC 2012", "val", classes="voc21"))
+    assert any("not the official data set" in reason for reason in report.incomparable)
 
 
 def test_a_model_that_was_given_other_classes_has_no_published_figure(tiny: FileServer, tmp_path: Path) -> None:
@@ -483,6 +674,14 @@ def test_label_maps_in_the_form_of_each_server(tmp_path: Path, kind: str, mode: 
             np.testing.assert_array_equal(np.asarray(picture), official[labels])
             if mode == "P":
                 assert picture.getpalette()[:63] == [value for colour in model.palette for value in colour]
+
+
+def test_label_maps_of_some_classes_are_none_for_a_server(
+    model: Any, cityscapes: datasets.SegmentationDataset, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="without a mapping"):
+        run(model, cityscapes, mapping={"road": None}, predictions=tmp_path / "maps")
+    assert not (tmp_path / "maps").exists()
 
 
 def test_predictions_are_not_replaced_unasked(
@@ -612,7 +811,7 @@ def test_a_killed_run_goes_on_with_any_number_of_processes(
     expected = run(model, cityscapes)
     process = start(before, "stuck")
     deadline = time.monotonic() + 60
-    while len(list((tmp_path / "out").glob("progress-*.json"))) < before:
+    while _counted(tmp_path).count(0) or len(_counted(tmp_path)) < before:
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.02)
@@ -633,6 +832,11 @@ def test_a_killed_run_goes_on_with_any_number_of_processes(
     shares[0] = shares[0][: -2 * len(expected.worst)]
     assert sorted([*counted, *chain(*shares)]) == list(range(len(cityscapes)))  # what was counted is not read again
     assert list((tmp_path / "out").glob("progress-*.json")) == []
+
+
+def _counted(tmp_path: Path) -> list[int]:
+    """How many pictures each process has counted."""
+    return [len(json.loads(path.read_text())["rows"]) for path in (tmp_path / "out").glob("progress-*.json")]
 
 
 def _children(script: str) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -348,6 +349,14 @@ def test_values_and_colours_in_one_folder(tmp_path: Path) -> None:
     assert check.groups[0].formats == {"PNG, mode L": 2, "PNG, mode RGB": 1}
 
 
+def test_masks_of_1_bit_beside_others(tmp_path: Path) -> None:
+    pixels = tiles([0, 255])
+    Image.fromarray(pixels).convert("1").save(tmp_path / "a.png")
+    assert "one-bit" not in kinds(check_masks(tmp_path, progress=False))
+    finding = the(checked(tmp_path, pixels, pixels), "one-bit")
+    assert (finding.files, finding.of, finding.examples) == (1, 3, ("a.png",))
+
+
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
@@ -452,6 +461,13 @@ def test_sizes_against_the_pictures(tmp_path: Path) -> None:
     }
     assert check.sizes["sub/smaller.png"] == ((15, 10), (30, 20))
     assert "sub/smaller.png is 15x10, its picture 30x20" in the(check, "size").text
+
+
+def test_names_are_compared_whatever_their_unicode_form(tmp_path: Path) -> None:
+    save(tmp_path / "images" / unicodedata.normalize("NFC", "ü.jpg"), np.zeros((24, 24, 3), np.uint8))
+    save(tmp_path / "masks" / unicodedata.normalize("NFD", "ü.png"), tiles([0, 1]))
+    check = check_masks(tmp_path / "masks", images=tmp_path / "images", progress=False)
+    assert kinds(check) == {"plain"}
 
 
 def test_pictures_in_a_folder_below_are_no_masks(tmp_path: Path) -> None:

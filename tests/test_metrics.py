@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -214,16 +215,34 @@ def test_merging_adds_and_leaves_the_other() -> None:
     assert second.matrix.tolist() == [[0, 0], [0, 1]]
     with pytest.raises(ValueError, match="3 classes into those of 2"):
         first.merge(ConfusionMatrix(3))
+    with pytest.raises(ValueError, match="ignore_index 0 into those with 255"):
+        first.merge(ConfusionMatrix(2, 0))
 
 
 # --- what is refused
 
 
 @pytest.mark.parametrize("kind", [ConfusionMatrix, BoundaryScore])
-@pytest.mark.parametrize("num_classes", [0, -1, 2.5, "19"])
+@pytest.mark.parametrize("num_classes", [0, -1, 2.5, "19", True, 4097, 65536])
 def test_a_number_of_classes_that_is_none_is_refused(kind: Any, num_classes: Any) -> None:
-    with pytest.raises(ValueError, match=rf"num_classes must be an integer of at least 1, got {num_classes!r}"):
+    with pytest.raises(ValueError, match=rf"num_classes must be an integer of 1 to 4096, got {num_classes!r}"):
         kind(num_classes)
+
+
+@pytest.mark.parametrize("kind", [ConfusionMatrix, BoundaryScore])
+@pytest.mark.parametrize("ignore_index", [255.0, "255", True, [255]])
+def test_a_value_to_ignore_that_is_none_is_refused(kind: Any, ignore_index: Any) -> None:
+    with pytest.raises(
+        ValueError, match=rf"ignore_index must be an integer or None, got {re.escape(repr(ignore_index))}"
+    ):
+        kind(2, ignore_index)
+
+
+@pytest.mark.parametrize("kind", [ConfusionMatrix, BoundaryScore])
+def test_integers_of_numpy_are_integers(kind: Any) -> None:
+    metric = kind(np.int64(3), np.uint8(2))
+    assert (type(metric.num_classes), metric.num_classes) == (int, 3)
+    assert (type(metric.ignore_index), metric.ignore_index) == (int, 2)
 
 
 @pytest.mark.parametrize(

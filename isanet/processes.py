@@ -1,0 +1,69 @@
+"""Several processes that do one thing together, or a single one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+from torch import distributed
+
+from isanet.errors import IsanetError
+
+T = TypeVar("T")
+
+log = logging.getLogger("isanet")
+
+
+class Processes:
+    """The processes of the group, or this one alone.
+
+    They speak through a group of their own, on gloo: it needs no GPU, and waits while one of them has more to do.
+    """
+
+    def __init__(self) -> None:
+        self.rank, self.world = 0, 1
+        self.group: Any = None
+        if distributed.is_available() and distributed.is_initialized():
+            self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
+            self.group = distributed.new_group(backend="gloo", timeout=timedelta(days=30))
+
+    def close(self) -> None:
+        """Leave the group."""
+        if self.group is not None:
+            distributed.destroy_process_group(self.group)
+
+    def all(self, value: T) -> list[T]:
+        """The value of each process."""
+        if self.group is None:
+            return [value]
+        values: list[Any] = [None] * self.world
+        distributed.all_gather_object(values, value, group=self.group)
+        return values
+
+    def agree(self, work: Callable[[], T]) -> T:
+        """Do it in each process; if it fails in one, it fails in all: none waits for what never comes."""
+        failure: Exception | None = None
+        try:
+            result = work()
+        except Exception as error:
+            failure = error
+            if self.world > 1:  # said now, because the others may take long
+                log.error("process %d of %d: %s", self.rank, self.world, error)
+        try:
+            failures = self.all(None if failure is None else str(failure) or type(failure).__name__)
+        except Exception:
+            if failure is None:
+                raise
+        if failure is not None:
+            raise failure
+        for rank, text in enumerate(failures):
+            if text is not None:
+                raise IsanetError(f"process {rank} of {self.world} failed: {text}")
+        return result
+
+    def first(self, work: Callable[[], T]) -> T:
+        """Do it in the first process alone; all have the result."""
+        result = self.agree(lambda: work() if self.rank == 0 else None)
+        return cast(T, self.all(result)[0])
