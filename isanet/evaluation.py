@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from isanet import cache
 from isanet.counting import Count, Store
 from isanet.datasets import SegmentationDataset
 from isanet.errors import CacheError, DatasetError, IsanetError
@@ -41,7 +40,7 @@ from isanet.preprocess import RGBImage
 from isanet.processes import Processes
 from isanet.protocols import Protocol
 from isanet.protocols import protocol as find_protocol
-from isanet.released import load_cached
+from isanet.released import read_cached
 from isanet.report import Report, Sample
 from isanet.segmenter import Segmentation, Segmenter
 
@@ -134,7 +133,8 @@ def evaluate(
             log.info("going on where an earlier run stopped: %d of %d pictures are counted", len(done), number)
         todo = [place for place in places if place not in done][processes.rank :: processes.world]
         with _exact_float32(run.segmenter):
-            processes.agree(lambda: run.count_all(todo, batch_size, _workers(workers, processes, run), progress))
+            shown = progress if processes.rank == 0 else False  # the bar of the first speaks for all
+            processes.agree(lambda: run.count_all(todo, batch_size, _workers(workers, processes, run), shown))
             run.count.gather(processes)
             report = _report(run)
             if run.store is not None and processes.rank == 0:
@@ -331,7 +331,7 @@ class _Run:
                         last_saved = now
             if self.store is not None:
                 self.store.save(self.count)
-        except BaseException as error:
+        except BaseException:
             if self.store is not None:
                 try:
                     self.store.save(self.count)
@@ -339,10 +339,9 @@ class _Run:
                     log.warning("%s", another)
                 else:
                     log.warning(
-                        "%d pictures are counted and kept in %s; the same call%s goes on from there",
+                        "%d pictures are counted and kept in %s; the same call goes on from there, without --force",
                         len(self.count.rows),
                         self.store.folder,
-                        " (without --force)" if isinstance(error, KeyboardInterrupt) else "",
                     )
             raise
 
@@ -397,7 +396,8 @@ def _exact_float32(segmenter: Segmenter) -> Iterator[None]:
 
     Upstream turns that off for its evaluation too.
     """
-    backends: tuple[Any, ...] = (getattr(torch.backends.cudnn, "conv"), torch.backends.cuda.matmul)  # noqa: B009  no stub has it
+    convolution: Any = getattr(torch.backends.cudnn, "conv")  # noqa: B009  torch's own annotations do not know it
+    backends: tuple[Any, ...] = (convolution, torch.backends.cuda.matmul)
     if segmenter.device.type != "cuda" or segmenter.precision != "float32":
         yield
         return
@@ -593,11 +593,11 @@ def _differences(run: _Run, released: Weights) -> Iterator[str]:
 
 def _has_weights_of(model: ISANet, released: Weights) -> bool:
     """Whether a model, which may have been trained since it was loaded, is the released one, as it is cached."""
-    if cache.cached_file(released.name) is None:
+    cached = read_cached(released)
+    if cached is None:
         return False
-    state, _ = load_cached(released)
     own = model.state_dict()
-    return all(torch.equal(own[name].cpu().to(value.dtype), value) for name, value in state.items())
+    return all(torch.equal(own[name].cpu().to(value.dtype), value) for name, value in cached[0].items())
 
 
 def _worst_pictures(

@@ -38,10 +38,10 @@ def load_cached(
         keep: Leave the released file in the cache too, under its own name.
         force: Fetch it again even if it is cached.
     """
-    cached = None if force else _read_cached(weights)
+    cached = None if force else read_cached(weights)
     if cached is None:
         with cache.lock(weights.name):
-            cached = None if force else _read_cached(weights)  # another process may have been first
+            cached = None if force else read_cached(weights)  # another process may have been first
             if cached is None:
                 cached = _obtain(weights, progress=progress, keep=keep, force=force)
     return cached
@@ -98,7 +98,8 @@ def _verified(
     return state, provenance_in(metadata)
 
 
-def _read_cached(weights: Weights) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+def read_cached(weights: Weights) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    """Tensors and provenance of a released model from the cache, verified; None where it is not there or not usable."""
     record, path = cache.read_record(weights.name), cache.cached_file(weights.name)
     if record is None or path is None or record.converter != convert.CONVERTER_VERSION:
         return None

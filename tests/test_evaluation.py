@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -728,7 +729,7 @@ if "WORLD_SIZE" in os.environ:
 torch.set_num_threads(1)
 report = evaluation.evaluate(
     ColourModel(LABEL_SPACES["cityscapes19"]),
-    Watched(root, "val"), output=output, workers=0, device="cpu", boundary=True,
+    Watched(root, "val"), output=output, workers=0, device="cpu", boundary=True, progress=True,
 )
 with open(f"{log}-answer-{rank}", "w") as file:
     json.dump({"confusion": report.confusion.tolist(), "rank": rank}, file)
@@ -760,6 +761,7 @@ def start(tmp_path: Path, cityscapes: datasets.SegmentationDataset) -> Callable[
 def answers(process: subprocess.Popen[str], tmp_path: Path) -> list[dict[str, Any]]:
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
+    (tmp_path / "stderr.txt").write_text(err)
     return [json.loads(path.read_text()) for path in sorted(tmp_path.glob("reads-answer-*"))]
 
 
@@ -781,6 +783,9 @@ def test_several_processes_equal_one(
     shares = reads(tmp_path)
     shares[0] = shares[0][: -2 * len(expected.worst)]
     assert sorted(chain(*shares)) == list(range(len(cityscapes)))  # none twice, none dropped
+    bars = set(re.findall(r" (\d+/\d+) \[", (tmp_path / "stderr.txt").read_text()))
+    assert bars <= {f"{done}/{len(shares[0])}" for done in range(len(shares[0]) + 1)}  # the first alone has one
+    assert len(bars) > 1
     theirs, ours = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("out", "alone"))
     assert theirs.keys() == ours.keys()
     del ours["seconds"]
