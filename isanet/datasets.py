@@ -813,3 +813,9 @@ def _without_suffix(entry: str, images: Mapping[str, Path]) -> str:
     path = PurePosixPath(entry)
     plain = path.as_posix()  # no "./" in front
     return plain if plain in images or path.suffix.lower() not in SUFFIXES else path.with_suffix("").as_posix()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ToyStreets":  # it is a data set of this module, and is drawn in a room of its own
+        return import_module("isanet.toystreets").ToyStreets
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
