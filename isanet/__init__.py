@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from isanet import datasets, labels, metrics
+    from isanet import datasets, labels, metrics, training
     from isanet.errors import (
         CacheError,
         CheckpointError,
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from isanet.model import ISANet
     from isanet.report import Report
     from isanet.segmenter import Segmentation, Segmenter
+    from isanet.training import Recipe
     from isanet.zoo import from_pretrained
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "MirrorsExhaustedError",
     "NetworkError",
     "OfflineError",
+    "Recipe",
     "Report",
     "Segmentation",
     "Segmenter",
@@ -63,6 +65,7 @@ __all__ = [
     "list_models",
     "metrics",
     "model_info",
+    "training",
 ]
 
 _HOMES = {
@@ -71,11 +74,23 @@ _HOMES = {
     "isanet.model": ("ISANet",),
     "isanet.report": ("Report",),
     "isanet.segmenter": ("Segmentation", "Segmenter"),
+    "isanet.training": ("Recipe",),
     "isanet.zoo": ("from_pretrained",),
 }
 _MODULES = (
-    *("backbone", "checkpoint", "convert", "datasets", "download", "hub", "inference", "labels", "mask_check"),
-    *("metrics", "preprocess", "protocols", "zoo"),
+    *(
+        "augment",
+        "backbone",
+        "checkpoint",
+        "convert",
+        "datasets",
+        "download",
+        "hub",
+        "inference",
+        "labels",
+        "mask_check",
+    ),
+    *("metrics", "preprocess", "protocols", "toystreets", "training", "zoo"),
 )
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

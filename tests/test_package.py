@@ -37,7 +37,7 @@ SURFACE = {
     "metrics": {"metrics"},
     "evaluation": {"evaluate"},
     "report": {"Report"},
-    "training": {"training", "Recipe", "finetune"},
+    "training": {"training", "Recipe"},
 }
 MODULES = {path.stem for path in (ROOT / "isanet").glob("*.py")}
 PUBLIC = set().union(*(names for module, names in SURFACE.items() if module in MODULES))
