@@ -101,11 +101,12 @@ def main(number: int) -> None:
         replica(root, number)
         dataset = datasets.Cityscapes(root, "val")
         size = sum(dataset.image_path(index).stat().st_size for index in range(DIFFERENT)) / DIFFERENT
-        workers = os.cpu_count() or 1
+        cores = os.cpu_count() or 1
         model: Any = Trivial()
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        workers = cores if device == "cuda" else max(1, cores // 4)  # as evaluate() chooses
         print(f"{number} pictures of 1024x2048, {size / 1e6:.1f} MB each; {platform.processor() or platform.machine()}")
-        print(f"{workers} cores, {workers} workers, {device}, torch {torch.__version__}")
+        print(f"{cores} cores, {workers} workers, {device}, torch {torch.__version__}")
 
         peaks = []
         for limit in (number // 4, number):
