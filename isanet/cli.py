@@ -335,8 +335,7 @@ def _segment(options: argparse.Namespace) -> int:
 
 def _write(kind: str, result: Segmentation, output: Path) -> None:
     if kind in ("labels", "ids"):
-        official = official_name(result.label_space)
-        (result if kind == "labels" or official is None else result.to(official)).save(output)
+        (result if kind == "labels" else result.for_server()).save(output)
         return
     with written_whole(output) as temporary:
         if kind == "areas":

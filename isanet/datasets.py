@@ -124,8 +124,7 @@ class SegmentationDataset(VisionDataset):  # type: ignore[misc]
         self.label_space = space
         self.classes, self.palette = space.classes, space.palette
         self.has_masks = files.masks is not None
-        self._what = f"{self.name}{f' {split}' if split else ''} in {root}"
-        self._samples = _paired(files, self._what)
+        self._samples = _paired(files, str(self))
         self.keys = [sample.name for sample in self._samples]
         values = sorted(indices)
         self._values = np.array(values, np.int64)
@@ -133,6 +132,10 @@ class SegmentationDataset(VisionDataset):  # type: ignore[misc]
         self._otherwise = otherwise
         self._max_pixels = max_pixels
         self._table = self._look_up(np.arange(256))  # nearly all masks are uint8, and a table is much faster
+
+    def __str__(self) -> str:
+        """For messages: what is read, and where, on one line."""
+        return f"{self.name}{f' {self.split}' if self.split else ''} in {self.root}"
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -149,9 +152,7 @@ class SegmentationDataset(VisionDataset):  # type: ignore[misc]
             ImageError: The image cannot be read.
         """
         if not self.has_masks:
-            raise DatasetError(
-                f"the truth of {self._what} is not published, only its images; read(i) gives (image, None)"
-            )
+            raise DatasetError(f"the truth of {self} is not published, only its images; read(i) gives (image, None)")
         image, mask = self.read(index)
         assert mask is not None
         pair = Image.fromarray(image), Image.fromarray(mask)

@@ -32,7 +32,6 @@ from isanet.labels import (
     check_groups,
     custom_space,
     merged,
-    official_name,
 )
 from isanet.manifest import Weights, load_manifest
 from isanet.model import ISANet, numbered_classes
@@ -179,7 +178,7 @@ def label_maps(
     """
     segmenter = Segmenter(model, device=device, precision=precision, protocol=protocol)
     match_classes(segmenter.model, dataset.label_space, None)
-    predictions = _Predictions(Path(folder), segmenter.model)
+    predictions = _Predictions(Path(folder))
     predictions.begin(dataset.keys, overwrite=overwrite)
     paths = [dataset.image_path(place) for place in range(len(dataset))]
     bar = tqdm(total=len(paths), unit="picture", disable=None if progress is None else not progress)
@@ -198,13 +197,13 @@ class Match:
 
     Attributes:
         space: The K classes that are compared.
-        truth: (256,) uint8, index in `space`, or `IGNORED`, for each value of the data set's masks.
+        truth: (256,) uint8, index in `space` or `IGNORED` by value of the masks; None where it is the identity.
         prediction: (model's classes,) uint8, index in `space`; None where it is the identity.
         keep: Classes of the model that can be predicted; None: all.
     """
 
     space: LabelSpace
-    truth: NDArray[np.uint8]
+    truth: NDArray[np.uint8] | None = None
     prediction: Tensor | None = None
     keep: tuple[int, ...] | None = None
 
@@ -220,10 +219,9 @@ def match_classes(model: ISANet, space: LabelSpace, mapping: Groups | None) -> M
         ValueError: They do not; the message names both.
     """
     own = custom_space(model.classes, model.palette, model.label_space or "the model's own")
-    identity = np.arange(256, dtype=np.uint8)
     if mapping is None:
         if own.classes == space.classes:
-            return Match(space, identity)
+            return Match(space)
         hint = 'say how they match by a mapping such as {"vehicle": ["car", "bus"]}, or {} to match them by name'
         if list(own.classes) == numbered_classes(len(own)):
             hint = "the model's classes have no names; give them by from_pretrained(..., classes=[...])"
@@ -386,7 +384,7 @@ def _plan(
         mapping,
         Count.none(len(match.space), segmenter.device, boundary=boundary),
         store,
-        None if folder is None else _Predictions(folder, segmenter.model),
+        None if folder is None else _Predictions(folder),
     )
 
 
@@ -434,7 +432,7 @@ class _Sample(NamedTuple):
 class _Samples(Dataset[_Sample | IsanetError]):
     """Reads and prepares pictures; an error is a value, because raised in a worker it would lose its message."""
 
-    def __init__(self, dataset: SegmentationDataset, truth: NDArray[np.uint8], segmenter: Segmenter) -> None:
+    def __init__(self, dataset: SegmentationDataset, truth: NDArray[np.uint8] | None, segmenter: Segmenter) -> None:
         self.dataset = dataset
         self.truth = truth
         self.preprocessing: Mapping[str, Any] = segmenter.model.preprocessing  # and not the model: workers get a copy
@@ -442,12 +440,16 @@ class _Samples(Dataset[_Sample | IsanetError]):
 
     def __getitem__(self, index: int) -> _Sample | IsanetError:
         try:
-            image, mask = self.dataset.read(index)
-            assert mask is not None
-            tensors = prepare(image, self.preprocessing, self.protocol)
-            return _Sample(index, tensors, torch.from_numpy(self.truth[mask]))
+            return self.read(index)[1]
         except IsanetError as error:
             return error
+
+    def read(self, place: int) -> tuple[RGBImage, _Sample]:
+        """The picture, and what goes through the network."""
+        image, mask = self.dataset.read(place)
+        assert mask is not None
+        truth = mask if self.truth is None else self.truth[mask]
+        return image, _Sample(place, prepare(image, self.preprocessing, self.protocol), torch.from_numpy(truth))
 
 
 def _as_it_is(sample: Any) -> Any:
@@ -497,9 +499,8 @@ def _batches(loader: Iterable[_Sample | IsanetError], batch_size: int) -> Iterat
 class _Predictions:
     """Label maps as files that the benchmark's server takes."""
 
-    def __init__(self, folder: Path, model: ISANet) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.model = model
 
     def begin(self, keys: Iterable[str], *, overwrite: bool) -> None:
         """Make the folders, and make sure that nothing is replaced unasked."""
@@ -514,9 +515,8 @@ class _Predictions:
 
     def write(self, key: str, result: Segmentation) -> None:
         """Write the label map of one picture."""
-        official = official_name(self.model.label_space)
         try:
-            (result if official is None else result.to(official)).save(self.folder / f"{key}.png")
+            result.for_server().save(self.folder / f"{key}.png")
         except OSError as error:
             raise CacheError(f"cannot write {self.folder / f'{key}.png'}: {error.strerror}") from error
 
@@ -605,8 +605,7 @@ def _worst_pictures(
 ) -> Iterator[tuple[Sample, RGBImage, NDArray[np.integer[Any]], NDArray[np.uint8]]]:
     """The pictures of `report.worst`, one at a time, labelled once more: keeping them all would cost memory."""
     samples = _Samples(run.dataset, run.match.truth, run.segmenter)
-    places = [run.keys.index(worst.key) for worst in report.worst]
-    labelled = _labelled(map(samples.__getitem__, places), 1, run.segmenter, run.keys, run.match.keep)
-    for worst, (sample, labels) in zip(report.worst, labelled, strict=True):
-        image, _ = run.dataset.read(sample.place)
+    for worst in report.worst:
+        image, sample = samples.read(run.keys.index(worst.key))
+        ((_, labels),) = _labelled([sample], 1, run.segmenter, run.keys, run.match.keep)
         yield worst, image, run.match.to_space(labels).cpu().numpy(), sample.truth.numpy()

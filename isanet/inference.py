@@ -355,7 +355,9 @@ def _coarse_logits(
     step = batch_size or N
     for start in range(0, len(crops), step):
         some = crops[start : start + step]
-        batch = torch.stack([images_N3HW[i, :, top : top + height, left : left + width] for i, top, left in some])
+        batch = images_N3HW[start : start + step]  # whole pictures are taken as they lie, windows are copied together
+        if window != images_N3HW.shape[2:]:
+            batch = torch.stack([images_N3HW[i, :, top : top + height, left : left + width] for i, top, left in some])
         with torch.autocast(batch.device.type, dtype=precision, enabled=precision != torch.float32):
             coarse_NKHW = model.coarse_logits(batch.to(dtype))
         yield from zip(some, coarse_NKHW if coarse_NKHW.dtype == torch.float64 else coarse_NKHW.float(), strict=True)

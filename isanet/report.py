@@ -289,6 +289,9 @@ class Report:
     def _by_class(self, values: Tensor) -> dict[str, float]:
         return dict(zip(self.classes, values.tolist(), strict=True))
 
+    def _where(self) -> str:
+        return f"{self.dataset} {self.split}".rstrip()  # a folder has no split
+
     def _pictures(self) -> str:
         return (f"{self.samples} of " if self.samples != self.total else "") + plural(self.total, "picture")
 
@@ -301,7 +304,7 @@ class Report:
             pixels += ": nothing was measured"
         return [
             ("model", self.model),
-            ("data set", f"{self.dataset} {self.split}, {self._pictures()}"),
+            ("data set", f"{self._where()}, {self._pictures()}"),
             ("classes", f"{len(self.classes)} of {self.label_space}"),
             ("protocol", f"{self.protocol}: {self.protocol_text}"),
             ("computed", f"on {self.device} in {self.precision}, {_duration(self.seconds)}{speed}"),
@@ -335,7 +338,7 @@ class Report:
             return []
         published = self.published
         rows = [
-            ("measured", in_percent(self.miou), f"{self.dataset} {self.split}, {self.protocol_text}"),
+            ("measured", in_percent(self.miou), f"{self._where()}, {self.protocol_text}"),
             (
                 "published",
                 in_percent(published["miou"]),

@@ -24,7 +24,7 @@ from torch import Tensor
 from isanet import inference, protocols
 from isanet.errors import IsanetError
 from isanet.files import written_whole
-from isanet.labels import Groups, check_groups, custom_space, label_space, merged, translation
+from isanet.labels import Groups, check_groups, custom_space, label_space, merged, official_name, translation
 from isanet.legend import shortened, with_legend
 from isanet.preprocess import MAX_PIXELS, RGBImage, pictures_in, read_image
 from isanet.protocols import Protocol
@@ -101,6 +101,11 @@ class Segmentation:
         lookup = np.array([new_index or 0 for new_index in table], np.int32)
         new = lookup.astype(np.uint8)[self.labels] if len(space) <= 256 else lookup[self.labels]
         return replace(self, labels=new, classes=space.classes, palette=space.palette, label_space=name)
+
+    def for_server(self) -> Segmentation:
+        """The same as the evaluation server of the classes' data set takes it; itself where the classes are no such."""
+        official = official_name(self.label_space)
+        return self if official is None else self.to(official)
 
     def areas(self) -> dict[str, float]:
         """Fractions of the picture by class: only classes that occur, largest first, sum 1."""
