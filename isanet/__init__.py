@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         UnsafeCheckpointError,
     )
     from isanet.evaluation import evaluate
+    from isanet.finetuning import Run, finetune
     from isanet.manifest import Weights, list_models, model_info
     from isanet.model import ISANet
     from isanet.report import Report
@@ -54,12 +55,14 @@ __all__ = [
     "OfflineError",
     "Recipe",
     "Report",
+    "Run",
     "Segmentation",
     "Segmenter",
     "UnsafeCheckpointError",
     "Weights",
     "datasets",
     "evaluate",
+    "finetune",
     "from_pretrained",
     "labels",
     "list_models",
@@ -70,6 +73,7 @@ __all__ = [
 
 _HOMES = {
     "isanet.evaluation": ("evaluate",),
+    "isanet.finetuning": ("Run", "finetune"),
     "isanet.manifest": ("Weights", "list_models", "model_info"),
     "isanet.model": ("ISANet",),
     "isanet.report": ("Report",),

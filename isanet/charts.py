@@ -254,3 +254,49 @@ def _bar_chart(
             spine.set_visible(name in ("left", "bottom"))
             spine.set_color("#888888")
     return figure
+
+
+def training_chart(history: Sequence[Sequence[float]], *title: str) -> Figure:
+    """Loss and rate over the epochs above, mIoU of the validations below.
+
+    Args:
+        history: Rows of step, epoch, loss, lr, pictures per second and mIoU (a fraction; NaN where there is none).
+        title: Lines.
+    """
+    from matplotlib.figure import Figure
+
+    rows = np.array(history, np.float64).reshape(-1, 6)
+    epochs, losses, rates, miou = rows[:, 1], rows[:, 2], rows[:, 3], 100 * rows[:, 5]
+    validated = np.isfinite(miou)
+    figure = Figure(figsize=(8, 6.4 if validated.any() else 3.6))
+    panels = figure.subplots(2 if validated.any() else 1, 1, sharex=True, squeeze=False)[:, 0]
+    if title:
+        panels[0].set_title(_heading(title), pad=10, **_style(11))
+
+    panels[0].plot(epochs, losses, color="#9bbbd9", linewidth=0.8)
+    width = max(1, len(losses) // 50)
+    if width > 1:
+        smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
+        panels[0].plot(epochs[width - 1 :], smooth, color="#1f5f99", linewidth=1.8)
+    top = np.nanquantile(losses, 0.98) * 1.15 if np.isfinite(losses).any() else 1.0
+    panels[0].set_ylim(0, top if top > 0 else 1.0)
+    panels[0].set_ylabel("loss", **_style(10, "#1f5f99"))
+    beside = panels[0].twinx()
+    beside.plot(epochs, rates, color="#c97b2c", linewidth=1, linestyle="--")
+    beside.set_ylim(bottom=0)
+    beside.set_ylabel("learning rate", **_style(10, "#c97b2c"))
+
+    if validated.any():
+        panels[1].plot(epochs[validated], miou[validated], color="#2c8a4b", linewidth=1.6, marker="o", markersize=3)
+        best = int(np.nanargmax(miou))
+        panels[1].plot(epochs[best], miou[best], color="#2c8a4b", marker="o", markersize=8, fillstyle="none")
+        panels[1].set_title(f"best {miou[best]:.2f} after {epochs[best]:.4g} epochs", loc="right", **_style(9))
+        panels[1].set_ylabel("mIoU in %, validation", **_style(10))
+    panels[-1].set_xlabel("epochs", **_style(10))
+    for panel in (*panels, beside):
+        panel.tick_params(labelsize=8)
+        for side in ("top", "right"):
+            panel.spines[side].set_visible(panel is beside and side == "right")
+    for panel in panels:
+        panel.grid(color="#e4e4e4", linewidth=0.6)
+    return figure

@@ -26,6 +26,7 @@ import operator
 import os
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from hashlib import sha256
 from importlib import import_module
 from itertools import islice
@@ -151,12 +152,16 @@ class SegmentationDataset(VisionDataset):  # type: ignore[misc]
             DatasetError: The mask cannot be used, or there is none (see `read`).
             ImageError: The image cannot be read.
         """
+        pair = self.pair(index)
+        return pair if self.transforms is None else self.transforms(*pair)
+
+    def pair(self, index: SupportsIndex) -> tuple[Image.Image, Image.Image]:
+        """Reads a sample without transforms: as `dataset[i]` is, if there are none."""
         if not self.has_masks:
             raise DatasetError(f"the truth of {self} is not published, only its images; read(i) gives (image, None)")
         image, mask = self.read(index)
         assert mask is not None
-        pair = Image.fromarray(image), Image.fromarray(mask)
-        return pair if self.transforms is None else self.transforms(*pair)
+        return Image.fromarray(image), Image.fromarray(mask)
 
     def extra_repr(self) -> str:
         """The lines that torchvision's `repr` leaves to each data set."""
@@ -487,6 +492,29 @@ class Folder(SegmentationDataset):
         keys = None if listed is None else [_without_suffix(entry, pictures) for entry in _entries(listed)]
         files = _Files(pictures, _files(root / masks / part, *SUFFIXES), keys)
         super().__init__(root, split, space, files, indices, otherwise, **options)
+
+    def held_out(self, share: float = 0.2, seed: int = 0) -> tuple[Folder, Folder]:
+        """Parts it at random into one to train on and one to validate on.
+
+        Args:
+            share: Of the pictures that are held out for validation, above 0 and below 1; one at least.
+            seed: Another one parts it otherwise.
+
+        Raises:
+            DatasetError: There are fewer than two pictures.
+        """
+        if len(self) < 2 or not 0 < share < 1:
+            raise DatasetError(f"{self} has {len(self)} pictures, of which a share of {share} cannot be held out")
+        order = np.random.default_rng(seed).permutation(len(self)).tolist()
+        number = min(max(1, round(share * len(self))), len(self) - 1)
+        parts = []
+        for name, places in (("the rest", order[number:]), (f"{number} held out", order[:number])):
+            part = copy(self)
+            part.split = name if self.split is None else f"{self.split}, {name}"
+            part._samples = [self._samples[place] for place in sorted(places)]
+            part.keys = [sample.name for sample in part._samples]
+            parts.append(part)
+        return parts[0], parts[1]
 
     def _advice(self) -> str:
         return (

@@ -247,6 +247,14 @@ def match_classes(model: ISANet, space: LabelSpace, mapping: Groups | None) -> M
 # --- one run ------------------------------------------------------------------------------------------------
 
 
+def weights_digest(model: ISANet) -> str:
+    """A hash of all tensors of a model."""
+    digest = sha256()
+    for tensor in model.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def _fingerprint(
     segmenter: Segmenter,
     dataset: SegmentationDataset,
@@ -257,12 +265,9 @@ def _fingerprint(
     predictions: Path | None,
 ) -> dict[str, Any]:
     """What must be the same for a run to go on."""
-    weights = sha256()
-    for tensor in segmenter.model.state_dict().values():
-        weights.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     run = {
         "model": segmenter.model.config,
-        "weights": weights.hexdigest(),
+        "weights": weights_digest(segmenter.model),
         "dataset": dataset.fingerprint(places),
         "classes": match.space.classes,
         "mapping": mapping,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypeVar
 
 from isanet import checkpoint, download
+from isanet.charts import clean
 from isanet.errors import CacheError, CheckpointFormatError, NetworkError, OfflineError
 from isanet.files import written_whole
 from isanet.manifest import load_manifest
@@ -72,10 +73,15 @@ def _named_errors(what: str, call: Callable[[], T]) -> T:
         raise NetworkError(f"{what}: {error}") from error
 
 
-def save_pretrained(model: ISANet, folder: str | os.PathLike[str]) -> None:
+def save_pretrained(model: ISANet, folder: str | os.PathLike[str], *, new_card: bool = False) -> None:
     """Write a model folder: config.json, model.safetensors and, if there is none yet, a model card (README.md).
 
     All files are written before the first takes its place; each appears whole or not at all.
+
+    Args:
+        model: What to write.
+        folder: Made if it is not there.
+        new_card: Replace the card too.
 
     Raises:
         CacheError: The folder cannot be written.
@@ -85,7 +91,7 @@ def save_pretrained(model: ISANet, folder: str | os.PathLike[str]) -> None:
         "model.safetensors": serialized(model),
         "config.json": (json.dumps(model.config, indent=1) + "\n").encode(),
     }
-    if not (path / "README.md").exists():
+    if new_card or not (path / "README.md").exists():
         files["README.md"] = model_card(model).encode()
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -139,9 +145,11 @@ def model_card(model: ISANet, repo_id: str = "ORG/NAME") -> str:
             f"{100 * released.metrics['miou']:.2f} % ({PROTOCOLS[released.metrics['protocol']].text}). "
             f"If they were trained further, that figure is not theirs.\n\nLicence: {released.licence}."
         )
+    elif "trained_on" in model.provenance:
+        origin = _trained(model.provenance)
     elif "source" in model.provenance:
         origin = f"Its weights came from `{model.provenance['source']}`."
-    classes = ", ".join(model.classes[:30]) + (", ..." if len(model.classes) > 30 else "")
+    classes = ", ".join(map(clean, model.classes[:30])) + (", ..." if len(model.classes) > 30 else "")
     return f"""---
 {chr(10).join(front)}
 ---
@@ -162,3 +170,14 @@ result.areas()  # {{"{model.classes[0]}": 0.41, ...}}
 result.overlay().save("overlay.png")
 ```
 """
+
+
+def _trained(provenance: Mapping[str, str]) -> str:
+    """What a card says of a model that `isanet.finetune` trained."""
+    start = f" from `{provenance['started_from']}`" if "started_from" in provenance else ""
+    lines = [f"Trained{start} on {clean(provenance['trained_on'])}, by `isanet finetune`."]
+    if "measured" in provenance:
+        lines.append(f"Measured: {clean(provenance['measured'])}.")
+    if "recipe" in provenance:
+        lines.append(f"<details><summary>Recipe</summary>\n\n```json\n{provenance['recipe']}\n```\n\n</details>")
+    return "\n\n".join(lines)

@@ -98,9 +98,7 @@ def segmentation_loss(
         raise ValueError(f"the target must be integers of shape {(N, H, W)}, as the logits; got {_shape(target)}")
     weights = None
     if class_weights is not None:
-        weights = torch.as_tensor(class_weights, dtype=logits.dtype, device=logits.device)
-        if weights.shape != (K,) or not (weights >= 0).all():
-            raise ValueError(f"class_weights must be {K} numbers of 0 or more, got {class_weights}")
+        weights = _class_weights(class_weights, K, logits)
     target = target.long()  # cross_entropy takes nothing else on every device
     stray = (target != ignore_index) & ((target < 0) | (target >= K))
     if stray.any():  # on a GPU cross_entropy would end the process's use of it
@@ -119,12 +117,45 @@ def segmentation_loss(
             reduction="none",
             label_smoothing=label_smoothing,
         )
-        counted = target != ignore_index
-        total = counted.sum() if weights is None else (weights[target.clamp(0, K - 1)] * counted).sum()
+        total = _loss_weight(target, weights, ignore_index)
         return losses.sum() / torch.where(total > 0, total, 1)
 
     loss = mean(logits, target if ohem is None else _hard_target(logits, target, ignore_index, ohem))
     return loss if aux is None else loss + aux_weight * mean(aux, target)
+
+
+def loss_weight(
+    target: Tensor, num_classes: int, class_weights: Sequence[float] | Tensor | None = None, ignore_index: int = IGNORED
+) -> Tensor:
+    """What `segmentation_loss` divides by: the number of pixels that count, or the sum of their classes' weights.
+
+    With it, losses of the parts of a batch, each on its own or in a process of its own, add up to that of the whole:
+    each times its weight, over the sum of the weights. With OHEM they do so nearly: each part is mined on its own.
+
+    Args:
+        target: (N, H, W), class indices of any integer type, and `ignore_index`.
+        num_classes: K.
+        class_weights: See `segmentation_loss`.
+        ignore_index: See `segmentation_loss`.
+
+    Returns:
+        A scalar, float32.
+    """
+    like = torch.empty(0, device=target.device)
+    weights = None if class_weights is None else _class_weights(class_weights, num_classes, like)
+    return _loss_weight(target.long(), weights, ignore_index).to(like)
+
+
+def _loss_weight(target: Tensor, weights: Tensor | None, ignore_index: int) -> Tensor:
+    counted = target != ignore_index
+    return counted.sum() if weights is None else (weights[target.clamp(0, len(weights) - 1)] * counted).sum()
+
+
+def _class_weights(values: Sequence[float] | Tensor, num_classes: int, like: Tensor) -> Tensor:
+    weights = torch.as_tensor(values, dtype=like.dtype, device=like.device)
+    if weights.shape != (num_classes,) or not (weights >= 0).all():
+        raise ValueError(f"class_weights must be {num_classes} numbers of 0 or more, got {values}")
+    return weights
 
 
 @torch.no_grad()
