@@ -12,21 +12,23 @@ import io
 import json
 import logging
 import os
+import secrets
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from isanet import __version__, cache
 from isanet.errors import CacheError, DownloadError, ImageError, IsanetError
 from isanet.files import written_whole
 from isanet.labels import LABEL_SPACES, OFFICIAL_SPACES, custom_space, label_space, official_name
-from isanet.manifest import Weights, list_models, load_manifest, manifest_path, model_info
+from isanet.manifest import Weights, list_models, load_manifest, manifest_path, model_info, unknown_model
 from isanet.protocols import PROTOCOLS
 
 if TYPE_CHECKING:
     from isanet.segmenter import Segmentation
+    from isanet.training import Recipe
 
 SETTINGS = ("ISANET_HOME", "ISANET_OFFLINE", "ISANET_MIRROR", "HF_ENDPOINT", "HF_HUB_OFFLINE", "REQUESTS_CA_BUNDLE")
 SECRET_SETTINGS = ("HF_TOKEN", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
@@ -92,6 +94,22 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--precision", default=precision, choices=precisions, help=f"default: {precision}")
         added.add_argument("--batch-size", type=_positive, default=1, metavar="N")
 
+    def reading(added: argparse.ArgumentParser) -> None:
+        """How a data set is read."""
+        added.add_argument(
+            "--workers", type=_not_negative, metavar="N", help="processes that read; default: by cores and device"
+        )
+        layouts = ("auto", "voc", "ade20k", "cityscapes", "folder")
+        added.add_argument("--layout", default="auto", choices=layouts, help="default: by what is in DATA")
+        added.add_argument("--sbd", metavar="DIR", help="SBD, for VOC's split trainaug")
+        own = added.add_argument_group("a folder of images and masks")
+        own.add_argument("--classes", type=_names, help="names with commas between, or a label space")
+        own.add_argument("--ids", type=_ids, help="values of the classes in the masks: 1-150, 0,255 or official")
+        own.add_argument(
+            "--ignore", type=_ignore, metavar="VALUES", help="values to ignore, rest or none; default: 255"
+        )
+        own.add_argument("--colours", type=_colours, help="of the classes: #ff0000,#00ff00 or a label space")
+
     listing = command("list", _list, "list the models of the zoo")
     listing.add_argument("pattern", nargs="?", default="*", help="only names that fit, such as '*cityscapes*'")
     form = listing.add_mutually_exclusive_group()
@@ -125,6 +143,12 @@ def _parser() -> argparse.ArgumentParser:
     segment.add_argument("--force", action="store_true", help="replace existing outputs")
     running(segment, precision="auto")
 
+    demo = command("demo", _demo, "draw a street, segment it with the model in the package, and score it")
+    demo.add_argument("--seed", type=_not_negative, help="which street; default: a new one each time")
+    demo.add_argument("--output", type=Path, metavar="FILE.png", help="default: demo_SEED.png")
+    demo.add_argument("--force", action="store_true", help="replace an existing picture")
+    demo.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+
     evaluate = command("evaluate", _evaluate, "measure a model on a data set")
     evaluate.add_argument("root", metavar="DATA", help="folder with VOC, ADE20K, Cityscapes, or images and masks")
     evaluate.add_argument("--model", required=True, help="a name in the zoo, org/name, a folder or a file")
@@ -136,17 +160,28 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--predictions", metavar="DIR", help="write label maps as the benchmark's server takes them")
     evaluate.add_argument("--mapping", type=Path, metavar="FILE", help='JSON such as {"vehicle": ["car", "bus"]}')
     running(evaluate, precision="float32")
-    evaluate.add_argument(
-        "--workers", type=_not_negative, metavar="N", help="processes that read; default: by cores and device"
+    reading(evaluate)
+
+    finetune = command("finetune", _finetune, "train a model on pictures and masks of one's own, or a benchmark's")
+    finetune.add_argument("root", metavar="DATA", help="folder with VOC, ADE20K, Cityscapes, or images and masks")
+    begin = finetune.add_mutually_exclusive_group(required=True)
+    begin.add_argument("--model", help="to start from: a name in the zoo, org/name, a folder or a file")
+    begin.add_argument("--backbone", help="to start from: resnet50 or resnet101, trained on ImageNet")
+    finetune.add_argument("--output", type=Path, default=Path("finetuned"), metavar="DIR", help="default: finetuned")
+    finetune.add_argument("--recipe", metavar="NAME|FILE", help="of a model of the zoo, or a recipe.json")
+    finetune.add_argument(
+        "--set", nargs="+", default=[], metavar="FIELD=VALUE", help="of the recipe: epochs=20 lr=0.001 crop=[256,256]"
     )
-    layouts = ("auto", "voc", "ade20k", "cityscapes", "folder")
-    evaluate.add_argument("--layout", default="auto", choices=layouts, help="default: by what is in DATA")
-    evaluate.add_argument("--sbd", metavar="DIR", help="SBD, for VOC's split trainaug")
-    own = evaluate.add_argument_group("a folder of images and masks")
-    own.add_argument("--classes", type=_names, help="names with commas between, or a label space")
-    own.add_argument("--ids", type=_ids, help="values of the classes in the masks: 1-150, 0,255 or official")
-    own.add_argument("--ignore", type=_ignore, metavar="VALUES", help="values to ignore, rest or none; default: 255")
-    own.add_argument("--colours", type=_colours, help="of the classes: #ff0000,#00ff00 or a label space")
+    finetune.add_argument("--split", help="to train on; default: train, or all of a folder that has no such split")
+    finetune.add_argument("--val-data", metavar="DIR", help="to validate on; default: in DATA")
+    finetune.add_argument("--val-split", help="default: val, or pictures held out of a folder that has no such split")
+    finetune.add_argument("--hold-out", type=float, default=0.2, metavar="SHARE", help="of the pictures; default: 0.2")
+    finetune.add_argument("--force", action="store_true", help="start anew where an earlier run is")
+    finetune.add_argument("--device", default="auto", choices=("auto", "cpu"))
+    finetune.add_argument(
+        "--tracker", action="append", default=[], help="such as tensorboard or wandb; may be repeated"
+    )
+    reading(finetune)
 
     check = command("check-masks", _check_masks, "say what the masks in a folder hold, and how to read them")
     check.add_argument("folder", type=Path, metavar="DIR")
@@ -344,19 +379,34 @@ def _write(kind: str, result: Segmentation, output: Path) -> None:
             result.overlay().save(temporary, format="PNG")
 
 
+def _demo(options: argparse.Namespace) -> int:
+    from isanet.demo import demo, write_demo
+
+    seed = secrets.randbelow(100_000) if options.seed is None else options.seed
+    output = options.output or Path(f"demo_{seed}.png")
+    if output.suffix.lower() != ".png":
+        raise ValueError(f"the picture is a PNG; give --output a name that ends in .png, got {output}")
+    if os.path.lexists(output) and not options.force:
+        raise CacheError(f"{output} exists and was kept; --force replaces it")
+    shown = demo(seed, device=options.device)
+    write_demo(shown, output)
+    iou = dict(zip(shown.result.classes, shown.matrix.iou().tolist(), strict=True))
+    rows = [(name, f"{area:.1%}", "" if iou[name] != iou[name] else f"{iou[name]:.1%}")
+            for name, area in shown.result.areas().items()]  # fmt: skip
+    _print_table([("CLASS", "AREA", "IOU"), *rows])
+    print(f"\nmIoU {shown.matrix.miou():.1%}, pixel accuracy {shown.matrix.pixel_accuracy():.1%}, of a street that the "
+          f"model has never seen (seed {seed})")  # fmt: skip
+    print(f"{output} shows it")
+    return 0
+
+
 def _evaluate(options: argparse.Namespace) -> int:
     import torch
 
     from isanet import datasets
     from isanet.evaluation import evaluate, label_maps
 
-    given = {name: getattr(options, name) for name in ("sbd", "classes", "ids", "ignore", "colours")}
-    dataset = datasets.open_dataset(
-        options.root,
-        options.split,
-        layout=options.layout,
-        **{name: value for name, value in given.items() if value is not None},
-    )
+    dataset = datasets.open_dataset(options.root, options.split, **_reading(options))
     mapping = None if options.mapping is None else _mapping(options.mapping)
     running = {"protocol": options.protocol, "device": options.device, "precision": options.precision}
     running |= {"batch_size": options.batch_size, "overwrite": options.force}
@@ -390,6 +440,74 @@ def _evaluate(options: argparse.Namespace) -> int:
         print(report)
         print(f"\n{options.output / 'index.html'} shows it, with pictures")
     return 0
+
+
+def _reading(options: argparse.Namespace) -> dict[str, Any]:
+    """How a data set is read, as `open_dataset` takes it."""
+    given = {name: getattr(options, name) for name in ("sbd", "classes", "ids", "ignore", "colours")}
+    return {"layout": options.layout, **{name: value for name, value in given.items() if value is not None}}
+
+
+def _finetune(options: argparse.Namespace) -> int:
+    from isanet import datasets
+    from isanet.finetuning import finetune
+    from isanet.model import ISANet
+
+    recipe = _recipe(options.recipe, options.set)
+    train, val = datasets.open_train_and_val(
+        options.root,
+        options.val_data,
+        split=options.split,
+        val_split=options.val_split,
+        hold_out=options.hold_out,
+        seed=recipe.seed,
+        **_reading(options),
+    )
+    progress = False if options.quiet else None
+    model: ISANet | str = options.model
+    if options.backbone is not None:
+        model = ISANet.from_backbone(options.backbone, classes=train.classes, palette=train.palette, progress=progress)
+    run = finetune(
+        model,
+        train,
+        val,
+        recipe,
+        options.output,
+        overwrite=options.force,
+        workers=options.workers,
+        device=options.device,
+        trackers=options.tracker,
+        progress=progress,
+    )
+    if os.environ.get("RANK", "0") == "0":
+        print(run.report)
+        print(f"\n{options.output} holds the model, curves.png, overlays.png and history.csv")
+    return 0
+
+
+def _recipe(source: str | None, settings: Sequence[str]) -> Recipe:
+    """The recipe of a model, a file or upstream, with some fields changed."""
+    from isanet.training import Recipe
+
+    if source is None:
+        recipe = Recipe()
+    elif source in list_models():
+        recipe = Recipe.published(source)
+    else:
+        try:
+            recipe = Recipe.from_json(Path(source).read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise ValueError(f"--recipe {source}: no such file, and {unknown_model(source)}") from error
+    fields = json.loads(recipe.to_json())
+    for setting in settings:
+        field, equals, text = setting.partition("=")
+        if not equals:
+            raise ValueError(f"--set takes FIELD=VALUE, such as lr=0.001; got {setting!r}")
+        try:
+            fields[field] = json.loads(text)
+        except ValueError:
+            fields[field] = text  # a word needs no quotation marks
+    return Recipe.from_json(json.dumps(fields))
 
 
 def _mapping(path: Path) -> dict[str, list[str] | None]:

@@ -569,6 +569,51 @@ def open_dataset(
     return dataset
 
 
+def open_train_and_val(
+    root: PathLike,
+    val_root: PathLike | None = None,
+    *,
+    split: str | None = None,
+    val_split: str | None = None,
+    hold_out: float = 0.2,
+    seed: int = 0,
+    **options: Any,
+) -> tuple[SegmentationDataset, SegmentationDataset]:
+    """Opens what to train on and what to validate on.
+
+    Args:
+        root: See `open_dataset`.
+        val_root: Where the validation data is, if not in `root`.
+        split: To train on. None: "train", but all of a folder of one's own that has no such split.
+        val_split: To validate on. None: "val"; of a folder of one's own that has no such split, and where `val_root` is
+            not given, a share of the pictures is held out instead (see `Folder.held_out`).
+        hold_out: That share.
+        seed: By which it is chosen.
+        options: See `open_dataset`; for both.
+
+    Raises:
+        DatasetError: See `open_dataset`.
+    """
+    train = open_dataset(root, split, **options)
+    own = isinstance(train, Folder)
+    if split is None and (not own or _has_split(root, "train", options)):
+        split = "train"
+        train = open_dataset(root, split, **options)
+    if val_root is not None:
+        if val_split is None and not (own and not _has_split(val_root, "val", options)):
+            val_split = "val"
+        return train, open_dataset(val_root, val_split, **options)
+    if isinstance(train, Folder) and val_split is None and not _has_split(root, "val", options):
+        return train.held_out(hold_out, seed)
+    return train, open_dataset(root, val_split or "val", **options)
+
+
+def _has_split(root: PathLike, split: str, options: Mapping[str, Any]) -> bool:
+    root, images = Path(root), str(options.get("images", "images"))
+    places = (root / f"{split}.txt", root / "splits" / f"{split}.txt", root / images / split)
+    return any(place.exists() for place in places)
+
+
 LAYOUTS: dict[str, Any] = {"voc": VOC2012, "ade20k": ADE20K, "cityscapes": Cityscapes, "folder": Folder}
 """The classes by the names that `open_dataset` takes."""
 

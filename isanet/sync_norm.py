@@ -59,11 +59,11 @@ class _SyncBatchNorm(nn.BatchNorm2d):
         N, C, H, W = x_NCHW.shape
         count = x_NCHW.new_full((1,), N * H * W, dtype=torch.float32)
         x = x_NCHW.float() if x_NCHW.dtype in (torch.float16, torch.bfloat16) else x_NCHW
-        sums: Tensor = _Sum.apply(torch.cat([x.sum((0, 2, 3)), count.to(x)]))  # type: ignore[no-untyped-call]
+        sums: Tensor = _Sum.apply(torch.cat([x.sum((0, 2, 3)), count.to(x)]))
         total = sums[C].detach()
         mean = sums[:C] / total
         centred = x - mean.view(1, C, 1, 1)
-        variance: Tensor = _Sum.apply(centred.square().sum((0, 2, 3))) / total  # type: ignore[no-untyped-call]
+        variance: Tensor = _Sum.apply(centred.square().sum((0, 2, 3))) / total
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
