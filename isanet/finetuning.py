@@ -172,9 +172,8 @@ def _accelerator(recipe: Recipe, folder: Path, device: str, trackers: Sequence[A
 
     precision = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[recipe.precision]
     fresh, grouped = not PartialState._shared_state, torch.distributed.is_initialized()
-    accelerator = Accelerator(
-        cpu=device == "cpu", mixed_precision=precision, log_with=list(trackers) or None, project_dir=folder
-    )
+    cpu = device == "cpu" or not torch.accelerator.is_available()  # else processes on CPUs would not know each other
+    accelerator = Accelerator(cpu=cpu, mixed_precision=precision, log_with=list(trackers) or None, project_dir=folder)
     try:
         yield accelerator
     finally:
