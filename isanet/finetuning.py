@@ -15,6 +15,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import signal
 import threading
 import time
@@ -143,7 +144,7 @@ def finetune(
     """
     recipe = Recipe() if recipe is None else recipe
     folder = Path(output)
-    with _accelerator(recipe, folder, device, trackers) as accelerator, _quiet(accelerator):
+    with _accelerator(recipe, folder, device, trackers) as accelerator, _quiet(accelerator), _own_random(accelerator):
         processes = Processes()
         try:
             training = processes.agree(
@@ -199,6 +200,13 @@ def _quiet(accelerator: Any) -> Iterator[None]:
         log.setLevel(level)
 
 
+@contextmanager
+def _own_random(accelerator: Any) -> Iterator[None]:
+    """The caller's random numbers are not used up."""
+    with torch.random.fork_rng([accelerator.device] if accelerator.device.type == "cuda" else []):
+        yield
+
+
 def _plan(
     model: ISANet | str | os.PathLike[str],
     train: SegmentationDataset,
@@ -217,9 +225,8 @@ def _plan(
         if dataset is not None and not dataset.has_masks:
             raise DatasetError(f"the truth of {dataset} is not published, so nothing can be learned from it")
     batches = Batches(len(train), recipe, processes.rank, processes.world)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed_of("model", recipe.seed))  # new classifiers are drawn at random
-        start = _start_model(model, train)
+    torch.manual_seed(seed_of("model", recipe.seed))  # new classifiers are drawn at random
+    start = _start_model(model, train)
     if val is not None:
         match_classes(start, val.label_space, None)
     if not start.preprocessing:
@@ -265,6 +272,7 @@ def _start_model(model: ISANet | str | os.PathLike[str], train: SegmentationData
     from isanet.zoo import from_pretrained
 
     start = from_pretrained(model)
+    origin = start.provenance.get("name") or (Path(model).name if Path(model).exists() else os.fspath(model))
     if start.classes != train.classes:
         kept = [name for name in train.classes if name in start.classes]
         start = from_pretrained(model, classes=list(train.classes))
@@ -276,6 +284,7 @@ def _start_model(model: ISANet | str | os.PathLike[str], train: SegmentationData
     start.palette = train.palette
     start.label_space = train.label_space.name if train.label_space.name in LABEL_SPACES else None
     start.config |= {"palette": [list(colour) for colour in train.palette], "label_space": start.label_space}
+    start.provenance["started_from"] = origin
     return start
 
 
@@ -373,8 +382,22 @@ class _Training:
         absent = [name for name, number in zip(self.model.classes, shares[0][1].pixels, strict=True) if not number]
         if absent:
             log.warning("no training mask has %s, so that nothing is learned about it", ", ".join(absent))
+        self._check_disk()
         self._write("recipe.json", (self.recipe.to_json() + "\n").encode())
         self._save()  # now, because a disk that is full or read-only is better known at once
+
+    def _check_disk(self) -> None:
+        """The first state is small, because the optimizer has none yet."""
+        weights = sum(value.numel() * value.element_size() for value in self.model.state_dict().values())
+        states = 2 + (self.recipe.optimizer == "adamw") + (self.average is not None)
+        needed = (2 * states + 2) * weights  # old and new, of the state and of the model
+        place = next(path for path in (self.folder.absolute(), *self.folder.absolute().parents) if path.exists())
+        free = shutil.disk_usage(place).free
+        if free < needed:
+            raise CacheError(
+                f"{self.folder} will need about {needed >> 20:,} MiB, and {free >> 20:,} are free; make room, or use a "
+                "folder on another disk"
+            )
 
     def _load(self, path: Path) -> None:
         try:
@@ -461,7 +484,7 @@ class _Training:
             unit="step",
             disable=None if self.progress is None else not self.progress,
         )
-        with torch.random.fork_rng(), _Stop() as stop, bar:
+        with _Stop() as stop, bar:
             self.model.train()
             before = time.monotonic()
             for batch in loader:
@@ -573,7 +596,7 @@ class _Training:
         """Write the model folder, in the first process."""
         if not self.first:
             return
-        origin = self.origin.get("name") or self.origin.get("started_from") or self.origin.get("source")
+        origin = self.origin.get("started_from") or self.origin.get("name") or self.origin.get("source")
         kept = self.candidate
         before, kept.provenance = kept.provenance, {
             "source": "isanet finetune",

@@ -111,6 +111,11 @@ def block_padding(size: int, block_size: int) -> tuple[int, int, int]:
     return padding // 2, padding - padding // 2, blocks
 
 
+def _plain(x_NCHW: Tensor) -> Tensor:
+    """In memory as NCHW; float32 at least."""
+    return (x_NCHW.float() if x_NCHW.dtype in (torch.float16, torch.bfloat16) else x_NCHW).contiguous()
+
+
 class ISANet(nn.Module):
     """Interlaced Sparse Self-Attention Network, keyword-only, every argument a plain value that survives JSON.
 
@@ -282,8 +287,10 @@ class ISANet(nn.Module):
         if size is None:
             size = (images.shape[-2], images.shape[-1])
         if aux:
-            logits, aux_logits = self.coarse_logits(images, aux=True)
-            return self.resize(logits, size), self.resize(aux_logits, size)
+            # For training, often in half precision and channels last: neither suits what follows, resizing and loss
+            both = (_plain(logits) for logits in self.coarse_logits(images, aux=True))
+            logits, aux_logits = (self.resize(coarse, size) for coarse in both)
+            return logits, aux_logits
         return self.resize(self.coarse_logits(images), size)
 
     @overload

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from isanet import datasets, toystreets
+from isanet import datasets, toystreets, toystreets_camera, toystreets_photo, toystreets_street, toystreets_things
 from isanet.datasets import SegmentationDataset
 from isanet.errors import DatasetError
 from isanet.evaluation import evaluate
@@ -83,6 +83,20 @@ def test_the_classes_are_called_and_painted_as_in_cityscapes() -> None:
     official = LABEL_SPACES["cityscapes19"]
     assert SPACE.classes == CLASSES
     assert [official.palette[official.classes.index(name)] for name in CLASSES] == list(SPACE.palette)
+    for name in (
+        "ROAD",
+        "SIDEWALK",
+        "BUILDING",
+        "POLE",
+        "LIGHT",
+        "SIGN",
+        "VEGETATION",
+        "TERRAIN",
+        "SKY",
+        "PERSON",
+        "CAR",
+    ):
+        assert CLASSES[getattr(toystreets, name)].endswith(name.lower())
 
 
 def test_transforms_are_those_of_torchvision() -> None:
@@ -181,22 +195,23 @@ def test_a_larger_picture_shows_the_same_scene() -> None:
 
 def test_every_class_has_its_paint(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the colours of the palette, in neutral light, the picture is the coloured mask, but for the blur."""
-    value = toystreets._value
+    pixel = toystreets_camera.pixel
 
     def plain(what: int, _: object, z: float = 0, grain: int = 0, shines: bool = False) -> int:
-        return value(what, SPACE.palette[what], z, 0, shines)
+        return pixel(what, SPACE.palette[what], z, 0, shines)
 
     sky = SPACE.palette[SKY]
-    neutral = toystreets._Weather(1, sky, sky, (256, 256, 256), 0, 256, 0, 128, 0)
-    monkeypatch.setattr(toystreets, "_value", plain)
-    monkeypatch.setattr(toystreets, "_WEATHERS", {"plain": neutral})
+    neutral = toystreets_camera.Weather(1, sky, sky, (256, 256, 256), 0, 256, 0, 128, 0)
+    for room in (toystreets_camera, toystreets_street, toystreets_things):
+        monkeypatch.setattr(room, "pixel", plain)
+    monkeypatch.setattr(toystreets_camera, "WEATHERS", {"plain": neutral})
     seen = set()
     for seed in range(8):
-        drawn = toystreets._Scene(random.Random(seed), 128, 256)
+        drawn = toystreets_camera.Scene(random.Random(seed), 128, 256)
         toystreets._draw(drawn)
         mask = scene(seed, (128, 256))[1]
         monkeypatch.setattr(drawn, "between", lambda low, high: (low + high) / 2)  # neither exposure nor tint
-        picture = toystreets._develop(drawn, seed)
+        picture = toystreets_photo.develop(drawn, seed)
         nearest = ((picture[:, :, None].astype(int) - np.array(SPACE.palette)) ** 2).sum(-1).argmin(-1)
         around = [np.roll(mask, (dy, dx), (0, 1)) for dy in range(-2, 3) for dx in range(-2, 3)]
         inner = np.all([other == mask for other in around], 0)  # where no other class is blurred in

@@ -1,0 +1,81 @@
+"""The examples run, and the scenes that they draw are what they say."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import isanet
+from isanet.datasets import Folder
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+NOTEBOOK = json.loads((EXAMPLES / "finetune_harbour.ipynb").read_text(encoding="utf-8"))
+CELLS = ["".join(cell["source"]) for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
+
+
+@pytest.fixture(scope="module")
+def harbour() -> dict[str, Any]:
+    return runpy.run_path(str(EXAMPLES / "harbour.py"))
+
+
+def test_harbours_are_a_folder_that_is_read(harbour: dict[str, Any], tmp_path: Path) -> None:
+    harbour["write"](tmp_path, 3, 5)
+    dataset = Folder(tmp_path)
+    assert dataset.classes == harbour["CLASSES"]
+    assert len(dataset) == 3
+    for index in range(3):
+        picture, mask = harbour["draw"](5 + index)
+        read, labels = dataset.read(index)
+        np.testing.assert_array_equal(labels, np.asarray(mask))
+        assert read.shape == (192, 256, 3)
+        assert abs(read.astype(int) - np.asarray(picture)).mean() < 8  # the loss of JPEG
+
+
+def test_harbours_are_drawn_from_their_seed(harbour: dict[str, Any]) -> None:
+    scenes = [[part.tobytes() for part in harbour["draw"](seed, (96, 160))] for seed in (*range(8), *range(8))]
+    assert scenes[:8] == scenes[8:]
+    assert len({picture for picture, _ in scenes}) == len({mask for _, mask in scenes}) == 8
+
+
+def test_every_class_of_the_harbours_occurs(harbour: dict[str, Any]) -> None:
+    seen = [np.unique(np.asarray(harbour["draw"](seed)[1])) for seed in range(20)]
+    counts = np.bincount(np.concatenate(seen), minlength=len(harbour["CLASSES"]))
+    assert len(counts) == len(harbour["CLASSES"]) == len(harbour["PALETTE"])
+    assert counts.min() >= 10
+
+
+def test_the_notebook_is_stored_without_outputs() -> None:
+    assert (NOTEBOOK["nbformat"], NOTEBOOK["nbformat_minor"]) == (4, 5)
+    for cell in NOTEBOOK["cells"]:
+        if cell["cell_type"] == "code":
+            assert (cell["outputs"], cell["execution_count"]) == ([], None)
+
+
+@pytest.mark.skipif("isanet_nano_toystreets" not in isanet.list_models(), reason="the model is not in the zoo")
+@pytest.mark.parametrize("kind", ["notebook", "script"])
+def test_fine_tuning_to_harbours(kind: str, tmp_path: Path) -> None:
+    """Cells are run one after another; in a process of their own, as pictures that nobody looks at are left open."""
+    shutil.copy(EXAMPLES / "harbour.py", tmp_path)
+    shutil.copy(EXAMPLES / "finetune_harbour.py", tmp_path)
+    (tmp_path / "notebook.py").write_text("\n".join(CELLS), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "notebook.py" if kind == "notebook" else "finetune_harbour.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(EXAMPLES.parent)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    (mean,) = (line for line in done.stdout.splitlines() if line.startswith("mean "))
+    before, after = map(float, mean.split()[1:])
+    assert after > before + 10
