@@ -1,0 +1,130 @@
+"""What a step of `isanet.finetune` costs beside the same step in a bare loop, and beside the plain one.
+
+    python -m tests.benchmarks.training
+    python -m tests.benchmarks.training --model isanet_r50_voc --crop 512 512 --batch-size 16 --device auto
+
+Three kinds of step, in turn, several times over: that of `finetune` (channels last, the checks, the average of the
+weights, history); a bare loop with the same network in the same memory format; and a bare loop in plain NCHW. All read
+the same pictures by the same loader. Only steps are timed, not what comes before the first and after the last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch.utils.data import DataLoader
+
+import isanet
+from isanet.augment import augmentation
+from isanet.batches import Batches, Samples, collate
+from isanet.datasets import ToyStreets
+from isanet.training import Recipe, optimizer_and_schedule, segmentation_loss
+
+SKIPPED = 3
+"""First steps, in which memory is got."""
+
+
+def model_for(name: str, scenes: ToyStreets) -> isanet.ISANet:
+    """A network of the zoo's shape with weights at random: what they are does not matter here."""
+    weights = isanet.model_info(name)
+    return isanet.ISANet(
+        **{**weights.architecture, "num_classes": len(scenes.classes)},
+        classes=scenes.classes,
+        palette=scenes.palette,
+        preprocessing=dict(weights.preprocessing),
+    )
+
+
+def by_finetune(model: isanet.ISANet, scenes: ToyStreets, recipe: Recipe, workers: int, device: str) -> list[float]:
+    with TemporaryDirectory() as folder:
+        run = isanet.finetune(
+            model, scenes, None, recipe, Path(folder, "run"), workers=workers, device=device, progress=False
+        )
+    return [recipe.batch_size / float(row["pictures_per_second"] or 1) for row in run.history][SKIPPED:]
+
+
+def by_bare_loop(
+    model: isanet.ISANet, scenes: ToyStreets, recipe: Recipe, workers: int, device: str, memory: torch.memory_format
+) -> list[float]:
+    batches = Batches(len(scenes), recipe)
+    samples = Samples(scenes, augmentation(recipe, model.preprocessing), recipe.seed)
+    loader = DataLoader(samples, batch_sampler=batches, num_workers=workers, collate_fn=collate)
+    model = model.to(device).to(memory_format=memory).train()
+    optimizer, schedule = optimizer_and_schedule(model, recipe, steps=batches.steps)
+    kind = torch.device(device).type
+    precision = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(recipe.precision)
+    times, before = [], time.perf_counter()
+    for images, masks in loader:
+        images, masks = images.to(device, memory_format=memory), masks.to(device)
+        with torch.autocast(kind, precision, enabled=precision is not None):
+            logits, aux = model(images, aux=True)
+        loss = segmentation_loss(logits, aux, masks, aux_weight=recipe.aux_weight)
+        loss.backward()
+        if recipe.clip_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_grad_norm)
+        loss.item()  # as anybody shows it
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        times.append(time.perf_counter() - before)
+        before = time.perf_counter()
+    return times[SKIPPED:]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="isanet_nano_toystreets")
+    parser.add_argument("--crop", type=int, nargs=2, default=(192, 256))
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--precision", default="float32")
+    parser.add_argument("--ema", type=float, help="a running average of the weights, which a bare loop has not")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "auto"))
+    options = parser.parse_args()
+    device = "cuda" if options.device == "auto" and torch.cuda.is_available() else "cpu"
+
+    scenes = ToyStreets(count=options.steps * options.batch_size, size=(192, 256))
+    recipe = Recipe(
+        epochs=1, batch_size=options.batch_size, crop=tuple(options.crop), precision=options.precision, lr=1e-4,
+        photometric=0.0, clip_grad_norm=5.0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = model_for(options.model, scenes)
+    kinds = {
+        "finetune": lambda: by_finetune(
+            model, scenes, replace(recipe, ema=options.ema), options.workers, options.device
+        ),
+        "bare loop, channels last": lambda: by_bare_loop(
+            model, scenes, recipe, options.workers, device, torch.channels_last
+        ),
+        "bare loop, plain float32 NCHW": lambda: by_bare_loop(
+            model, scenes, replace(recipe, precision="float32"), options.workers, device, torch.contiguous_format
+        ),
+    }
+    times: dict[str, list[float]] = {name: [] for name in kinds}
+    for _ in range(options.repeats):
+        for name, measure in kinds.items():
+            times[name].append(statistics.median(measure()))
+    base = statistics.median(times["bare loop, channels last"])
+    print(
+        f"{options.model}, {options.batch_size} pictures of {options.crop[0]}x{options.crop[1]}, {options.precision}, "
+        f"{options.steps - SKIPPED} steps, {options.repeats} repeats, {options.workers} workers, {device}, "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
+    for name, values in times.items():
+        low, middle, high = 1000 * min(values), 1000 * statistics.median(values), 1000 * max(values)
+        print(
+            f"{name:30}  {low:8.1f} {middle:8.1f} {high:8.1f} ms a step (min, median, max)  {middle / base / 1000:.3f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
