@@ -23,7 +23,17 @@ from isanet import __version__, cache
 from isanet.errors import CacheError, DownloadError, ImageError, IsanetError
 from isanet.files import written_whole
 from isanet.labels import LABEL_SPACES, OFFICIAL_SPACES, custom_space, label_space, official_name
-from isanet.manifest import Weights, list_models, load_manifest, manifest_path, model_info, unknown_model
+from isanet.manifest import (
+    Released,
+    Weights,
+    bundled_path,
+    list_models,
+    load_backbones,
+    load_manifest,
+    manifest_path,
+    model_info,
+    unknown_model,
+)
 from isanet.protocols import PROTOCOLS
 
 if TYPE_CHECKING:
@@ -120,13 +130,13 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("name")
 
     download = command("download", _download, "fetch, verify and convert models into the cache")
-    download.add_argument("names", nargs="*", metavar="NAME")
+    download.add_argument("names", nargs="*", metavar="NAME", help="models, or backbones such as resnet50_v1c")
     download.add_argument("--all", action="store_true", help="every model of the zoo")
     download.add_argument("--keep", action="store_true", help="leave the released file in the cache too")
     download.add_argument("--force", action="store_true", help="fetch again what is cached")
 
-    verify = command("verify", _verify, "compare cached models with what was recorded and say where they came from")
-    verify.add_argument("names", nargs="*", metavar="NAME", help="default: all that are cached")
+    verify = command("verify", _verify, "compare models with what was recorded and say where they came from")
+    verify.add_argument("names", nargs="*", metavar="NAME", help="default: all that are cached or bundled")
     verify.add_argument("--pin", action="store_true", help="write the measured hashes and sizes into the manifest")
     verify.add_argument("--manifest", type=Path, metavar="FILE", help="the weights.json that --pin writes to")
 
@@ -199,8 +209,8 @@ def _parser() -> argparse.ArgumentParser:
     manage = command("cache", _cache, "show or clear the cache")
     actions = manage.add_subparsers(dest="action", required=True, metavar="ACTION")
     actions.add_parser("path", help="the folder")
-    actions.add_parser("list", help="the models in it")
-    clear = actions.add_parser("clear", help="delete models")
+    actions.add_parser("list", help="the models and backbones in it")
+    clear = actions.add_parser("clear", help="delete models and backbones")
     clear.add_argument("names", nargs="*", metavar="NAME", help="default: all")
     clear.add_argument("--forget", action="store_true", help="also forget their hashes: trust the next download anew")
 
@@ -221,7 +231,7 @@ def _list(options: argparse.Namespace) -> int:
         weights = manifest[name]
         dataset = f"{weights.metrics['dataset']} {weights.metrics['split']}"
         miou, parameters = f"{100 * weights.metrics['miou']:.2f}", f"{weights.parameters / 1e6:.1f} M"
-        cached = "yes" if cache.cached_file(name) else "no"
+        cached = "-" if weights.bundled else "yes" if cache.cached_file(name) else "no"
         rows.append((name, dataset, miou, parameters, _download_size(weights), cached))
     if options.markdown:
         print("| name | data set | mIoU | parameters | download |\n|---|---|---|---|---|")
@@ -248,12 +258,13 @@ def _info(options: argparse.Namespace) -> int:
         ("download", _download_size(weights)),
         *(("address", url) for url in weights.urls),
         *(("training log", url) for url in weights.log_urls),
+        *([("file", bundled_path(weights.name))] if weights.bundled else []),
         ("sha256", weights.sha256 or "not published; recorded at the first download"),
         ("preprocessing", _pairs(weights.preprocessing)),
         ("recipe", _pairs(weights.recipe)),
         ("licence", weights.licence),
         ("paper", weights.paper),
-        ("cached", str(path) if path else "no"),
+        ("cached", "not needed" if weights.bundled else str(path) if path else "no"),
         *((("recorded sha256", record.source_sha256), ("fetched from", record.source)) if record else ()),
     ]
     for key, value in facts:
@@ -275,6 +286,9 @@ def _download(options: argparse.Namespace) -> int:
     if bool(options.names) == options.all:
         raise ValueError("name the models, or say --all; `isanet list` shows them")
     for weights in _chosen(options.names, list_models()):
+        if weights.bundled:
+            print(f"{weights.name} is in the package: {bundled_path(weights.name)}; there is nothing to do")
+            continue
         released.load_cached(weights, keep=options.keep, force=options.force)
         print(f"{weights.name} is ready: {cache.cached_file(weights.name)}")
     return 0
@@ -283,16 +297,20 @@ def _download(options: argparse.Namespace) -> int:
 def _verify(options: argparse.Namespace) -> int:
     from isanet import released
 
-    cached = [name for name in list_models() if cache.cached_file(name)]
-    if not options.names and not cached:
+    there = [weights.name for weights in _everything() if weights.bundled or cache.cached_file(weights.name)]
+    if not options.names and not there:
         raise CacheError(f"nothing is cached in {cache.home()}")
     records, failed = {}, 0
-    for weights in _chosen(options.names, cached):
+    for weights in _chosen(options.names, there):
         try:
             record = released.verify(weights)
         except IsanetError as error:
             failed += 1
             print(f"{weights.name}: FAILED: {_one_line(error)}")
+            continue
+        if record is None:
+            print(f"{weights.name}: good. In the package, {weights.size:,} bytes,")
+            print(f"  sha256 {weights.sha256} (as the manifest says)")
             continue
         records[weights.name] = record
         trust = "as the manifest says" if weights.sha256 else "trusted on first use; not pinned in the manifest"
@@ -301,7 +319,7 @@ def _verify(options: argparse.Namespace) -> int:
     if options.pin and not failed:
         target = options.manifest or manifest_path()
         released.pin(records, target)
-        print(f"pinned {', '.join(records)} in {target}")
+        print(f"pinned {', '.join(records) or 'nothing'} in {target}")
     return 1 if failed else 0
 
 
@@ -569,10 +587,10 @@ def _cache(options: argparse.Namespace) -> int:
         print(cache.home())
     elif options.action == "list":
         rows = [("NAME", "SIZE", "DATE", "SOURCE")]
-        for name in list_models():
-            record, path = cache.read_record(name), cache.cached_file(name)
+        for weights in _everything():
+            record, path = cache.read_record(weights.name), cache.cached_file(weights.name)
             if record and path:
-                rows.append((name, _megabytes(path.stat().st_size), record.date[:10], record.source))
+                rows.append((weights.name, _megabytes(path.stat().st_size), record.date[:10], record.source))
         if len(rows) > 1:
             _print_table(rows)
         else:
@@ -581,9 +599,8 @@ def _cache(options: argparse.Namespace) -> int:
         if not cache.home().is_dir():
             print(f"nothing is cached in {cache.home()}")
             return 0
-        freed = sum(
-            cache.clear(weights.name, forget=options.forget) for weights in _chosen(options.names, list_models())
-        )
+        chosen = _chosen(options.names, [weights.name for weights in _everything()])
+        freed = sum(cache.clear(weights.name, forget=options.forget) for weights in chosen if not weights.bundled)
         kept = "" if options.forget else "; hashes are kept, so a later download must still match (--forget drops them)"
         print(f"freed {_megabytes(freed)}{kept}")
     return 0
@@ -594,7 +611,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
     import torch
 
-    from isanet import download
+    from isanet import download, released
 
     print(f"isanet {__version__}, Python {sys.version.split()[0]}, {sys.platform}")
     for package in (
@@ -619,7 +636,18 @@ def _doctor(options: argparse.Namespace) -> int:
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     writable = "writable" if os.access(existing, os.W_OK) else "NOT writable: set ISANET_HOME to another folder"
     print(f"cache: {folder} ({writable}, {_megabytes(shutil.disk_usage(existing).free)} free)")
-    print(f"  cached: {', '.join(name for name in list_models() if cache.cached_file(name)) or 'nothing'}")
+    cached = [weights.name for weights in _everything() if cache.cached_file(weights.name)]
+    print(f"  cached: {', '.join(cached) or 'nothing'}")
+    healthy = True
+    for weights in load_manifest().values():
+        if weights.bundled:
+            try:
+                released.verify(weights)
+            except IsanetError as error:
+                healthy = False
+                print(f"  in the package: {weights.name}, FAILED: {_one_line(error)}")
+            else:
+                print(f"  in the package: {weights.name}, good")
     print("settings:")
     for name in SETTINGS:
         value = os.environ.get(name, "")
@@ -629,12 +657,12 @@ def _doctor(options: argparse.Namespace) -> int:
 
     if download.offline():
         print("addresses: not asked, because ISANET_OFFLINE or HF_HUB_OFFLINE is set")
-        return 0
+        return 0 if healthy else 1
     print("addresses:")
     hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    first = next(iter(load_manifest().values()))
+    first = next((weights.urls for weights in load_manifest().values() if not weights.bundled), ())
     reached = 0
-    for url in [*download.addresses(first.urls), hub]:
+    for url in [*download.addresses(first), hub]:
         try:
             answer = download.probe(url)
         except DownloadError as error:
@@ -642,11 +670,17 @@ def _doctor(options: argparse.Namespace) -> int:
         else:
             reached += 1
         print(f"  {download.shown(url)}: {answer}")
-    return 0 if reached else 1
+    return 0 if reached and healthy else 1
 
 
-def _chosen(names: Iterable[str], default: list[str]) -> list[Weights]:
-    return [model_info(name) for name in list(dict.fromkeys(names)) or default]
+def _everything() -> list[Released]:
+    """All models of the zoo, and all backbones to start from."""
+    return [*load_manifest().values(), *load_backbones().values()]
+
+
+def _chosen(names: Iterable[str], default: list[str]) -> list[Released]:
+    backbones = load_backbones()
+    return [backbones.get(name) or model_info(name) for name in list(dict.fromkeys(names)) or default]
 
 
 def _expand(arguments: Iterable[str]) -> list[Path]:
@@ -730,6 +764,8 @@ def _print_table(rows: Sequence[Sequence[str]]) -> None:
 
 
 def _download_size(weights: Weights) -> str:
+    if weights.bundled:
+        return "none: in the package"
     if weights.size is not None:
         return _megabytes(weights.size)
     return f"{_megabytes(weights.payload)} or more"

@@ -1,7 +1,7 @@
 """Strangers' state dicts, as data: one table of key prefixes for each upstream layout, pure dict -> dict.
 
-A table maps a prefix of their names to a prefix of ours; the longest that fits wins. Every tensor must be
-named by the table: nothing is dropped in silence.
+A table maps a prefix of their names to a prefix of ours, or to None, which drops what it names on purpose; the
+longest that fits wins. Every tensor must be named by the table: nothing is dropped in silence.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from isanet.backbone import BACKBONES, EXPANSION
@@ -52,6 +53,14 @@ MMSEGMENTATION: dict[str, str] = {
 }
 
 LAYOUTS: dict[str, dict[str, str]] = {"sssegmentation": SSSEGMENTATION, "mmsegmentation": MMSEGMENTATION}
+
+# Of mmcv's ResNetV1c, as OpenMMLab published it; our backbone has its names.
+MMCV_V1C: dict[str, str | None] = {
+    **{part: part for part in ("stem", "layer1", "layer2", "layer3", "layer4")},
+    "fc": None,  # the classifier of ImageNet's 1000 classes
+}
+
+BACKBONE_LAYOUTS: dict[str, dict[str, str | None]] = {"mmcv_v1c": MMCV_V1C}
 
 LANDMARKS = {
     "sssegmentation": "global_relation.value_project.weight",
@@ -127,25 +136,43 @@ def convert(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
     return rename(state, LAYOUTS[layout], layout)
 
 
-def rename(state: Mapping[str, Tensor], table: Mapping[str, str], layout: str) -> dict[str, Tensor]:
-    """Apply one table of prefixes, longest first, to every name."""
+def convert_backbone(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
+    """Rename every tensor from `layout` to the names of `isanet.backbone.ResNet`, without ImageNet's classifier.
+
+    Files from before torch 0.4.1 have no counters in batch norm: if none has one, all count from 0, as torch does.
+
+    Raises:
+        CheckpointMismatchError: A name is not in the table of that layout.
+    """
+    renamed = rename(state, BACKBONE_LAYOUTS[layout], layout, "a ResNet")
+    if not any(name.endswith(".num_batches_tracked") for name in renamed):
+        norms = [name.removesuffix("running_var") for name in renamed if name.endswith(".running_var")]
+        renamed |= {f"{norm}num_batches_tracked": torch.zeros((), dtype=torch.int64, device="cpu") for norm in norms}
+    return renamed
+
+
+def rename(
+    state: Mapping[str, Tensor], table: Mapping[str, str | None], layout: str, what: str = "an ISANet"
+) -> dict[str, Tensor]:
+    """Apply one table of prefixes, longest first, to every name; `what` the tensors should be is for messages."""
     renamed: dict[str, Tensor] = {}
     unknown: list[str] = []
+    dropped = 0
     prefixes = sorted(table, key=len, reverse=True)
     for name, value in state.items():
         prefix = next((p for p in prefixes if name.startswith(p + ".")), None)
         if prefix is None:
             unknown.append(name)
+        elif (ours := table[prefix]) is None:
+            dropped += 1
         else:
-            renamed[table[prefix] + name[len(prefix) :]] = value
+            renamed[ours + name[len(prefix) :]] = value
     if unknown:
         raise CheckpointMismatchError(
-            f"{len(unknown)} tensors are not part of an ISANet in {layout}'s layout: {', '.join(unknown[:5])}"
+            f"{len(unknown)} tensors are not part of {what} in {layout}'s layout: {', '.join(unknown[:5])}"
         )
-    if len(renamed) != len(state):
-        raise CheckpointMismatchError(
-            f"{len(state) - len(renamed)} names of this {layout} checkpoint stand for the same tensor"
-        )
+    if same := len(state) - dropped - len(renamed):
+        raise CheckpointMismatchError(f"{same} names of this {layout} checkpoint stand for the same tensor")
     return renamed
 
 

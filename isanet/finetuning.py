@@ -596,7 +596,8 @@ class _Training:
         """Write the model folder, in the first process."""
         if not self.first:
             return
-        origin = self.origin.get("started_from") or self.origin.get("name") or self.origin.get("source")
+        keys = ("started_from", "name", "source", "backbone_source")
+        origin = next((self.origin[key] for key in keys if key in self.origin), None)
         kept = self.candidate
         before, kept.provenance = kept.provenance, {
             "source": "isanet finetune",

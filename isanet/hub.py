@@ -149,6 +149,8 @@ def model_card(model: ISANet, repo_id: str = "ORG/NAME") -> str:
         origin = _trained(model.provenance)
     elif "source" in model.provenance:
         origin = f"Its weights came from `{model.provenance['source']}`."
+    elif "backbone_source" in model.provenance:
+        origin = f"Its training started from the backbone in `{model.provenance['backbone_source']}`."
     classes = ", ".join(map(clean, model.classes[:30])) + (", ..." if len(model.classes) > 30 else "")
     return f"""---
 {chr(10).join(front)}

@@ -12,6 +12,7 @@ Sources:
   mmsegmentation's `mmseg/datasets/ade.py`; colours as in that file and in sssegmentation's
   `ssseg/modules/datasets/ade20k.py`.
 * `cityscapes19`: `cityscapesscripts/helpers/labels.py` of mcordts/cityscapesScripts, the labels with a train id.
+* `toystreets`: what `isanet.toystreets` draws, called and coloured as in Cityscapes; its ids are its indices.
 """
 
 from __future__ import annotations
@@ -162,6 +163,13 @@ _CITYSCAPES19 = """
  33 bicycle             119  11  32
 """
 
+_TOYSTREETS = """
+  0 road                128  64 128 |   1 sidewalk            244  35 232 |   2 building             70  70  70
+  3 pole                153 153 153 |   4 traffic light       250 170  30 |   5 traffic sign        220 220   0
+  6 vegetation          107 142  35 |   7 terrain             152 251 152 |   8 sky                  70 130 180
+  9 person              220  20  60 |  10 car                   0   0 142
+"""
+
 # What has an id and is not among the 19: ignored in training and evaluation.
 _CITYSCAPES_REST = """
   0 unlabeled             0   0   0 |   1 ego vehicle           0   0   0 |   2 rectification border  0   0   0
@@ -186,8 +194,9 @@ LABEL_SPACES: dict[str, LabelSpace] = {
     "voc21": LabelSpace("voc21", tuple(_VOC21.split()), generic_palette(21), tuple(range(21))),
     "ade20k150": _parse("ade20k150", _ADE20K150),
     "cityscapes19": _parse("cityscapes19", _CITYSCAPES19),
+    "toystreets": _parse("toystreets", _TOYSTREETS),
 }
-"""The spaces of the published models, by name."""
+"""The spaces of the models in the zoo, by name."""
 
 OFFICIAL_SPACES: dict[str, LabelSpace] = {
     "voc-ids": _by_id("voc-ids", LABEL_SPACES["voc21"]),
@@ -195,6 +204,9 @@ OFFICIAL_SPACES: dict[str, LabelSpace] = {
     "cityscapes-ids": _by_id("cityscapes-ids", LABEL_SPACES["cityscapes19"], _parse("", _CITYSCAPES_REST)),
 }
 """The values in the data sets' own annotation files, by name: a class's position is its official id."""
+
+_OFFICIAL_NAMES = {"voc21": "voc-ids", "ade20k150": "ade20k-ids", "cityscapes19": "cityscapes-ids"}
+"""The spaces of real data sets, and what their official ids are called; ToyStreets has neither files nor a server."""
 
 
 def label_space(name: str) -> LabelSpace:
@@ -222,14 +234,15 @@ def label_space_for(num_classes: int) -> LabelSpace | None:
         num_classes: Number of output channels of the classifier.
 
     Returns:
-        The known space with exactly that many classes (21, 150 or 19), else None.
+        The space of a real data set with exactly that many classes (21, 150 or 19), else None: 11 classes of a
+        stranger are not those of ToyStreets.
     """
-    return next((space for space in LABEL_SPACES.values() if len(space) == num_classes), None)
+    return next((LABEL_SPACES[name] for name in _OFFICIAL_NAMES if len(LABEL_SPACES[name]) == num_classes), None)
 
 
 def official_name(name: str | None) -> str | None:
     """The name of the official ids of a known space ("cityscapes-ids" for "cityscapes19"); None for any other."""
-    return dict(zip(LABEL_SPACES, OFFICIAL_SPACES, strict=True)).get(name or "")
+    return _OFFICIAL_NAMES.get(name or "")
 
 
 def custom_space(
@@ -265,8 +278,8 @@ def translation(source: LabelSpace, target: LabelSpace) -> tuple[int | None, ...
     """
     if source.classes == target.classes:
         return tuple(range(len(source)))
-    for name, official in zip(LABEL_SPACES, OFFICIAL_SPACES.values(), strict=True):
-        space = LABEL_SPACES[name]
+    for name, ids in _OFFICIAL_NAMES.items():
+        space, official = LABEL_SPACES[name], OFFICIAL_SPACES[ids]
         if (source.classes, target.classes) == (space.classes, official.classes):
             return space.official_ids
         if (source.classes, target.classes) == (official.classes, space.classes):

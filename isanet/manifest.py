@@ -1,4 +1,4 @@
-"""The manifest: what weights.json says of each released model, read strictly.
+"""The manifest: what weights.json says of each released model and of each backbone to start from, read strictly.
 
 Standard library only, so that `isanet list` answers at once.
 """
@@ -13,13 +13,16 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from isanet.errors import ManifestError
 from isanet.protocols import PROTOCOLS
 
 SCHEMA = 1
 """Version of the layout of weights.json that this code reads."""
+
+PACKAGE = Path(__file__).parent
+"""Where the bundled models are."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +34,16 @@ class Weights:
         architecture: Arguments of `isanet.ISANet` that shape the network.
         label_space: What its classes are: a key of `isanet.labels.LABEL_SPACES`.
         preprocessing: Arguments of `isanet.preprocess.preprocess`.
-        layout: Whose key names the released file has, a key of `isanet.convert.LAYOUTS`.
+        layout: Whose key names the released file has, a key of `isanet.convert.LAYOUTS`; "isanet" of a bundled one.
+        bundled: Whether the file travels inside the package: `<name>.safetensors`, in our own layout. Then there are
+            no `urls`, and `sha256` and `size` are known. Floating-point tensors may be float16 there.
         urls: Addresses of the released file, in the order in which they are tried.
         log_urls: Addresses of the training log.
         sha256: Hash of the released file, or None where nobody has published one yet.
         size: Its size in bytes, or None.
         tensors: Number of tensors of the model.
-        payload: Bytes of those tensors; the file is a little larger, or about twice that with the optimizer's state.
+        payload: Bytes of those tensors in the file, which is a little larger, or about twice that with the optimizer's
+            state.
         parameters: Number of trained values, auxiliary head included.
         metrics: `dataset`, `split`, `miou` (a fraction) and the `protocol` by which it was measured, a key of
             `isanet.protocols.PROTOCOLS`.
@@ -51,6 +57,7 @@ class Weights:
     label_space: str
     preprocessing: Mapping[str, Any]
     layout: str
+    bundled: bool
     urls: tuple[str, ...]
     log_urls: tuple[str, ...]
     sha256: str | None
@@ -66,14 +73,68 @@ class Weights:
     @property
     def file_names(self) -> tuple[str, ...]:
         """Names under which the released file is published."""
-        return tuple(dict.fromkeys(_file_name(url) for url in self.urls))
+        return _file_names(self.urls)
+
+    @property
+    def known_digits(self) -> str:
+        """The hexadecimal digits of the released file's sha256 that are published, from the first: all 64, or none."""
+        return self.sha256 or ""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A backbone trained on ImageNet, for models that start from it, as weights.json describes it.
+
+    Attributes:
+        name: Its name in the manifest and in the cache.
+        backbone: The network: a key of `isanet.backbone.BACKBONES`, of width 64.
+        layout: Whose key names the released file has, a key of `isanet.convert.BACKBONE_LAYOUTS`.
+        urls: Addresses of the released file, in the order in which they are tried.
+        sha256_prefix: First 8 hexadecimal digits of the released file's sha256, which its name ends in. They show
+            damage; 32 bits are too few against somebody who forges a file.
+        sha256: All 64, or None where nobody has published them.
+        size: Size of the released file in bytes, or None.
+        tensors: Number of tensors of the backbone, counters of batch norm included.
+        payload: Bytes of those tensors; the file has ImageNet's classifier too.
+        licence: Terms of the weights, and of the data behind them.
+    """
+
+    name: str
+    backbone: str
+    layout: str
+    urls: tuple[str, ...]
+    sha256_prefix: str
+    sha256: str | None
+    size: int | None
+    tensors: int
+    payload: int
+    licence: str
+    bundled: ClassVar[bool] = False
+
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        """Names under which the released file is published."""
+        return _file_names(self.urls)
+
+    @property
+    def known_digits(self) -> str:
+        """The hexadecimal digits of the released file's sha256 that are published, from the first: all 64, or 8."""
+        return self.sha256 or self.sha256_prefix
+
+
+Released = Weights | Backbone
+"""What is fetched, verified, converted and cached."""
 
 
 def manifest_path() -> Path:
     """Where weights.json is: inside an installed package, or at the top of a checkout."""
-    package = Path(__file__).parent
-    installed = package / "weights.json"
-    return installed if installed.exists() else package.parent / "weights.json"
+    installed = PACKAGE / "weights.json"
+    return installed if installed.exists() else PACKAGE.parent / "weights.json"
+
+
+def bundled_path(name: str) -> Path:
+    """Where the file of a bundled model is."""
+    return PACKAGE / f"{name}.safetensors"
 
 
 def load_manifest(path: Path | None = None) -> dict[str, Weights]:
@@ -85,6 +146,15 @@ def load_manifest(path: Path | None = None) -> dict[str, Weights]:
     Raises:
         ManifestError: The file is missing or malformed; the message names the place.
     """
+    return _read(path)[0]
+
+
+def load_backbones(path: Path | None = None) -> dict[str, Backbone]:
+    """All backbones to start from, by name; arguments and errors as of `load_manifest`."""
+    return _read(path)[1]
+
+
+def _read(path: Path | None) -> tuple[dict[str, Weights], dict[str, Backbone]]:
     path = manifest_path() if path is None else path
     try:
         return _parse(json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_no_duplicates))
@@ -137,34 +207,57 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _parse(document: Any) -> dict[str, Weights]:
+def _parse(document: Any) -> tuple[dict[str, Weights], dict[str, Backbone]]:
     if not isinstance(document, dict) or "schema" not in document:
-        raise ManifestError("expected an object with the keys 'schema' and 'weights'")
+        raise ManifestError("expected an object with the keys 'schema', 'weights' and 'backbones'")
     schema = document["schema"]  # first of all, because a newer one may have other keys
     if type(schema) is not int or schema != SCHEMA:
         raise ManifestError(f"schema: expected {SCHEMA}, got {schema!r}; a newer isanet may read it")
-    if set(document) != {"schema", "weights"}:
-        raise ManifestError(f"expected exactly the keys 'schema' and 'weights', got {sorted(document)}")
-    if not isinstance(document["weights"], dict):
-        raise ManifestError("weights: expected an object of entries by name")
-    return {name: _entry(name, entry) for name, entry in document["weights"].items()}
+    if set(document) != {"schema", "weights", "backbones"}:
+        raise ManifestError(f"expected exactly the keys 'schema', 'weights' and 'backbones', got {sorted(document)}")
+    for section in ("weights", "backbones"):
+        if not isinstance(document[section], dict):
+            raise ManifestError(f"{section}: expected an object of entries by name")
+    weights = {name: Weights(**_entry(name, entry, Weights)) for name, entry in document["weights"].items()}
+    backbones = {name: Backbone(**_entry(name, entry, Backbone)) for name, entry in document["backbones"].items()}
+    if both := sorted(set(weights) & set(backbones)):  # they share the cache
+        raise ManifestError(f"{both[0]!r} is the name of a model and of a backbone")
+    for model in weights.values():
+        if model.bundled and (model.urls or None in (model.sha256, model.size) or model.layout != "isanet"):
+            raise ManifestError(f"{model.name}.bundled: expected no urls, a sha256, a size and the layout 'isanet'")
+        if not (model.bundled or model.urls):
+            raise ManifestError(f"{model.name}.urls: expected at least one, because the model is not bundled")
+    for backbone in backbones.values():
+        digits = backbone.sha256_prefix
+        if not backbone.urls or not all(name.endswith(f"-{digits}.pth") for name in backbone.file_names):
+            raise ManifestError(
+                f"{backbone.name}.urls: expected at least one, of files whose names end in -{digits}.pth"
+            )
+        if not backbone.known_digits.startswith(digits):
+            raise ManifestError(f"{backbone.name}.sha256: expected one that starts with {digits}")
+    return weights, backbones
 
 
-def _entry(name: str, entry: Any) -> Weights:
+def _entry(name: str, entry: Any, kind: type[Weights] | type[Backbone]) -> dict[str, Any]:
+    """The values of an entry, each checked by itself."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9_]{0,99}", name):
-        raise ManifestError(f"weights: a name is lower-case letters, digits and '_', got {name!r}")
-    expected = {field.name for field in fields(Weights)} - {"name"}
+        raise ManifestError(f"a name is lower-case letters, digits and '_', got {name!r}")
+    expected = {field.name for field in fields(kind)} - {"name"}
     if not isinstance(entry, dict):
         raise ManifestError(f"{name}: expected an object, got {entry!r}")
     if unknown := sorted(set(entry) - expected):
         raise ManifestError(f"{name}: unknown field {unknown[0]!r}")
     if missing := sorted(expected - set(entry)):
         raise ManifestError(f"{name}: missing field {missing[0]!r}")
-    for field, (fits, wanted) in CHECKS.items():
-        if not (_is_finite(entry[field]) and fits(entry[field])):
-            raise ManifestError(f"{name}.{field}: expected {wanted}, got {entry[field]!r}")
-    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
-    return Weights(name=name, **values)
+    for field, value in entry.items():
+        fits, wanted = CHECKS[field]
+        if not (_is_finite(value) and fits(value)):
+            raise ManifestError(f"{name}.{field}: expected {wanted}, got {value!r}")
+    return {"name": name, **{key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}}
+
+
+def _file_names(urls: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(map(_file_name, urls)))
 
 
 def _file_name(url: str) -> str:
@@ -223,11 +316,17 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "label_space": (_is_text, "the name of a label space"),
     "preprocessing": (_is_preprocessing, "'short_edge', 'long_edge', and 'mean' and 'std' of three numbers each"),
     "layout": (_is_text, "the name of a layout"),
+    "bundled": (lambda v: isinstance(v, bool), "true or false"),
+    "backbone": (_is_text, "the name of a network"),
     "urls": (
-        lambda v: isinstance(v, list) and len(v) > 0 and all(map(_is_address, v)),
+        lambda v: isinstance(v, list) and all(map(_is_address, v)),
         "a list of https addresses, without user, query, fragment or odd file names",
     ),
     "log_urls": (lambda v: isinstance(v, list) and all(map(_is_address, v)), "a list of https addresses"),
+    "sha256_prefix": (
+        lambda v: isinstance(v, str) and re.fullmatch("[0-9a-f]{8}", v) is not None,
+        "8 lower-case hexadecimal digits",
+    ),
     "sha256": (
         lambda v: v is None or (isinstance(v, str) and re.fullmatch("[0-9a-f]{64}", v) is not None),
         "64 lower-case hexadecimal digits, or null",

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from PIL import Image
 
 from isanet.charts import percent, plural
-from isanet.labels import IGNORED, LABEL_SPACES, OFFICIAL_SPACES, LabelSpace, generic_palette
+from isanet.labels import IGNORED, LABEL_SPACES, OFFICIAL_SPACES, LabelSpace, generic_palette, official_name
 from isanet.legend import shortened
 from isanet.masks import Colour, unpacked
 
@@ -523,7 +523,9 @@ def _known_palettes(
     if not telling:
         return []
     # The expected one goes before all others
-    known = [space] if space is not None and telling <= set(space.palette) else LABEL_SPACES.values()
+    known = [each for each in LABEL_SPACES.values() if official_name(each.name)]  # ToyStreets' colours are Cityscapes'
+    if space is not None and telling <= set(space.palette):
+        known = [space]
     fits = [
         (f"the palette of {each.name}", _REMARKS.get(each.name, ""), _by_palette(each))
         for each in known

@@ -139,7 +139,7 @@ class ISANet(nn.Module):
             about a third more time, the same gradients.
         classes: Names of the classes; "class 0", "class 1", ... if left out.
         palette: One (red, green, blue) of 0..255 for each class; a grey ramp if left out.
-        label_space: Name of the known label space that the classes are ("voc21", "ade20k150", "cityscapes19").
+        label_space: Name of the known label space that the classes are, a key of `isanet.labels.LABEL_SPACES`.
         preprocessing: Keyword arguments of `isanet.preprocess.preprocess`: `short_edge`, `long_edge`, `mean`, `std`.
 
     Attributes:
@@ -248,6 +248,63 @@ class ISANet(nn.Module):
         for classifier in (self.classifier, self.aux_classifier):
             nn.init.normal_(classifier.weight, std=0.01)
             nn.init.zeros_(classifier.bias)  # type: ignore[arg-type]
+
+    @classmethod
+    def from_backbone(
+        cls,
+        backbone: str,
+        *,
+        num_classes: int | None = None,
+        classes: Sequence[str] | None = None,
+        palette: Sequence[Sequence[int]] | None = None,
+        label_space: str | None = None,
+        preprocessing: Mapping[str, Any] | None = None,
+        progress: bool | None = None,
+        **architecture: Any,
+    ) -> ISANet:
+        """A new model, to be trained, on the backbone trained on ImageNet that upstream's training started from.
+
+        The file, OpenMMLab's ResNet-V1c, is fetched if it is not cached, and verified either way. Of its sha256 only 8
+        digits are published, in its name, which tell damage and no more: the first copy's whole hash is recorded, and
+        any later copy must match. Upstream's configurations name these files (`resnet50_v1c-2cccc1ad.pth`,
+        `resnet101_v1c-e67eebb6.pth`), which take RGB images with ImageNet's mean and standard deviation.
+
+        Args:
+            backbone: "resnet50" or "resnet101".
+            num_classes: K, the number of classes; may be left out where `classes` or `label_space` is given.
+            classes: Names of the classes; "class 0", "class 1", ... if left out.
+            palette: One (red, green, blue) of 0..255 for each class; those of `isanet.labels.generic_palette` if left
+                out.
+            label_space: A key of `isanet.labels.LABEL_SPACES`, instead of `classes` and `palette`.
+            preprocessing: Keyword arguments of `isanet.preprocess.preprocess`. If left out, ImageNet's `mean` and `std`
+                (of values 0..255), a `short_edge` of 512 pixels and a `long_edge` of at most 2048.
+            progress: Show a progress bar; None shows it on a terminal and in a notebook.
+            **architecture: Further arguments of `ISANet`, such as `aux_channels`; `width` is that of the file, 64.
+
+        Returns:
+            The model, in training mode, on the CPU; all beside the backbone is drawn at random as by `ISANet`.
+            `provenance` says where the backbone came from, under keys that start with "backbone_".
+
+        Raises:
+            ValueError: There is no such trained backbone, or arguments contradict each other; nothing was fetched.
+            TypeError: There is no such argument.
+            DownloadError: It could not be fetched; each subclass is one reason.
+            CacheError: The cache cannot be used.
+            CheckpointError: The file is no checkpoint, is unsafe, or is not that backbone; nothing of it was run or
+                kept.
+        """
+        from isanet.zoo import from_backbone
+
+        return from_backbone(
+            backbone,
+            num_classes=num_classes,
+            classes=classes,
+            palette=palette,
+            label_space=label_space,
+            preprocessing=preprocessing,
+            progress=progress,
+            **architecture,
+        )
 
     @property
     def gradient_checkpointing(self) -> bool:

@@ -1,4 +1,7 @@
-"""A released checkpoint on its way: manifest entry, cached file or download, verification, conversion, cache."""
+"""A released checkpoint on its way: manifest entry, cached file or download, verification, conversion, cache.
+
+Models and backbones to start from go the same way; bundled models have their file in the package and need no other.
+"""
 
 from __future__ import annotations
 
@@ -13,31 +16,46 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import isanet
 from isanet import cache, checkpoint, convert, download
-from isanet.errors import CacheError, CheckpointMismatchError, IntegrityError, IsanetError, MirrorsExhaustedError
+from isanet.backbone import BACKBONES, ResNet
+from isanet.errors import (
+    CacheError,
+    CheckpointFormatError,
+    CheckpointMismatchError,
+    IntegrityError,
+    IsanetError,
+    MirrorsExhaustedError,
+)
 from isanet.files import written_whole
 from isanet.labels import LABEL_SPACES
-from isanet.manifest import Weights, load_manifest
+from isanet.manifest import Backbone, Released, Weights, bundled_path, load_manifest, manifest_path
 from isanet.model import ISANet
 from isanet.torchfile import File
+
+MAX_BUNDLED_BYTES = 3_000_000
+"""Largest file of a model that travels inside the package: everybody who installs it downloads them all."""
 
 log = logging.getLogger("isanet")
 
 
 def load_cached(
-    weights: Weights, *, progress: bool | None = None, keep: bool = False, force: bool = False
+    weights: Released, *, progress: bool | None = None, keep: bool = False, force: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and provenance of a released model: from the cache, verified, or fetched, verified and converted.
+    """Tensors and provenance of what was released: from the cache, verified, or fetched, verified and converted.
+
+    A bundled model is read from the package and verified; no cache is needed or written.
 
     Args:
-        weights: Which.
+        weights: Which model or backbone.
         progress: Show a progress bar; None shows it on a terminal and in a notebook.
         keep: Leave the released file in the cache too, under its own name.
         force: Fetch it again even if it is cached.
     """
+    if weights.bundled:
+        return _read_bundled(weights)
     cached = None if force else read_cached(weights)
     if cached is None:
         with cache.lock(weights.name):
@@ -47,14 +65,20 @@ def load_cached(
     return cached
 
 
-def verify(weights: Weights) -> cache.Record:
-    """Compare a cached model with its record and the manifest, byte by byte and tensor by tensor.
+def verify(weights: Released) -> cache.Record | None:
+    """Compare a cached file with its record and the manifest, byte by byte and tensor by tensor.
+
+    Returns:
+        The record; None of a bundled model, whose file in the package was compared with the manifest.
 
     Raises:
         CacheError: It is not cached.
-        IntegrityError: The cached file is not what was recorded, or not what the manifest says.
-        CheckpointError: Its tensors do not fit the model.
+        IntegrityError: The file is not what was recorded, or not what the manifest says.
+        CheckpointError: Its tensors do not fit the model, or the file of a bundled one cannot be read.
     """
+    if weights.bundled:
+        _read_bundled(weights)
+        return None
     record, path = cache.read_record(weights.name), cache.cached_file(weights.name)
     if record is None or path is None:
         raise CacheError(
@@ -70,23 +94,100 @@ def pin(records: Mapping[str, cache.Record], manifest: Path) -> None:
     Raises:
         ManifestError: The manifest is malformed, or has no such model; it is unchanged then.
     """
-    known = load_manifest(manifest)
+    load_manifest(manifest)  # an error in it is named
     document = json.loads(manifest.read_text(encoding="utf-8"))
     for name, record in records.items():
-        if name not in known:
+        entry = document["weights"].get(name) or document["backbones"].get(name)
+        if entry is None:
             raise ValueError(f"{manifest} has no model {name!r}")
-        document["weights"][name].update(sha256=record.source_sha256, size=record.source_size)
+        entry.update(sha256=record.source_sha256, size=record.source_size)
+    _write_manifest(document, manifest)
+
+
+def bundle(model: ISANet, name: str, *, metrics: Mapping[str, Any], recipe: Mapping[str, Any], licence: str) -> Weights:
+    """Put a small model into the package: its file, in float16, and its entry in the manifest of this checkout.
+
+    The figures in `metrics` should be those of the file: measure `model.half().float()`, which rounds to the same.
+
+    Args:
+        model: In the classes of a label space of `isanet.labels.LABEL_SPACES`, with its preprocessing. Unchanged.
+        name: Its name in the zoo; an entry and a file of the same name are replaced.
+        metrics: As of `isanet.Weights`.
+        recipe: As of `isanet.Weights`.
+        licence: As of `isanet.Weights`.
+
+    Returns:
+        The entry.
+
+    Raises:
+        ValueError: The file would be larger than `MAX_BUNDLED_BYTES`, or the model has classes of its own.
+        CheckpointMismatchError: A value is not finite, or too large for float16.
+        ManifestError: The entry is not what the manifest takes; manifest and package are unchanged.
+    """
+    space = LABEL_SPACES.get(model.label_space or "")
+    if space is None or (model.classes, model.palette) != (space.classes, space.palette):
+        raise ValueError(f"{name} must have the classes and colours of a label space: {', '.join(LABEL_SPACES)}")
+    state = {key: value.half() if value.is_floating_point() else value for key, value in model.state_dict().items()}
+    checkpoint.check_fit(state, meta_model(model.config).state_dict())
+    data = checkpoint.serialize(state, {**model.provenance, "config": json.dumps(model.config)})
+    if len(data) > MAX_BUNDLED_BYTES:
+        raise ValueError(f"{name} has {len(data):,} bytes; a bundled model has at most {MAX_BUNDLED_BYTES:,}")
+    of_classes = ("classes", "palette", "label_space", "preprocessing", "gradient_checkpointing")
+    manifest = manifest_path()
+    document = json.loads(manifest.read_text(encoding="utf-8"))
+    document["weights"][name] = {
+        "architecture": {key: value for key, value in model.config.items() if key not in of_classes},
+        "label_space": space.name,
+        "preprocessing": model.preprocessing,
+        "layout": "isanet",
+        "bundled": True,
+        "urls": [],
+        "log_urls": [],
+        "sha256": sha256(data).hexdigest(),
+        "size": len(data),
+        "tensors": len(state),
+        "payload": sum(value.nbytes for value in state.values()),
+        "parameters": sum(value.numel() for value in model.parameters()),
+        "metrics": dict(metrics),
+        "recipe": dict(recipe),
+        "licence": licence,
+        "paper": "https://arxiv.org/abs/1907.12273",
+    }
+    with written_whole(bundled_path(name)) as temporary:
+        temporary.write_bytes(data)
+        _write_manifest(document, manifest)
+    return load_manifest()[name]
+
+
+def _write_manifest(document: Mapping[str, Any], manifest: Path) -> None:
+    """Replace a manifest, if the new one is well-formed."""
     with written_whole(manifest) as temporary:
         temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         load_manifest(temporary)
 
 
+def _read_bundled(weights: Released) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and provenance of a model inside the package, verified."""
+    path = bundled_path(weights.name)
+    try:
+        file = checkpoint.read_file(path)
+    except OSError as error:
+        raise CheckpointFormatError(
+            f"cannot read {path}: {error.strerror}; {weights.name} travels inside the package: install isanet again"
+        ) from error
+    try:
+        state = _convert(weights, file, weights.sha256)
+    except IsanetError as error:
+        raise type(error)(f"{error}; it was changed or damaged: install isanet again") from error
+    return state, _provenance(weights, f"{path.name}, inside the package", file)
+
+
 def _verified(
-    weights: Weights, record: cache.Record, path: Path, *, values: bool
+    weights: Released, record: cache.Record, path: Path, *, values: bool
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    if weights.sha256 is not None and record.source_sha256 != weights.sha256:
+    if not record.source_sha256.startswith(weights.known_digits):
         raise IntegrityError(
-            f"{path} was made from a file with sha256 {record.source_sha256}; the manifest says {weights.sha256}"
+            f"{path} was made from a file with sha256 {record.source_sha256}; the manifest says {weights.known_digits}"
         )
     file = checkpoint.read_file(path)
     if file.sha256 != record.file_sha256:
@@ -94,12 +195,17 @@ def _verified(
             f"{path} has sha256 {file.sha256}, but {record.file_sha256} was recorded: it was changed or damaged"
         )
     tensors, metadata = checkpoint.read_safetensors(file)
-    state = checkpoint.check_fit(tensors, meta_model(model_config(weights)).state_dict(), values=values)
+    state = checkpoint.check_fit(tensors, _network(weights).state_dict(), values=values)
     return state, provenance_in(metadata)
 
 
-def read_cached(weights: Weights) -> tuple[dict[str, Tensor], dict[str, str]] | None:
-    """Tensors and provenance of a released model from the cache, verified; None where it is not there or not usable."""
+def read_cached(weights: Released) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    """Tensors and provenance without fetching anything, verified; None where they are not cached or not usable.
+
+    A bundled model is always there; errors are those of `load_cached`.
+    """
+    if weights.bundled:
+        return _read_bundled(weights)
     record, path = cache.read_record(weights.name), cache.cached_file(weights.name)
     if record is None or path is None or record.converter != convert.CONVERTER_VERSION:
         return None
@@ -113,7 +219,7 @@ def read_cached(weights: Weights) -> tuple[dict[str, Tensor], dict[str, str]] | 
 
 
 def _obtain(
-    weights: Weights, *, progress: bool | None, keep: bool, force: bool
+    weights: Released, *, progress: bool | None, keep: bool, force: bool
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Get the released file, check and convert it, and cache the result; the caller holds the lock."""
     folder = cache.home()
@@ -171,17 +277,20 @@ def _obtain(
         fetched.path.unlink(missing_ok=True)
 
 
-def _convert(weights: Weights, file: File, expected: str | None) -> dict[str, Tensor]:
+def _convert(weights: Released, file: File, expected: str | None) -> dict[str, Tensor]:
     """The tensors of a released file in our own names, if they are exactly those that the manifest promises."""
-    if expected is not None and file.sha256 != expected:
-        raise IntegrityError(f"{file.name} has sha256 {file.sha256}, expected {expected}")
+    if not file.sha256.startswith(digits := expected or weights.known_digits):
+        raise IntegrityError(f"{file.name} has sha256 {file.sha256}, expected {digits}{'...' * (len(digits) < 64)}")
     state = convert.unwrap(checkpoint.read_checkpoint(file)[0])
-    layout = convert.detect_layout(state)
-    if layout != weights.layout:
-        raise CheckpointMismatchError(f"{file.name} has {layout}'s layout, expected {weights.layout}'s")
-    converted = convert.convert(state, layout)
+    if isinstance(weights, Backbone):
+        converted = convert.convert_backbone(state, weights.layout)
+    else:
+        layout = convert.detect_layout(state)
+        if layout != weights.layout:
+            raise CheckpointMismatchError(f"{file.name} has {layout}'s layout, expected {weights.layout}'s")
+        converted = convert.convert(state, layout)
     payload = sum(tensor.numel() * tensor.element_size() for tensor in converted.values())
-    fitting = checkpoint.check_fit(converted, meta_model(model_config(weights)).state_dict())
+    fitting = checkpoint.check_fit(converted, _network(weights).state_dict())
     if len(converted) != weights.tensors or payload != weights.payload:
         raise IntegrityError(
             f"{file.name} has {len(converted)} tensors of {payload:,} bytes, "
@@ -190,11 +299,8 @@ def _convert(weights: Weights, file: File, expected: str | None) -> dict[str, Te
     return fitting
 
 
-def _store(
-    weights: Weights, state: dict[str, Tensor], source: str, file: File, expected: str | None
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    folder = cache.home()
-    provenance = {
+def _provenance(weights: Released, source: str, file: File) -> dict[str, str]:
+    return {
         "name": weights.name,
         "source": source,
         "source_sha256": file.sha256,
@@ -202,7 +308,16 @@ def _store(
         "converter_version": str(convert.CONVERTER_VERSION),
         "isanet_version": isanet.__version__,
     }
-    data = checkpoint.serialize(state, {**provenance, "config": json.dumps(meta_model(model_config(weights)).config)})
+
+
+def _store(
+    weights: Released, state: dict[str, Tensor], source: str, file: File, expected: str | None
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    folder = cache.home()
+    provenance = _provenance(weights, source, file)
+    network = _network(weights)
+    config = {"config": json.dumps(network.config)} if isinstance(network, ISANet) else {}
+    data = checkpoint.serialize(state, {**provenance, **config})
     digest = sha256(data).hexdigest()
     record = cache.Record(
         file=f"{weights.name}-{digest[:8]}.safetensors",
@@ -227,11 +342,20 @@ def _store(
         raise cache.unwritable(folder, error) from error
     if expected is None:
         log.warning(
-            "first copy of %s: nobody has published its hash, so sha256 %s is recorded; later copies must match",
+            "first copy of %s: nobody has published its %s, so sha256 %s is recorded; later copies must match",
             weights.name,
+            "hash beyond 8 digits" if weights.known_digits else "hash",
             file.sha256,
         )
     return checkpoint.own_memory(state, file), provenance
+
+
+def _network(weights: Released) -> nn.Module:
+    """The network that the tensors are of, without memory for them."""
+    if isinstance(weights, Backbone):
+        with torch.device("meta"):
+            return ResNet(BACKBONES[weights.backbone])
+    return meta_model(model_config(weights))
 
 
 def model_config(weights: Weights) -> dict[str, Any]:

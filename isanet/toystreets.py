@@ -36,7 +36,7 @@ from PIL import Image
 
 from isanet.datasets import SegmentationDataset, Transforms
 from isanet.errors import DatasetError
-from isanet.labels import LABEL_SPACES, custom_space
+from isanet.labels import LABEL_SPACES
 from isanet.preprocess import RGBImage
 from isanet.toystreets_camera import (
     BUILDING,
@@ -66,13 +66,8 @@ VERSION = 1
 
 SPLITS = ("train", "val", "test")
 
-CLASSES = (
-    "road", "sidewalk", "building", "pole", "traffic light", "traffic sign", "vegetation", "terrain", "sky", "person",
-    "car",
-)  # fmt: skip
-
-_CITYSCAPES = LABEL_SPACES["cityscapes19"]
-SPACE = custom_space(CLASSES, [_CITYSCAPES.palette[_CITYSCAPES.classes.index(name)] for name in CLASSES], "toystreets")
+SPACE = LABEL_SPACES["toystreets"]
+CLASSES = SPACE.classes
 
 
 def _draw(scene: Scene) -> None:

@@ -16,8 +16,8 @@ from torch import Tensor
 from isanet import checkpoint, convert, hub
 from isanet.errors import CacheError, CheckpointFormatError, IntegrityError
 from isanet.files import written_whole
-from isanet.labels import generic_palette, label_space_for
-from isanet.manifest import load_manifest, model_info, unknown_model
+from isanet.labels import LABEL_SPACES, generic_palette, label_space_for
+from isanet.manifest import load_backbones, load_manifest, model_info, unknown_model
 from isanet.model import MAX_CLASSES, ISANet, numbered_classes
 from isanet.released import load_cached, meta_model, model_config, provenance_in
 from isanet.torchfile import File
@@ -106,6 +106,52 @@ def build(loaded: Loaded) -> ISANet:
     model.load_state_dict(checkpoint.check_fit(loaded.state, model.state_dict(), values=False), assign=True)
     model.provenance = dict(loaded.provenance)
     return model.eval()
+
+
+def from_backbone(
+    backbone: str,
+    *,
+    num_classes: int | None = None,
+    classes: Sequence[str] | None = None,
+    palette: Sequence[Sequence[int]] | None = None,
+    label_space: str | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
+    progress: bool | None = None,
+    **architecture: Any,
+) -> ISANet:
+    """A new model on a backbone trained on ImageNet; see `isanet.ISANet.from_backbone`."""
+    released = next((each for each in load_backbones().values() if each.backbone == backbone), None)
+    if released is None:
+        known = ", ".join(each.backbone for each in load_backbones().values())
+        raise ValueError(f"there is no trained backbone {backbone!r}; there are {known}")
+    if architecture.get("width", 64) != 64:
+        raise ValueError(f"the trained {backbone} has a width of 64, got {architecture['width']!r}")
+    if label_space is not None:
+        if label_space not in LABEL_SPACES:
+            raise ValueError(f"unknown label space {label_space!r}; the known ones are: {', '.join(LABEL_SPACES)}")
+        if classes is not None or palette is not None:
+            raise ValueError(f"the label space {label_space!r} has classes and a palette; leave out those arguments")
+        classes, palette = LABEL_SPACES[label_space].classes, LABEL_SPACES[label_space].palette
+    elif palette is None:
+        palette = generic_palette(len(_new_names(num_classes, classes) or ()))
+    model = ISANet(
+        backbone=backbone,
+        num_classes=num_classes,
+        classes=classes,
+        palette=palette,
+        label_space=label_space,
+        preprocessing=preprocessing or imagenet_preprocessing(),
+        **architecture,
+    )
+    state, provenance = load_cached(released, progress=progress)
+    model.backbone.load_state_dict(state)
+    model.provenance = {f"backbone_{key}": value for key, value in provenance.items()}
+    return model
+
+
+def imagenet_preprocessing() -> dict[str, Any]:
+    """ImageNet's mean and deviation, by which all backbones were trained; sizes as of the models for VOC and ADE20K."""
+    return {"short_edge": 512, "long_edge": 2048, "mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}
 
 
 # --- new classes --------------------------------------------------------------------------------------------
@@ -219,9 +265,10 @@ def _guess_config(state: Mapping[str, Tensor], raw: object) -> dict[str, Any]:
     if convert.notes_align_corners(raw):
         config["align_corners"] = True
     space = label_space_for(config["num_classes"])
-    released = [weights for weights in load_manifest().values() if space is None or weights.label_space == space.name]
-    config["preprocessing"] = dict(released[0].preprocessing)
+    config["preprocessing"] = imagenet_preprocessing()
     if space is not None:
+        released = [weights for weights in load_manifest().values() if weights.label_space == space.name]
+        config["preprocessing"] = dict(released[0].preprocessing)
         config["classes"], config["label_space"] = list(space.classes), space.name
         config["palette"] = [list(colour) for colour in space.palette]
     else:

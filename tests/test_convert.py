@@ -15,7 +15,11 @@ from isanet.model import ISANet
 from tests import hostile, stand_in, tiny_zoo
 
 LISTINGS = sorted(path.name.removesuffix(".keys.json") for path in stand_in.DATA.glob("*.keys.json"))
-RELEASED = {f"sssegmentation_{name.removeprefix('isanet_')}": weights for name, weights in load_manifest().items()}
+RELEASED = {
+    f"sssegmentation_{name.removeprefix('isanet_')}": weights
+    for name, weights in load_manifest().items()
+    if not weights.bundled
+}
 
 
 def meta_state(listing: str) -> dict[str, Tensor]:

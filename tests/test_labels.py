@@ -8,7 +8,7 @@ import pytest
 
 from isanet.labels import LABEL_SPACES, LabelSpace, generic_palette, label_space, label_space_for
 
-SIZES = {"voc21": 21, "ade20k150": 150, "cityscapes19": 19}
+SIZES = {"voc21": 21, "ade20k150": 150, "cityscapes19": 19, "toystreets": 11}
 
 # The data sets' authors gave these classes one colour; every other colour is unique within its space.
 SHARED_COLOURS = {"ade20k150": {(140, 140, 140): {"road", "skyscraper"}}}
@@ -19,6 +19,7 @@ FINGERPRINTS = {
     "voc21": "5448cd81dd29e0fd9ef4f170a36b580f5df0a7083453e4a6951b488b6ff8b82d",
     "ade20k150": "92c302d5408b3f5142cd5f5a3f097b5dd230d373e8302c6c2162b841cb0ddd0d",
     "cityscapes19": "995a2dacc9bdf27ef254ac032b0fc253e0a69f36bd6d87a600075c4bf27775c1",
+    "toystreets": "40fde8e4459e4b9fd8cd82ee0a7efc393be15537f840b1fa9ebfb4e3c58a0422",
 }
 
 
@@ -27,7 +28,7 @@ def space(request: pytest.FixtureRequest) -> LabelSpace:
     return label_space(request.param)
 
 
-def test_the_three_spaces_are_known_under_their_own_names() -> None:
+def test_the_four_spaces_are_known_under_their_own_names() -> None:
     assert {name: space.name for name, space in LABEL_SPACES.items()} == {name: name for name in SIZES}
 
 
@@ -59,6 +60,7 @@ def test_colours_are_bytes_and_shared_only_where_the_data_set_shares_them(space:
         ("voc21", [*range(21)]),
         ("ade20k150", [*range(1, 151)]),
         ("cityscapes19", [7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33]),
+        ("toystreets", [*range(11)]),
     ],
 )
 def test_official_ids(name: str, ids: list[int]) -> None:
@@ -92,6 +94,8 @@ def test_official_ids(name: str, ids: list[int]) -> None:
         ("cityscapes19", 15, "bus", (0, 60, 100), 28),
         ("cityscapes19", 16, "train", (0, 80, 100), 31),
         ("cityscapes19", 18, "bicycle", (119, 11, 32), 33),
+        ("toystreets", 4, "traffic light", (250, 170, 30), 4),
+        ("toystreets", 10, "car", (0, 0, 142), 10),
     ],
 )
 def test_known_facts(name: str, index: int, class_name: str, colour: tuple[int, int, int], official_id: int) -> None:
@@ -118,7 +122,7 @@ def test_a_class_count_tells_the_space(num_classes: int, name: str) -> None:
     assert label_space_for(num_classes) is LABEL_SPACES[name]
 
 
-@pytest.mark.parametrize("num_classes", [0, 2, 20, 151, 1000])
+@pytest.mark.parametrize("num_classes", [0, 2, 11, 20, 151, 1000])
 def test_another_class_count_tells_nothing(num_classes: int) -> None:
     assert label_space_for(num_classes) is None
 

@@ -13,7 +13,8 @@ import torch
 
 import isanet
 from isanet import convert, labels
-from isanet.manifest import load_manifest, manifest_path
+from isanet.backbone import BACKBONES, ResNet
+from isanet.manifest import load_backbones, load_manifest, manifest_path
 
 RELEASES = "https://github.com/SegmentationBLWX/modelstore/releases/download/ssseg_isanet"
 
@@ -53,8 +54,12 @@ Change = Callable[[Entry], object]
 # --- the package's own manifest -----------------------------------------------------------------------------
 
 
+BUNDLED = [name for name, weights in load_manifest().items() if weights.bundled]
+"""Not upstream's; see test_bundled.py."""
+
+
 def test_the_six_names_in_order() -> None:
-    assert isanet.list_models() == list(FACTS)
+    assert isanet.list_models() == [*FACTS, *BUNDLED]
 
 
 @pytest.mark.parametrize("name", FACTS)
@@ -135,7 +140,7 @@ def written(path: Path, text: str | bytes) -> Path:
 def document() -> dict[str, Any]:
     """A manifest of one entry, called `m`."""
     entry = json.loads(manifest_path().read_text(encoding="utf-8"))["weights"]["isanet_r50_voc"]
-    return {"schema": 1, "weights": {"m": entry}}
+    return {"schema": 1, "weights": {"m": entry}, "backbones": {}}
 
 
 def refused(path: Path, text: str | bytes) -> str:
@@ -170,10 +175,13 @@ def test_the_document_that_the_others_are_made_of_is_accepted(tmp_path: Path) ->
         ('"weights"', "schema"),
         ("{}", "schema"),
         ('{"schema": 1}', "weights"),
-        ('{"schema": 1, "weights": {}, "more": 1}', "more"),
-        ('{"schema": 1, "weights": []}', "weights: "),
-        ('{"schema": 1, "weights": {"m": []}}', "m: "),
-        ('{"schema": 1, "weights": {"m": null}}', "m: "),
+        ('{"schema": 1, "weights": {}}', "backbones"),
+        ('{"schema": 1, "weights": {}, "backbones": {}, "more": 1}', "more"),
+        ('{"schema": 1, "weights": [], "backbones": {}}', "weights: "),
+        ('{"schema": 1, "weights": {}, "backbones": []}', "backbones: "),
+        ('{"schema": 1, "weights": {"m": []}, "backbones": {}}', "m: "),
+        ('{"schema": 1, "weights": {"m": null}, "backbones": {}}', "m: "),
+        ('{"schema": 1, "weights": {}, "backbones": {"b": null}}', "b: "),
         ('{"schema": 2, "weights": {}, "more": 1}', "a newer isanet may read it"),
         ('{"schema": true, "weights": {}}', "schema: "),
         ('{"schema": 1.0, "weights": {}}', "schema: "),
@@ -213,7 +221,9 @@ def test_every_field_is_required_and_none_else(tmp_path: Path, field: str) -> No
     ],
 )
 def test_a_name_is_never_a_path(tmp_path: Path, name: str) -> None:
-    broken = {"schema": 1, "weights": {name: document()["weights"]["m"]}}
+    broken = {"schema": 1, "weights": {name: document()["weights"]["m"]}, "backbones": {}}
+    assert repr(name) in refused(tmp_path, json.dumps(broken))
+    broken = {"schema": 1, "weights": {}, "backbones": {name: backbone_document()["backbones"]["b"]}}
     assert repr(name) in refused(tmp_path, json.dumps(broken))
 
 
@@ -284,6 +294,7 @@ BAD_VALUES: list[tuple[str, list[object]]] = [
     ("architecture", [{"backbone": "resnet50", "num_classes": 21, "width": NAN}]),
     ("label_space", [None, "", " ", 1, ["voc21"]]),
     ("layout", [None, "", 1, {}]),
+    ("bundled", [None, 0, 1, "true", []]),
     ("licence", [None, "", "\n", 1]),
     ("urls", [None, "https://host/f.pth", [], {}, [["https://host/f.pth"]]]),
     ("log_urls", [None, "https://host/f.log", {}]),
@@ -348,13 +359,108 @@ def test_pinned_values_are_read(tmp_path: Path) -> None:
     assert (weights.sha256, weights.size) == ("0123456789abcdef" * 4, 7)
 
 
+# --- bundled models and backbones ---------------------------------------------------------------------------
+
+KNOWN = {"layout": "isanet", "bundled": True, "urls": [], "sha256": "0" * 64, "size": 7}
+
+
+def test_a_bundled_entry_is_read(tmp_path: Path) -> None:
+    bundled = document()
+    bundled["weights"]["m"] |= KNOWN
+    weights = load_manifest(written(tmp_path / "weights.json", json.dumps(bundled)))["m"]
+    assert weights.bundled
+    assert weights.file_names == ()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"sha256": None}, {"size": None}, {"urls": ["https://host/f.pth"]}, {"layout": "sssegmentation"}],
+)
+def test_of_a_bundled_model_all_is_known(tmp_path: Path, change: Entry) -> None:
+    broken = document()
+    broken["weights"]["m"] |= KNOWN | change
+    assert "m.bundled: expected " in refused(tmp_path, json.dumps(broken))
+
+
+def backbone_document() -> dict[str, Any]:
+    """A manifest of one backbone, called `b`."""
+    entry = json.loads(manifest_path().read_text(encoding="utf-8"))["backbones"]["resnet50_v1c"]
+    return {"schema": 1, "weights": {}, "backbones": {"b": entry}}
+
+
+@pytest.mark.parametrize(("backbone", "digits"), [("resnet50", "2cccc1ad"), ("resnet101", "e67eebb6")])
+def test_the_backbones_are_those_that_upstream_started_from(backbone: str, digits: str) -> None:
+    entry = load_backbones()[f"{backbone}_v1c"]
+    file_name = f"{backbone}_v1c-{digits}.pth"
+    assert entry.urls == (f"https://download.openmmlab.com/pretrain/third_party/{file_name}",)
+    assert (entry.file_names, entry.sha256_prefix, entry.backbone) == ((file_name,), digits, backbone)
+    with torch.device("meta"):
+        state = ResNet(BACKBONES[backbone]).state_dict()
+    assert entry.tensors == len(state)
+    assert entry.payload == sum(value.numel() * value.element_size() for value in state.values())
+    assert entry.layout in convert.BACKBONE_LAYOUTS
+    recipes = [isanet.model_info(name).recipe["backbone_weights"] for name in FACTS]
+    assert set(recipes) == set(load_backbones())
+
+
+@pytest.mark.parametrize("field", list(backbone_document()["backbones"]["b"]))
+def test_every_field_of_a_backbone_is_required_and_none_else(tmp_path: Path, field: str) -> None:
+    broken = backbone_document()
+    value = broken["backbones"]["b"].pop(field)
+    assert f"b: missing field {field!r}" in refused(tmp_path, json.dumps(broken))
+    broken["backbones"]["b"] |= {field: value, f"{field}s2": value}
+    assert f"b: unknown field '{field}s2'" in refused(tmp_path, json.dumps(broken))
+
+
+ELSEWHERE = "https://host/resnet50_v1c-2cccc1ad.pth"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *[("backbone", value) for value in (None, "", 1)],
+        *[("layout", value) for value in (None, "")],
+        *[("sha256_prefix", value) for value in (None, "", "2cccc1a", "2cccc1adf", "2CCCC1AD", 1)],
+        ("sha256", "0" * 63),
+        *[("urls", value) for value in (None, [None], ["http://host/resnet50_v1c-2cccc1ad.pth"])],
+        *[("size", value) for value in (0, "1")],
+        *[(name, value) for name in ("tensors", "payload") for value in (0, None, 1.0)],
+        ("licence", ""),
+        # what fits by itself, and not the rest
+        ("urls", []),
+        ("urls", [ELSEWHERE, "https://host/resnet50_v1c.pth"]),
+        ("sha256_prefix", "2cccc1ae"),
+        ("sha256", "0" * 64),
+    ],
+)
+def test_a_wrong_backbone_is_refused(tmp_path: Path, field: str, value: object) -> None:
+    broken = backbone_document()
+    broken["backbones"]["b"][field] = value
+    place = "b.urls" if field == "sha256_prefix" and value == "2cccc1ae" else f"b.{field}"
+    assert f"{place}: expected " in refused(tmp_path, json.dumps(broken))
+
+
+def test_a_backbone_has_no_models_name(tmp_path: Path) -> None:
+    broken = document()
+    broken["backbones"]["m"] = backbone_document()["backbones"]["b"]
+    assert "'m' is the name of a model and of a backbone" in refused(tmp_path, json.dumps(broken))
+
+
+def test_a_pinned_backbone_is_read(tmp_path: Path) -> None:
+    pinned = backbone_document()
+    pinned["backbones"]["b"] |= {"sha256": "2cccc1ad" * 8, "size": 7, "urls": [ELSEWHERE, ELSEWHERE]}
+    backbone = load_backbones(written(tmp_path / "weights.json", json.dumps(pinned)))["b"]
+    assert (backbone.known_digits, backbone.size) == ("2cccc1ad" * 8, 7)
+    assert load_backbones()["resnet50_v1c"].known_digits == "2cccc1ad"
+
+
 # --- asking -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("pattern", "expected"),
     [
-        ("*", list(FACTS)),
+        ("*", [*FACTS, *BUNDLED]),
         ("*cityscapes*", ["isanet_r50_cityscapes", "isanet_r101_cityscapes"]),
         ("isanet_r50_*", ["isanet_r50_voc", "isanet_r50_ade20k", "isanet_r50_cityscapes"]),
         ("isanet_r50_vo?", ["isanet_r50_voc"]),

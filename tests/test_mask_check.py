@@ -205,6 +205,13 @@ def test_the_kinds_of_cityscapes_are_kept_apart(tmp_path: Path) -> None:
     check.histogram()
 
 
+def test_few_colours_of_cityscapes_are_not_taken_for_those_of_toystreets(tmp_path: Path) -> None:
+    values = [CITY.classes.index(name) for name in ("road", "sky", "car", "person")]
+    finding = the(checked(tmp_path, np.array(CITY.palette, np.uint8)[tiles(values)]), "known-colours")
+    assert "the palette of cityscapes19" in finding.text
+    assert "toystreets" not in finding.text
+
+
 def test_instance_ids_are_known_by_their_values(tmp_path: Path) -> None:
     finding = the(checked(tmp_path, tiles([7, 11, 26001, 26002, 24000], dtype=np.uint16)), "instance-ids")
     assert "look like" in finding.text

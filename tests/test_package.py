@@ -38,9 +38,12 @@ SURFACE = {
     "evaluation": {"evaluate"},
     "report": {"Report"},
     "training": {"training", "Recipe"},
+    "finetuning": {"finetune", "Run"},
 }
 MODULES = {path.stem for path in (ROOT / "isanet").glob("*.py")}
 PUBLIC = set().union(*(names for module, names in SURFACE.items() if module in MODULES))
+
+PACKAGED = (".py", ".safetensors")  # code, and the weights of bundled models
 
 BUILT = ("wheel", "wheel from sdist", "editable", "checkout")
 
@@ -126,6 +129,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of this checkout, with the litter of one that is worked in."""
     target = tmp_path_factory.mktemp("package") / "checkout"
     shutil.copytree(ROOT, target, ignore=shutil.ignore_patterns(".git", ".*_cache", "__pycache__", "dist", "build"))
+    (target / "isanet" / "isanet_stand_in.safetensors").write_bytes(b"a bundled model")
     for litter in ("isanet/__pycache__/zoo.cpython-311.pyc", "tests/__pycache__/a.pyc", "runs/model.safetensors"):
         (target / litter).parent.mkdir(exist_ok=True)
         (target / litter).write_bytes(b"litter")
@@ -183,7 +187,8 @@ print(json.dumps([isanet.list_models(), str(isanet.manifest.manifest_path()), is
 def test_a_wheel_has_the_package_and_nothing_else(place: Path, checkout: Path) -> None:
     info = f"isanet-{isanet.__version__}.dist-info"
     found = {path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()}
-    sources = {f"isanet/{path.name}" for path in (checkout / "isanet").glob("*.py")}
+    sources = {f"isanet/{path.name}" for path in (checkout / "isanet").iterdir() if path.suffix in PACKAGED}
+    assert "isanet/isanet_stand_in.safetensors" in sources
     assert found == {
         *sources,
         *("isanet/py.typed", "isanet/weights.json"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from isanet import convert, manifest
+from isanet.backbone import BACKBONES, ResNet
 from isanet.labels import LABEL_SPACES
 from isanet.model import ISANet
 from tests import stand_in
@@ -58,5 +60,44 @@ def manifest_of_one(path: Path, **changes: Any) -> Path:
         **changes,
     }
     assert entry["label_space"] in LABEL_SPACES
-    path.write_text(json.dumps({"schema": 1, "weights": {NAME: entry}}))
+    path.write_text(json.dumps({"schema": 1, "weights": {NAME: entry}, "backbones": {}}))
     return path
+
+
+def backbone_state(backbone: str = "resnet14") -> dict[str, Tensor]:
+    """Stand-in weights of a ResNet-V1c under mmcv's names, with ImageNet's classifier."""
+    with torch.device("meta"):
+        ours = ResNet(BACKBONES[backbone]).state_dict()
+    shapes = {name: tuple(value.shape) for name, value in ours.items()} | {
+        "fc.weight": (1000, 2048),
+        "fc.bias": (1000,),
+    }
+    return {name: stand_in.tensor(name, shape) for name, shape in shapes.items()}
+
+
+def publish_backbone(
+    manifest_file: Path, files: dict[str, bytes | Path], data: bytes, backbone: str = "resnet14"
+) -> str:
+    """Put a backbone's file on a server, under a name that tells its hash, and its entry into a manifest.
+
+    Gives the file's name. The entry's own address refuses every connection.
+    """
+    digits = hashlib.sha256(data).hexdigest()[:8]
+    file_name = f"{backbone}_v1c-{digits}.pth"
+    files[f"/{file_name}"] = data
+    with torch.device("meta"):
+        state = ResNet(BACKBONES[backbone]).state_dict()
+    document = json.loads(manifest_file.read_text())
+    document["backbones"][f"{backbone}_v1c"] = {
+        "backbone": backbone,
+        "layout": "mmcv_v1c",
+        "urls": [f"https://127.0.0.1:1/{file_name}"],
+        "sha256_prefix": digits,
+        "sha256": None,
+        "size": None,
+        "tensors": len(state),
+        "payload": sum(value.numel() * value.element_size() for value in state.values()),
+        "licence": "none",
+    }
+    manifest_file.write_text(json.dumps(document))
+    return file_name
