@@ -66,6 +66,12 @@ VERSION = 1
 
 SPLITS = ("train", "val", "test")
 
+SIZE = (256, 512)
+"""(height, width) in pixels of a scene, if nobody says otherwise."""
+
+MEASURED = 200
+"""Scenes of the split "test", of seed 0 and that size, that the figure in weights.json is of."""
+
 SPACE = LABEL_SPACES["toystreets"]
 CLASSES = SPACE.classes
 
@@ -125,7 +131,7 @@ class ToyStreets(SegmentationDataset):
         self,
         count: int = 1000,
         seed: int = 0,
-        size: tuple[int, int] = (256, 512),
+        size: tuple[int, int] = SIZE,
         split: str = "train",
         **transforms: Unpack[Transforms],
     ) -> None:
@@ -151,6 +157,8 @@ class ToyStreets(SegmentationDataset):
             )
         height, width = size
         self.split = split
+        if (split, seed, (height, width)) == ("test", 0, SIZE):
+            self.official_size = MEASURED
         self.seed, self.size = seed, (height, width)
         self.label_space = SPACE
         self.classes, self.palette = SPACE.classes, SPACE.palette
