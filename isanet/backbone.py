@@ -118,7 +118,9 @@ def _frozen_statistics(module: nn.Module) -> Iterator[None]:
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
     before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
+        norm.momentum = 0.0
+        if norm.num_batches_tracked is not None:  # a copy to count on, because synchronised batch norm needs one
+            norm.num_batches_tracked = norm.num_batches_tracked.clone()
     try:
         yield
     finally:

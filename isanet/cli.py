@@ -72,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (IsanetError, ValueError, OSError, MemoryError, RuntimeError) as error:
         if options.debug:
             raise
-        hint = "; try --batch-size 1, or --device cpu" if "out of memory" in str(error) else ""
+        smaller = "--set accumulate=2" if options.command == "finetune" else "--batch-size 1"
+        hint = f"; try {smaller}, or --device cpu" if "out of memory" in str(error) else ""
         print(f"isanet: error: {_one_line(error)}{hint}", file=sys.stderr)
         return 1
     finally:
@@ -180,7 +181,12 @@ def _parser() -> argparse.ArgumentParser:
     finetune.add_argument("--output", type=Path, default=Path("finetuned"), metavar="DIR", help="default: finetuned")
     finetune.add_argument("--recipe", metavar="NAME|FILE", help="of a model of the zoo, or a recipe.json")
     finetune.add_argument(
-        "--set", nargs="+", default=[], metavar="FIELD=VALUE", help="of the recipe: epochs=20 lr=0.001 crop=[256,256]"
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="of the recipe: epochs=20 lr=0.001 crop=[256,256]",
     )
     finetune.add_argument("--split", help="to train on; default: train, or all of a folder that has no such split")
     finetune.add_argument("--val-data", metavar="DIR", help="to validate on; default: in DATA")
@@ -484,6 +490,9 @@ def _finetune(options: argparse.Namespace) -> int:
     progress = False if options.quiet else None
     model: ISANet | str = options.model
     if options.backbone is not None:
+        import torch
+
+        torch.manual_seed(recipe.seed)  # the same head when the run goes on
         model = ISANet.from_backbone(options.backbone, classes=train.classes, palette=train.palette, progress=progress)
     run = finetune(
         model,

@@ -540,24 +540,7 @@ def open_dataset(
             the class.
     """
     if layout == "auto":
-        root = _folder(root)
-        own = (root / "classes.txt").is_file()
-        official = [] if own else [name for name, kind in LAYOUTS.items() if kind is not Folder]
-        found = [name for name in official if LAYOUTS[name]._home(root) is not None]
-        images, masks = str(options.get("images", "images")), str(options.get("masks", "masks"))
-        if _any_of(root, [(images, masks)]):
-            found.append("folder")
-        elif own:
-            raise DatasetError(
-                f"{root} has a classes.txt, as a folder of one's own, but not both {images} and {masks}: pass the "
-                f"names of its folders as images= and masks=, or what it is as layout=; {_there_is(root)}"
-            )
-        if len(found) > 1:
-            raise DatasetError(f"{root} holds several data sets ({', '.join(found)}); say which one by layout")
-        if not found:
-            expected = "; ".join(f"{kind.__name__}: {kind._layout}" for kind in LAYOUTS.values())
-            raise DatasetError(f"{root} is in no known layout. Expected one of these: {expected}. {_there_is(root)}")
-        (layout,) = found
+        layout = _layout(_folder(root), options)
     if layout not in LAYOUTS:
         raise DatasetError(f"unknown layout {layout!r}; the known ones are: auto, {', '.join(LAYOUTS)}")
     kind = LAYOUTS[layout]
@@ -567,6 +550,27 @@ def open_dataset(
             raise DatasetError(f"{root} is read as {kind.__name__} (layout={layout!r}), which has no option {option!r}")
     dataset: SegmentationDataset = kind(root, **({} if split is None else {"split": split}), **options)
     return dataset
+
+
+def _layout(root: Path, options: Mapping[str, Any]) -> str:
+    """Which of `LAYOUTS` a folder has."""
+    own = (root / "classes.txt").is_file()
+    official = [] if own else [name for name, kind in LAYOUTS.items() if kind is not Folder]
+    found = [name for name in official if LAYOUTS[name]._home(root) is not None]
+    images, masks = str(options.get("images", "images")), str(options.get("masks", "masks"))
+    if _any_of(root, [(images, masks)]):
+        found.append("folder")
+    elif own:
+        raise DatasetError(
+            f"{root} has a classes.txt, as a folder of one's own, but not both {images} and {masks}: pass the "
+            f"names of its folders as images= and masks=, or what it is as layout=; {_there_is(root)}"
+        )
+    if len(found) > 1:
+        raise DatasetError(f"{root} holds several data sets ({', '.join(found)}); say which one by layout")
+    if not found:
+        expected = "; ".join(f"{kind.__name__}: {kind._layout}" for kind in LAYOUTS.values())
+        raise DatasetError(f"{root} is in no known layout. Expected one of these: {expected}. {_there_is(root)}")
+    return found[0]
 
 
 def open_train_and_val(
@@ -594,11 +598,11 @@ def open_train_and_val(
     Raises:
         DatasetError: See `open_dataset`.
     """
-    train = open_dataset(root, split, **options)
-    own = isinstance(train, Folder)
+    layout = options.get("layout", "auto")
+    own = (_layout(_folder(root), options) if layout == "auto" else layout) == "folder"
     if split is None and (not own or _has_split(root, "train", options)):
         split = "train"
-        train = open_dataset(root, split, **options)
+    train = open_dataset(root, split, **options)
     if val_root is not None:
         if val_split is None and not (own and not _has_split(val_root, "val", options)):
             val_split = "val"

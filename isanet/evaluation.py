@@ -36,7 +36,7 @@ from isanet.labels import (
 from isanet.manifest import Weights, load_manifest
 from isanet.model import ISANet, numbered_classes
 from isanet.preprocess import RGBImage
-from isanet.processes import Processes
+from isanet.processes import Processes, leave_signals
 from isanet.protocols import Protocol
 from isanet.protocols import protocol as find_protocol
 from isanet.released import read_cached
@@ -310,6 +310,7 @@ class _Run:
             sampler=places,
             num_workers=workers,
             collate_fn=_as_it_is,
+            worker_init_fn=leave_signals,
         )
         known = len(self.count.rows)
         bar = tqdm(

@@ -19,7 +19,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -44,7 +44,7 @@ from isanet.files import written_whole
 from isanet.labels import LABEL_SPACES
 from isanet.model import ISANet
 from isanet.preflight import check_loss, check_memory, count_classes, free_memory, table
-from isanet.processes import Processes
+from isanet.processes import Processes, leave_signals
 from isanet.report import Report
 from isanet.segmenter import Segmenter
 from isanet.sheet import Row, sheet
@@ -59,7 +59,7 @@ from isanet.training import (
 )
 
 SAVE_EVERY = 60.0
-"""Seconds between two writings of what is needed to go on."""
+"""Seconds between two writings of what is needed to go on; up to ten times as many where writing takes long."""
 
 SHOWN = 6
 """Pictures on the sheet of overlays."""
@@ -110,10 +110,10 @@ def finetune(
     """Train a model further, and keep the best one by mIoU on the validation data.
 
     Before the first step every mask is read, the shares of the classes are logged, and memory and disk are looked at.
-    An interrupted run (Ctrl-C, SIGTERM, kill, power) goes on when it is called again with the same arguments, and
-    then ends with the same weights as one that was never interrupted: bit for bit where the device's operations are
-    deterministic, as on the CPU. Under `torchrun` or `accelerate launch` the processes share each batch, with the same
-    losses as one process has, to rounding (with batch norm synchronised, and but for dropout).
+    An interrupted run (Ctrl-C, SIGTERM, kill, power) goes on when it is called again with the same arguments but for
+    `overwrite`, and then ends with the same weights as one that was never interrupted: bit for bit where the device's
+    operations are deterministic, as on the CPU. Under `torchrun` or `accelerate launch` the processes share each batch,
+    with the same losses as one process has, to rounding (with batch norm synchronised, and but for dropout).
 
     Args:
         model: An ISANet, which is left as it is; its classes must be those of the data. Or anything that
@@ -123,9 +123,9 @@ def finetune(
         val: Pictures with masks that are not in `train`, of the same classes; validated whole, in float32. None: there
             is no best, only a last model.
         recipe: How to train; upstream's for PASCAL VOC if left out.
-        output: Folder for the model and all else, see `Run`. `last.pt` in it is what a run goes on from; it may be
-            deleted afterwards.
-        overwrite: Start anew if the folder holds an earlier run.
+        output: Folder for the model and all else, see `Run`, on a disk that all processes see. `last.pt` in it is what
+            a run goes on from; it may be deleted afterwards.
+        overwrite: Start anew, also where the folder holds an earlier run.
         workers: Processes that read and augment, 0 for none but this one. By default as for `isanet.evaluate`.
         device: "auto" for what accelerate finds, or "cpu".
         trackers: Of accelerate: names ("tensorboard", "wandb", ...) or objects.
@@ -140,18 +140,27 @@ def finetune(
         DatasetError: A mask cannot be used; the message names it.
         ImageError: The same, of a picture.
         CacheError: The folder cannot be written; what was written before is as it was.
-        IsanetError: The loss is not finite, or accelerate is not installed. What is needed to go on is kept.
+        IsanetError: The loss is not finite, or accelerate is not installed. What was saved last is kept, see `last.pt`.
     """
     recipe = Recipe() if recipe is None else recipe
     folder = Path(output)
-    with _accelerator(recipe, folder, device, trackers) as accelerator, _quiet(accelerator), _own_random(accelerator):
+    with _accelerator(recipe, folder, device, trackers) as accelerator, _quiet(accelerator), _own_random():
         processes = Processes()
         try:
-            training = processes.agree(
+            plan = processes.agree(
                 lambda: _plan(model, train, val, recipe, folder, workers, progress, accelerator, processes)
             )
-            processes.agree(lambda: training.begin(overwrite=overwrite))
+            if len(set(processes.all(plan.fingerprint))) > 1:
+                raise ValueError(
+                    "the processes were given different models or data: call torch.manual_seed before building the "
+                    "model, and open the same data in each"
+                )
+            training = processes.agree(lambda: _Training(plan, accelerator, processes))
+            going_on = processes.first(lambda: not overwrite and (folder / STATE).exists())
+            processes.agree(training.go_on if going_on else lambda: training.begin(overwrite=overwrite))
             training.run()
+            if val is None:
+                processes.agree(lambda: training.keep(None))
             return processes.agree(training.finish)
         finally:
             processes.close()
@@ -165,6 +174,7 @@ def _accelerator(recipe: Recipe, folder: Path, device: str, trackers: Sequence[A
     """An Accelerator, which leaves nothing behind that was not there before."""
     if device not in ("auto", "cpu"):
         raise ValueError(f"device must be 'auto' or 'cpu', got {device!r}; CUDA_VISIBLE_DEVICES chooses among GPUs")
+    fresh, grouped, accelerator = False, torch.distributed.is_initialized(), None
     try:
         from accelerate import Accelerator  # type: ignore[import-untyped]
         from accelerate.state import AcceleratorState, PartialState  # type: ignore[import-untyped]
@@ -172,18 +182,30 @@ def _accelerator(recipe: Recipe, folder: Path, device: str, trackers: Sequence[A
         raise IsanetError("training needs accelerate, which is not installed: pip install 'isanet[train]'") from error
 
     precision = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[recipe.precision]
-    fresh, grouped = not PartialState._shared_state, torch.distributed.is_initialized()
+    fresh = not PartialState._shared_state
     cpu = device == "cpu" or not torch.accelerator.is_available()  # else processes on CPUs would not know each other
-    accelerator = Accelerator(cpu=cpu, mixed_precision=precision, log_with=list(trackers) or None, project_dir=folder)
     try:
+        accelerator = Accelerator(
+            cpu=cpu, mixed_precision=precision, log_with=list(trackers) or None, project_dir=folder
+        )
+        kind = str(accelerator.distributed_type.value)
+        if kind != "NO" and not kind.startswith("MULTI_"):
+            raise ValueError(f"training by {kind} is not supported: each process needs the whole model")
+        missing = [name for name in trackers if isinstance(name, str) and name not in map(str, accelerator.log_with)]
+        if missing and "all" not in trackers:
+            raise ValueError(f"the tracker {missing[0]} is not installed, or unknown to accelerate")
+        if recipe.precision == "float16" and accelerator.device.type == "cpu":
+            raise ValueError("float16 needs a GPU; take precision='bfloat16' or 'float32'")
         yield accelerator
+        if fresh and not grouped and torch.distributed.is_initialized():  # after an error the others may not come
+            torch.distributed.destroy_process_group()
     finally:
-        for tracker in accelerator.trackers:
-            tracker.finish()
-        if fresh:  # it is one for the process: another call may want another precision
-            AcceleratorState._reset_state(reset_partial_state=True)
-            if not grouped and torch.distributed.is_initialized():
-                torch.distributed.destroy_process_group()
+        try:
+            for tracker in [] if accelerator is None else accelerator.trackers:
+                tracker.finish()
+        finally:
+            if fresh:  # it is one for the process: another call may want another precision
+                AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @contextmanager
@@ -201,10 +223,24 @@ def _quiet(accelerator: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _own_random(accelerator: Any) -> Iterator[None]:
+def _own_random() -> Iterator[None]:
     """The caller's random numbers are not used up."""
-    with torch.random.fork_rng([accelerator.device] if accelerator.device.type == "cuda" else []):
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_available() else []):
         yield
+
+
+class _Plan(NamedTuple):
+    model: ISANet
+    train: SegmentationDataset
+    val: SegmentationDataset | None
+    recipe: Recipe
+    folder: Path
+    workers: int
+    progress: bool | None
+    batches: Batches
+    shared: int
+    """Pictures that are in both data sets."""
+    fingerprint: str
 
 
 def _plan(
@@ -217,7 +253,7 @@ def _plan(
     progress: bool | None,
     accelerator: Any,
     processes: Processes,
-) -> _Training:
+) -> _Plan:
     """Everything that can be known to be wrong before pictures are read; nothing is written."""
     for dataset in (train, val):
         if dataset is not None and not isinstance(dataset, SegmentationDataset):
@@ -250,10 +286,13 @@ def _plan(
             "fewer parts (accumulate), or freeze_batch_norm=True"
         )
     free = free_memory(accelerator.device)
-    if free is not None:
-        shared = processes.world if accelerator.device.type == "cpu" else 1
+    if free is not None and train.transforms is None:  # else nobody knows the size of what comes
+        beside = int(os.environ.get("LOCAL_WORLD_SIZE", processes.world)) if accelerator.device.type == "cpu" else 1
         pictures = -(-batches.total // batches.steps // processes.world)
-        check_memory(start, recipe, max(pictures, recipe.accumulate), free // shared)
+        check_memory(start, recipe, max(pictures, recipe.accumulate), free // beside)
+    shared = 0 if val is None else len(_places(train) & _places(val))
+    if shared:
+        log.warning("%d pictures are in the training and in the validation data: a figure of them tells little", shared)
     fingerprint = {
         "recipe": json.loads(recipe.to_json()),
         "model": start.config,
@@ -261,7 +300,17 @@ def _plan(
         "train": train.fingerprint(range(len(train))),
         "val": None if val is None else val.fingerprint(range(len(val))),
     }
-    return _Training(start, train, val, recipe, folder, workers, progress, accelerator, processes, batches, fingerprint)
+    number = _workers(workers, accelerator.device, processes)
+    text = json.dumps(fingerprint, sort_keys=True)
+    return _Plan(start, train, val, recipe, folder, number, progress, batches, shared, text)
+
+
+def _places(dataset: SegmentationDataset) -> set[str]:
+    """Where the pictures are, or what they are called where they have no files."""
+    try:
+        return {str(dataset.image_path(index).resolve()) for index in range(len(dataset))}
+    except DatasetError:
+        return set(dataset.keys)
 
 
 def _start_model(model: ISANet | str | os.PathLike[str], train: SegmentationDataset) -> ISANet:
@@ -301,7 +350,7 @@ class _Stop:
     def __enter__(self) -> _Stop:
         if threading.current_thread() is threading.main_thread():  # nobody else is asked
             for number in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(number) is not None:
+                if signal.getsignal(number) not in (None, signal.SIG_IGN):
                     self.before[number] = signal.signal(number, self._note)
         return self
 
@@ -310,6 +359,7 @@ class _Stop:
             self.__exit__()
             signal.raise_signal(number)
         self.signal = number
+        log.warning("stopping after this step, and its validation; again to stop at once")
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self.before.items():
@@ -325,28 +375,15 @@ class _Step(NamedTuple):
 class _Training:
     """A training that is under way, as one of its processes sees it."""
 
-    def __init__(
-        self,
-        model: ISANet,
-        train: SegmentationDataset,
-        val: SegmentationDataset | None,
-        recipe: Recipe,
-        folder: Path,
-        workers: int | None,
-        progress: bool | None,
-        accelerator: Any,
-        processes: Processes,
-        batches: Batches,
-        fingerprint: Mapping[str, Any],
-    ) -> None:
-        self.train, self.val, self.recipe, self.folder = train, val, recipe, folder
-        self.accelerator, self.processes, self.batches = accelerator, processes, batches
-        self.fingerprint = json.dumps(fingerprint, sort_keys=True)
+    def __init__(self, plan: _Plan, accelerator: Any, processes: Processes) -> None:
+        model, recipe = plan.model, plan.recipe
+        self.train, self.val, self.recipe, self.folder = plan.train, plan.val, recipe, plan.folder
+        self.accelerator, self.processes, self.batches = accelerator, processes, plan.batches
+        self.fingerprint, self.workers, self.shared = plan.fingerprint, plan.workers, plan.shared
         self.origin = dict(model.provenance)
-        self.workers = _workers(workers, accelerator.device, processes)
         self.first = processes.rank == 0
-        self.progress = progress if self.first else False
-        self.step, self.best = 0, -math.inf
+        self.progress = plan.progress if self.first else False
+        self.step, self.saved_step, self.best, self.miou = 0, 0, -math.inf, math.nan
         self.history: list[tuple[float, ...]] = []
 
         if recipe.sync_batch_norm and processes.world > 1:
@@ -355,9 +392,10 @@ class _Training:
         self.average: ISANet | None = None
         if recipe.ema is not None:
             self.average = deepcopy(self.model).eval().requires_grad_(False)
-        optimizer, self.schedule = optimizer_and_schedule(self.model, recipe, steps=batches.steps)
+        optimizer, self.schedule = optimizer_and_schedule(self.model, recipe, steps=plan.batches.steps)
         self.network, self.optimizer = accelerator.prepare(self.model, optimizer)
-        self.saved = time.monotonic()
+        self.saved, self.pause = time.monotonic(), SAVE_EVERY
+        self.held: Any = None
 
     @property
     def candidate(self) -> ISANet:
@@ -367,24 +405,25 @@ class _Training:
     # --- beginning and going on
 
     def begin(self, *, overwrite: bool) -> None:
-        """Take up an earlier run, or check the data and make sure that the folder can be written."""
-        path = self.folder / STATE
-        if path.exists() and not overwrite:
-            self._load(path)
-            return
-        if not overwrite and self.first and self.folder.exists() and any(self.folder.iterdir()):
-            raise ValueError(f"{self.folder} holds something else; use another folder, or overwrite=True (--force)")
+        """In the first process: check the data, and make sure that the folder can be written."""
         if not self.first:
             return
+        left = [
+            path for path in self.folder.glob(".isanet-*.part") if not path.is_symlink()
+        ]  # by a process that was killed
+        if not overwrite and self.folder.exists() and set(self.folder.iterdir()) - set(left):
+            raise ValueError(f"{self.folder} holds something else; use another folder, or overwrite=True (--force)")
         names = [("training", self.train)] + ([] if self.val is None else [("validation", self.val)])
         shares = [(name, count_classes(data, workers=self.workers, progress=self.progress)) for name, data in names]
         log.info("shares of the classes, and pictures that have them:\n%s", table(self.model.classes, shares))
         absent = [name for name, number in zip(self.model.classes, shares[0][1].pixels, strict=True) if not number]
         if absent:
             log.warning("no training mask has %s, so that nothing is learned about it", ", ".join(absent))
+        for path in left:
+            path.unlink()
         self._check_disk()
-        self._write("recipe.json", (self.recipe.to_json() + "\n").encode())
         self._save()  # now, because a disk that is full or read-only is better known at once
+        self._write("recipe.json", (self.recipe.to_json() + "\n").encode())
 
     def _check_disk(self) -> None:
         """The first state is small, because the optimizer has none yet."""
@@ -399,7 +438,9 @@ class _Training:
                 "folder on another disk"
             )
 
-    def _load(self, path: Path) -> None:
+    def go_on(self) -> None:
+        """Take up an earlier run."""
+        path = self.folder / STATE
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
             same = state["run"] == self.fingerprint
@@ -415,6 +456,10 @@ class _Training:
                 "or start anew with overwrite=True (--force)"
             )
         self.step, self.best, self.history = state["step"], state["best"], list(state["history"])
+        self.saved_step = self.step
+        if self.first:
+            for part in self.folder.glob(".isanet-*.part"):  # by a process that was killed
+                part.unlink()
         self.model.load_state_dict(state["model"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
@@ -426,8 +471,10 @@ class _Training:
 
     def _save(self) -> None:
         """Write what is needed to go on, in the first process."""
-        self.saved = time.monotonic()
-        if not self.first:
+        self.saved = started = time.monotonic()
+        if not self.first or not _is_finite(
+            self.model
+        ):  # then the next loss says it, and the state before is worth more
             return
         scaler = self.accelerator.scaler
         state = {
@@ -447,6 +494,8 @@ class _Training:
         self._write("history.csv", _table_of(self.history))
         if self.history:
             self._write("curves.png", png(training_chart(self.history, self.folder.resolve().name)))
+        self.saved, self.saved_step = time.monotonic(), self.step
+        self.pause = max(SAVE_EVERY, min(30 * (self.saved - started), 10 * SAVE_EVERY))
 
     def _write(self, name: str, data: bytes | memoryview) -> None:
         try:
@@ -456,7 +505,7 @@ class _Training:
         except OSError as error:
             raise CacheError(
                 f"cannot write {self.folder / name} ({len(data):,} bytes): {error.strerror}; earlier files are as they "
-                "were, and the same call goes on from them"
+                "were, and the same call, without overwrite=True (--force), goes on from them"
             ) from error
 
     # --- steps
@@ -472,6 +521,7 @@ class _Training:
             num_workers=self.workers,
             collate_fn=collate,
             pin_memory=self.accelerator.device.type == "cuda",
+            worker_init_fn=leave_signals,
         )
         log.info(
             "training on %s in %s: %d steps of %d pictures, %d classes",
@@ -495,16 +545,16 @@ class _Training:
                     self._not_finite(taken.loss)
                 now = time.monotonic()
                 pictures = self.batches.seen(self.step + 1) - self.batches.seen(self.step)
-                rate, before = pictures / max(now - before, 1e-9), now
+                rate = pictures / max(now - before, 1e-9)
                 lr = self.optimizer.param_groups[0]["lr"]
                 self._update()
                 miou = self._validate() if self.val is not None and self._epoch_ends() else None
                 epoch = self.batches.seen(self.step) / len(self.train)
                 self.history.append((self.step, epoch, taken.loss, lr, rate, math.nan if miou is None else miou))
                 self._show(bar)
-                if miou is not None or now - self.saved > SAVE_EVERY or taken.stop:
-                    self._maybe_save(miou, taken.stop)
-                before = time.monotonic() if miou is not None else before
+                if taken.stop or time.monotonic() - self.saved > self.pause:
+                    self._save()
+                before = now if miou is None else time.monotonic()
                 if taken.stop:
                     self._leave(stop)
         self._save()
@@ -537,8 +587,12 @@ class _Training:
                     label_smoothing=recipe.label_smoothing,
                     ohem=recipe.ohem,
                 )
-                self.accelerator.backward(world * own)  # several processes' gradients are averaged, not summed
+                # Several processes' gradients are averaged, not summed; and whoever launched this may have set a number
+                # of parts for accelerate, which divides by it
+                self.accelerator.backward(world * self.accelerator.gradient_accumulation_steps * own)
             loss += own.detach()
+            # Kept until there are others: glibc would give all memory back to the kernel, and get it anew at each step
+            self.held = (logits, aux, own) if device.type == "cpu" else None
         if world == 1:
             return _Step(loss.item(), stop.signal is not None)
         both = self.accelerator.reduce(torch.stack([loss, loss.new_tensor(float(stop.signal is not None))]))
@@ -557,16 +611,15 @@ class _Training:
             update_average(self.average, self.model, recipe.ema, self.step)
 
     def _not_finite(self, loss: float) -> None:
-        self.optimizer.zero_grad()
-        self._save()
         hint = {
             "float16": "float16 overflows easily: try precision='bfloat16' or 'float32'",
             "bfloat16": "try a lower lr, clip_grad_norm=1.0, or precision='float32'",
             "float32": "try a lower lr, or clip_grad_norm=1.0",
         }[self.recipe.precision]
+        best = f", and {self.folder} the best model so far" if self.best > -math.inf else ""
         raise IsanetError(
-            f"the loss of step {self.step + 1} is {loss}: training has diverged. {self.folder / STATE} has the weights "
-            f"before that step{f', and {self.folder} the best so far' if self.best > -math.inf else ''}; {hint}"
+            f"the loss of step {self.step + 1} is {loss}: training has diverged. {self.folder / STATE} has the state "
+            f"after step {self.saved_step}{best}; {hint}"
         )
 
     def _epoch_ends(self) -> bool:
@@ -589,10 +642,11 @@ class _Training:
         worth = -math.inf if math.isnan(miou) else miou
         if worth > self.best or (self.step == self.batches.steps and self.best == -math.inf):
             self.best = worth
-            self._keep(report)
+            self.processes.agree(lambda: self.keep(report))
+        self.miou = miou
         return miou
 
-    def _keep(self, report: Report | None) -> None:
+    def keep(self, report: Report | None) -> None:
         """Write the model folder, in the first process."""
         if not self.first:
             return
@@ -606,16 +660,12 @@ class _Training:
             "trained_on": f"{_name(self.train)}, {len(self.train)} pictures",
             "step": f"{self.step} of {self.batches.steps}",
             "recipe": self.recipe.to_json(),
-            **({} if report is None else {"measured": _measured(report)}),
+            **({} if report is None else {"measured": _measured(report, self.shared)}),
         }  # fmt: skip
         try:
             hub.save_pretrained(kept, self.folder, new_card=True)
         finally:
             kept.provenance = before
-
-    def _maybe_save(self, miou: float | None, stop: bool) -> None:
-        if stop or time.monotonic() - self.saved > SAVE_EVERY:
-            self._save()
 
     def _show(self, bar: Any) -> None:
         row = self.history[-1]
@@ -627,9 +677,8 @@ class _Training:
             recent = self.history[-20:]
             shown = f"loss {sum(r[2] for r in recent) / len(recent):.3f}, lr {row[3]:.2g}"
             shown += f", {len(recent) / sum(1 / r[4] for r in recent):.1f} pictures/s"
-            validated = [r[5] for r in self.history if not math.isnan(r[5])]
-            if validated:
-                shown += f", mIoU {100 * validated[-1]:.2f}"
+            if not math.isnan(self.miou):
+                shown += f", mIoU {100 * self.miou:.2f}"
             bar.set_postfix_str(shown, refresh=False)
         bar.update()
 
@@ -637,9 +686,12 @@ class _Training:
         if self.step == self.batches.steps:
             return
         log.warning(
-            "stopped after step %d of %d; the same call goes on from there (%s)",
+            "stopped after step %d of %d; the same call, without overwrite=True (--force), goes on from there (%s)",
             self.step, self.batches.steps, self.folder / STATE,
         )  # fmt: skip
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        self.accelerator.trackers = []
         number = stop.signal or signal.SIGINT  # another process may have been asked
         stop.__exit__()
         signal.raise_signal(number)
@@ -649,9 +701,6 @@ class _Training:
 
     def finish(self) -> Run:
         """Measure the model that is kept, and draw what it does."""
-        if self.val is None:
-            self._keep(None)
-        self.processes.all(None)  # the folder is written
         from isanet.zoo import from_pretrained
 
         model = from_pretrained(self.folder)
@@ -743,6 +792,11 @@ def _name(dataset: SegmentationDataset) -> str:
     return f"{dataset.name} {dataset.split or ''}".rstrip()
 
 
-def _measured(report: Report) -> str:
+def _is_finite(model: nn.Module) -> bool:
+    return all(bool(value.isfinite().all()) for value in model.state_dict().values() if value.is_floating_point())
+
+
+def _measured(report: Report, shared: int) -> str:
     where = f"{report.dataset} {report.split}".rstrip()
-    return f"mIoU {100 * report.miou:.2f} % on {where}, {report.samples} pictures ({report.protocol_text})"
+    text = f"mIoU {100 * report.miou:.2f} % on {where}, {report.samples} pictures ({report.protocol_text})"
+    return text + (f", of which {shared} are in the training data too" if shared else "")

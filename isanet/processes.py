@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -14,6 +15,12 @@ from isanet.errors import IsanetError
 T = TypeVar("T")
 
 log = logging.getLogger("isanet")
+
+
+def leave_signals(worker: int = 0) -> None:
+    """For `DataLoader(worker_init_fn=...)`: what is to stop a group of processes, the one that waits for them hears."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class Processes:

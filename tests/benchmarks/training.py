@@ -54,14 +54,16 @@ def by_bare_loop(
 ) -> list[float]:
     batches = Batches(len(scenes), recipe)
     samples = Samples(scenes, augmentation(recipe, model.preprocessing), recipe.seed)
-    loader = DataLoader(samples, batch_sampler=batches, num_workers=workers, collate_fn=collate)
+    pinned = device == "cuda"
+    loader = DataLoader(samples, batch_sampler=batches, num_workers=workers, collate_fn=collate, pin_memory=pinned)
     model = model.to(device).to(memory_format=memory).train()
     optimizer, schedule = optimizer_and_schedule(model, recipe, steps=batches.steps)
     kind = torch.device(device).type
-    precision = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(recipe.precision)
+    precision = torch.bfloat16 if recipe.precision == "bfloat16" else None
     times, before = [], time.perf_counter()
     for images, masks in loader:
-        images, masks = images.to(device, memory_format=memory), masks.to(device)
+        images = images.to(device, memory_format=memory, non_blocking=True)
+        masks = masks.to(device, non_blocking=True)
         with torch.autocast(kind, precision, enabled=precision is not None):
             logits, aux = model(images, aux=True)
         loss = segmentation_loss(logits, aux, masks, aux_weight=recipe.aux_weight)
@@ -85,7 +87,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--precision", default="float32")
+    parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--ema", type=float, help="a running average of the weights, which a bare loop has not")
     parser.add_argument("--device", default="cpu", choices=("cpu", "auto"))
     options = parser.parse_args()
