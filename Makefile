@@ -6,7 +6,7 @@ check:  ## lint, format, types
 	mypy
 
 test:  ## everything, offline
-	pytest
+	pytest -n 2 --dist worksteal
 
 table:  ## the model table of the README, from the manifest
 	python -m isanet.cli list --markdown

@@ -14,6 +14,7 @@ dependencies = [
 ]
 
 from isanet.zoo import (
+    isanet_nano_toystreets,
     isanet_r50_ade20k,
     isanet_r50_cityscapes,
     isanet_r50_voc,

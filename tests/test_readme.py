@@ -74,7 +74,7 @@ def test_shell_commands(r50: FileServer, work: Path) -> None:
     environment = {**os.environ, "PATH": f"{work / 'bin'}:{os.environ['PATH']}"}
     for command in commands:
         result = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", command], env=environment, capture_output=True, text=True, timeout=120
+            ["bash", "-euo", "pipefail", "-c", command], env=environment, capture_output=True, text=True, timeout=300
         )
         assert result.returncode == 0, (command, result.stdout, result.stderr)
     for name in ("evaluated", "evaluated_twice", "evaluated_pets"):
