@@ -44,9 +44,11 @@ FINE = COARSE | {"short_edge": 384}
 """Enlarged: a position of the network is then 5.3 pixels of the picture wide, as thin things need it."""
 
 USED = COARSE | {"short_edge": 320}
-"""For prediction: the best on the validation scenes, 0.633, against 0.596 at 384 and 0.543, 0.582, 0.614, 0.513, 0.546 at
-272, 288, 304, 336, 352. At multiples of 64 pixels (a block is 8 positions of 8 pixels) nothing has to be padded, and
-crops of 192 pixels have not shown the network much larger pictures."""
+"""For prediction: the best on the validation scenes, with 0.633.
+
+0.596 at 384, and 0.543, 0.582, 0.614, 0.513, 0.546 at 272, 288, 304, 336, 352. At multiples of 64 pixels (a block is 8
+positions of 8 pixels) nothing has to be padded, and crops of 192 pixels have not shown the network much more at once.
+"""
 
 SHARES = (0.260, 0.072, 0.314, 0.013, 0.0012, 0.0069, 0.072, 0.021, 0.148, 0.0093, 0.083)
 """Of the classes, in the training scenes: `isanet finetune` shows them."""
