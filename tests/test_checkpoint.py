@@ -238,7 +238,7 @@ def plain_zip(*names: str) -> bytes:
         (b"<HTML>", "web page"),
         (b"<?xml version='1.0'?><Error/>", "web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "git lfs pull"),
-        (gzip.compress(bytes(100)), "gzip"),
+        (gzip.compress(bytes(100), mtime=0), "gzip"),
         (random.Random(0).randbytes(5000), "5,000 bytes start with"),
         (bytes(5000), "zeros"),
         (tar(), "tar archive"),
