@@ -133,7 +133,8 @@ def evaluate(
         todo = [place for place in places if place not in done][processes.rank :: processes.world]
         with _exact_float32(run.segmenter):
             shown = progress if processes.rank == 0 else False  # the bar of the first speaks for all
-            processes.agree(lambda: run.count_all(todo, batch_size, _workers(workers, processes, run), shown))
+            readers = processes.loader_workers(run.segmenter.device) if workers is None else workers
+            processes.agree(lambda: run.count_all(todo, batch_size, readers, shown))
             run.count.gather(processes)
             report = _report(run)
             if run.store is not None and processes.rank == 0:
@@ -413,15 +414,6 @@ def _exact_float32(segmenter: Segmenter) -> Iterator[None]:
     finally:
         for backend, value in zip(backends, before, strict=True):
             backend.fp32_precision = value
-
-
-def _workers(wanted: int | None, processes: Processes, run: _Run) -> int:
-    """Enough to keep the model busy, not so many that they take its cores."""
-    if wanted is not None:
-        return wanted
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    own = cores // int(os.environ.get("LOCAL_WORLD_SIZE", processes.world))
-    return max(1, min(own // 4 if run.segmenter.device.type == "cpu" else own, 8))
 
 
 # --- pictures -----------------------------------------------------------------------------------------------

@@ -144,7 +144,13 @@ def finetune(
     """
     recipe = Recipe() if recipe is None else recipe
     folder = Path(output)
-    with _accelerator(recipe, folder, device, trackers) as accelerator, _quiet(accelerator), _own_random():
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
+    # The caller's random numbers are not used up
+    with (
+        _accelerator(recipe, folder, device, trackers) as accelerator,
+        _quiet(accelerator),
+        torch.random.fork_rng(gpus),
+    ):
         processes = Processes()
         try:
             plan = processes.agree(
@@ -174,7 +180,6 @@ def _accelerator(recipe: Recipe, folder: Path, device: str, trackers: Sequence[A
     """An Accelerator, which leaves nothing behind that was not there before."""
     if device not in ("auto", "cpu"):
         raise ValueError(f"device must be 'auto' or 'cpu', got {device!r}; CUDA_VISIBLE_DEVICES chooses among GPUs")
-    fresh, grouped, accelerator = False, torch.distributed.is_initialized(), None
     try:
         from accelerate import Accelerator  # type: ignore[import-untyped]
         from accelerate.state import AcceleratorState, PartialState  # type: ignore[import-untyped]
@@ -182,7 +187,7 @@ def _accelerator(recipe: Recipe, folder: Path, device: str, trackers: Sequence[A
         raise IsanetError("training needs accelerate, which is not installed: pip install 'isanet[train]'") from error
 
     precision = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[recipe.precision]
-    fresh = not PartialState._shared_state
+    fresh, grouped, accelerator = not PartialState._shared_state, torch.distributed.is_initialized(), None
     cpu = device == "cpu" or not torch.accelerator.is_available()  # else processes on CPUs would not know each other
     try:
         accelerator = Accelerator(
@@ -220,13 +225,6 @@ def _quiet(accelerator: Any) -> Iterator[None]:
         yield
     finally:
         log.setLevel(level)
-
-
-@contextmanager
-def _own_random() -> Iterator[None]:
-    """The caller's random numbers are not used up."""
-    with torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_available() else []):
-        yield
 
 
 class _Plan(NamedTuple):
@@ -300,7 +298,9 @@ def _plan(
         "train": train.fingerprint(range(len(train))),
         "val": None if val is None else val.fingerprint(range(len(val))),
     }
-    number = _workers(workers, accelerator.device, processes)
+    if workers is not None and workers < 0:
+        raise ValueError(f"workers must be at least 0, got {workers}")
+    number = processes.loader_workers(accelerator.device) if workers is None else workers
     text = json.dumps(fingerprint, sort_keys=True)
     return _Plan(start, train, val, recipe, folder, number, progress, batches, shared, text)
 
@@ -557,7 +557,8 @@ class _Training:
                 before = now if miou is None else time.monotonic()
                 if taken.stop:
                     self._leave(stop)
-        self._save()
+        if self.saved_step < self.step:
+            self._save()
 
     def _take(self, batch: tuple[Tensor, Tensor], stop: _Stop) -> _Step:
         """Forward and backward of one step, in parts; the loss of all processes, and whether one of them is to stop."""
@@ -759,16 +760,6 @@ def _only_warnings() -> Iterator[None]:
         yield
     finally:
         log.removeFilter(grave)
-
-
-def _workers(wanted: int | None, device: torch.device, processes: Processes) -> int:
-    if wanted is not None:
-        if wanted < 0:
-            raise ValueError(f"workers must be at least 0, got {wanted}")
-        return wanted
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    own = cores // int(os.environ.get("LOCAL_WORLD_SIZE", processes.world))
-    return max(1, min(own // 4 if device.type == "cpu" else own, 8))
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:

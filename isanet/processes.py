@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
+import torch
 from torch import distributed
 
 from isanet.errors import IsanetError
@@ -35,6 +37,12 @@ class Processes:
         if distributed.is_available() and distributed.is_initialized():
             self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
             self.group = distributed.new_group(backend="gloo", timeout=timedelta(days=30))
+
+    def loader_workers(self, device: torch.device) -> int:
+        """How many processes should read for this one: enough to keep the model busy, not so many that they slow it."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        own = cores // int(os.environ.get("LOCAL_WORLD_SIZE", self.world))
+        return max(1, min(own // 4 if device.type == "cpu" else own, 8))
 
     def close(self) -> None:
         """Leave the group."""
