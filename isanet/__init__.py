@@ -94,7 +94,7 @@ _MODULES = (
         "labels",
         "mask_check",
     ),
-    *("metrics", "preprocess", "protocols", "toystreets", "training", "zoo"),
+    *("metrics", "optimize", "preprocess", "protocols", "toystreets", "training", "zoo"),
 )
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -44,6 +44,9 @@ SETTINGS = ("ISANET_HOME", "ISANET_OFFLINE", "ISANET_MIRROR", "HF_ENDPOINT", "HF
 SECRET_SETTINGS = ("HF_TOKEN", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
 """May hold passwords: shown as set or not."""
 
+PRECISIONS = ("float32", "bfloat16", "float16", "int8")
+"""As in isanet.optimize, which would import torch."""
+
 OUTPUTS = {"overlay": "_overlay.png", "labels": "_labels.png", "areas": "_areas.json", "ids": ".png"}
 """What `isanet segment` writes, and how the files' names end."""
 
@@ -101,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         """How a model runs."""
         added.add_argument("--protocol", default="whole", choices=PROTOCOLS, metavar="NAME", help=", ".join(PROTOCOLS))
         added.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-        precisions = ("auto", "float32", "bfloat16", "float16")
+        precisions = ("auto", *PRECISIONS)
         added.add_argument("--precision", default=precision, choices=precisions, help=f"default: {precision}")
         added.add_argument("--batch-size", type=_positive, default=1, metavar="N")
 
@@ -206,6 +209,20 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--output", type=Path, metavar="FILE.png", help="a picture of the histogram")
     check.add_argument("--force", action="store_true", help="replace an existing picture")
     check.add_argument("--json", action="store_true", help="all that was found, as JSON")
+
+    bench = command("benchmark", _benchmark, "measure speed, memory and labels of each precision on this machine")
+    bench.add_argument("model", metavar="MODEL", help="a name in the zoo, org/name, a folder or a file")
+    bench.add_argument(
+        "--images", nargs="+", metavar="IMAGE", help="files, folders or patterns; default: drawn streets"
+    )
+    bench.add_argument("--sizes", nargs="+", type=_size, default=[(512, 512), (1024, 2048)], metavar="HEIGHTxWIDTH")
+    bench.add_argument(
+        "--precisions", nargs="+", choices=PRECISIONS, metavar="NAME", help="default: those that the device has"
+    )
+    bench.add_argument("--compile", action="store_true", help="compiled too: that takes minutes")
+    bench.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    bench.add_argument("--repeats", type=_positive, default=3, metavar="N")
+    bench.add_argument("--json", action="store_true", help="all that was measured, as JSON")
 
     convert = command("convert", _convert, "convert a checkpoint to a model folder, or to one .safetensors file")
     convert.add_argument("source", type=Path, metavar="IN")
@@ -361,7 +378,11 @@ def _segment(options: argparse.Namespace) -> int:
         made = not options.output.exists()
         options.output.mkdir(parents=True, exist_ok=True)  # before a model is fetched in vain
         segmenter = Segmenter(
-            options.model, device=options.device, precision=options.precision, protocol=options.protocol
+            options.model,
+            device=options.device,
+            precision=options.precision,
+            protocol=options.protocol,
+            calibration=list(plan)[:8],  # for int8
         )
         if options.ids and official_name(segmenter.model.label_space) is None:
             if made:
@@ -401,6 +422,44 @@ def _write(kind: str, result: Segmentation, output: Path) -> None:
             temporary.write_text(json.dumps(result.areas(), indent=1) + "\n", encoding="utf-8")
         else:
             result.overlay().save(temporary, format="PNG")
+
+
+def _benchmark(options: argparse.Namespace) -> int:
+    import numpy as np
+
+    from isanet import from_pretrained
+    from isanet.benchmark import benchmark, machine, table
+    from isanet.optimize import has_bfloat16
+    from isanet.preprocess import read_image
+    from isanet.segmenter import Segmenter
+
+    if options.images:
+        pictures = [read_image(path) for path in _expand(options.images)]
+    else:
+        from isanet.toystreets import ToyStreets
+
+        streets = ToyStreets(2, split="test")
+        pictures = [np.asarray(streets[index][0]) for index in range(2)]
+    model = from_pretrained(options.model)
+    device = Segmenter(model, device=options.device, precision="float32").device
+    half = ["bfloat16"] if has_bfloat16(device) else ["float16"] if device.type != "cpu" else []
+    precisions = options.precisions or ["float32", *half, *(["int8"] if device.type == "cpu" else [])]
+    rows = benchmark(
+        model,
+        pictures,
+        sizes=options.sizes,
+        precisions=precisions,
+        compile=options.compile,
+        device=options.device,
+        repeats=options.repeats,
+    )
+    if options.json:
+        print(json.dumps({"machine": machine(), "rows": [row._asdict() for row in rows]}, indent=1))
+        return 0
+    print(f"{options.model} on {device} ({machine()}), {len(pictures)} pictures, {options.repeats} times each")
+    _print_table(table(rows))
+    print('SPEED: against "plain", as loaded, all logits at full size. LABELS: pixels with the same label as there.')
+    return 0
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -764,6 +823,11 @@ def _not_negative(text: str) -> int:
     if value < 0:
         raise argparse.ArgumentTypeError(f"{value} is negative")
     return value
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    return _positive(height), _positive(width)
 
 
 def _print_table(rows: Sequence[Sequence[str]]) -> None:

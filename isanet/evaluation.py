@@ -23,7 +23,7 @@ from tqdm import tqdm
 from isanet.counting import Count, Store
 from isanet.datasets import SegmentationDataset
 from isanet.errors import CacheError, DatasetError, IsanetError
-from isanet.inference import not_finite, predict, prepare
+from isanet.inference import not_finite, prepare
 from isanet.labels import (
     IGNORED,
     LABEL_SPACES,
@@ -462,19 +462,15 @@ def _labelled(
     keep: tuple[int, ...] | None,
 ) -> Iterator[tuple[_Sample, Tensor]]:
     """Every picture with its labels in the model's classes, on the model's device."""
-    precision: torch.dtype = getattr(torch, segmenter.precision)
     for batch in _batches(loader, batch_size):
-        predictions = predict(
-            segmenter.model,
+        predictions = segmenter.predict(
             [sample.tensors for sample in batch],
             [(sample.truth.shape[0], sample.truth.shape[1]) for sample in batch],
-            segmenter.protocol,
-            precision=precision,
             keep=keep,
         )
         for sample, prediction in zip(batch, predictions, strict=True):
             if prediction is None:
-                raise not_finite(keys[sample.place], precision)
+                raise not_finite(keys[sample.place], segmenter.precision)
             yield sample, prediction[0]
 
 

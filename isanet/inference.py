@@ -8,6 +8,7 @@ a map of logits that is to be resized.
 
 from __future__ import annotations
 
+import logging
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,9 +25,12 @@ from isanet.protocols import Protocol
 
 if TYPE_CHECKING:
     from isanet.model import ISANet
+    from isanet.optimize import FastISANet
 
 Prediction = tuple[Tensor, Tensor | None]
 """(H, W) labels, uint8 (int32 for more than 256 classes), and float32 probabilities of them, or None."""
+
+log = logging.getLogger("isanet")
 
 # Bytes of full-size logits made at a time. On a processor what fits its cache is several times faster than all at once;
 # on an accelerator fewer, larger steps are.
@@ -63,7 +67,7 @@ def prepare(
 
 @torch.no_grad()  # not inference_mode: labels may be worked on in place
 def predict(
-    model: ISANet,
+    model: ISANet | FastISANet,
     prepared: Sequence[tuple[Tensor, ...]],
     sizes: Sequence[tuple[int, int]],
     protocol: str | Protocol = "whole",
@@ -78,12 +82,14 @@ def predict(
     Pictures whose tensors have equal shapes go through the network together, others by themselves.
 
     Args:
-        model: In evaluation mode; the computation takes place on its device.
+        model: In evaluation mode, or what `isanet.optimize.optimize` made of one; the computation takes place on its
+            device. A picture that does not fit the latter's `max_memory` goes through in windows as large as fit, which
+            overlap by a quarter and fade into each other.
         prepared: For each picture what `prepare` made of it, by the same protocol.
         sizes: For each picture its own (height, width), which its labels will have.
         protocol: A name in `isanet.protocols.PROTOCOLS`, or a `Protocol` of one's own.
-        precision: float32, or bfloat16 or float16 by `torch.autocast`. Labels are always made from float32 logits
-            (float64 for a double model).
+        precision: float32, or bfloat16 or float16 by `torch.autocast`; an optimized network has its own. Labels are
+            always made from float32 logits (float64 for a double model).
         keep: Only these classes can be predicted, as if the network had no others; labels are indices into the full
             list all the same. None: all.
         confidence: Also give the softmax probability of each label, among the classes kept.
@@ -122,16 +128,16 @@ def predict(
     return results
 
 
-def not_finite(name: object, precision: torch.dtype) -> IsanetError:
+def not_finite(name: object, precision: str) -> IsanetError:
     """The error for a picture of which `predict` gave None."""
     advice = (
         "its weights are damaged or not trained (isanet verify)"
-        if precision == torch.float32
+        if precision == "float32"
         else "use precision='float32'"
     )
     return IsanetError(
-        f"the network gave values that are not finite for {name}, computing in "
-        f"{str(precision).removeprefix('torch.')}; no labels were made: {advice}"
+        f"the network gave values that are not finite for {name}, computing in {precision}; no labels were made: "
+        f"{advice}"
     )
 
 
@@ -148,7 +154,7 @@ def _label_type(num_classes: int) -> torch.dtype:
     return torch.uint8 if num_classes <= 256 else torch.int32
 
 
-def _device(model: ISANet) -> torch.device:
+def _device(model: ISANet | FastISANet) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
@@ -221,14 +227,22 @@ def resized(source: LogitsMap, size: tuple[int, int], *, align_corners: bool) ->
     return LogitsMap((K, height, width), source.like, values_per_row, rows)
 
 
-def averaged(windows: Sequence[tuple[int, int, LogitsMap]], size: tuple[int, int]) -> LogitsMap:
+def averaged(
+    windows: Sequence[tuple[int, int, LogitsMap]], size: tuple[int, int], *, fade: tuple[int, int] = (0, 0)
+) -> LogitsMap:
     """The average of overlapping windows, at each pixel over those that cover it.
 
     Args:
         windows: (top, left, map) of each; together they cover everything.
         size: (height, width) of the result.
+        fade: Over so many pixels from its edges, down and across, a window counts for less than in its middle, so that
+            no seam shows where it ends; zero: all pixels count the same.
     """
     (K, _, _), like = windows[0][2].shape, windows[0][2].like
+
+    def weight(length: int, over: int) -> Tensor:
+        places = torch.arange(1, length + 1, dtype=like.dtype, device=like.device)
+        return torch.minimum(places, places.flip(0)).div_(over + 1).clamp_(max=1)
 
     def rows(start: int, stop: int) -> Tensor:
         total = like.new_zeros(K, stop - start, size[1])
@@ -237,8 +251,14 @@ def averaged(windows: Sequence[tuple[int, int, LogitsMap]], size: tuple[int, int
             first, last = max(start, top), min(stop, top + window.shape[1])
             if first < last:
                 here = (slice(first - start, last - start), slice(left, left + window.shape[2]))
-                total[:, *here] += window.rows(first - top, last - top)
-                count[here] += 1
+                if fade == (0, 0):
+                    total[:, *here] += window.rows(first - top, last - top)
+                    count[here] += 1
+                else:
+                    down = weight(window.shape[1], fade[0])[first - top : last - top, None]
+                    share = down * weight(window.shape[2], fade[1])
+                    total[:, *here] += window.rows(first - top, last - top) * share
+                    count[here] += share
         return total.div_(count)
 
     return LogitsMap((K, *size), like, size[1], rows)
@@ -255,7 +275,7 @@ def window_starts(size: int, window: int, stride: int) -> list[int]:
 
 @torch.no_grad()
 def views(
-    model: ISANet,
+    model: ISANet | FastISANet,
     prepared: Sequence[tuple[Tensor, ...]],
     protocol: Protocol,
     *,
@@ -299,7 +319,7 @@ def views(
 
 
 def _view(
-    model: ISANet,
+    model: ISANet | FastISANet,
     images_N3HW: Tensor,
     protocol: Protocol,
     flipped: bool,
@@ -309,10 +329,16 @@ def _view(
 ) -> list[LogitsMap | None]:
     """A map of each picture at one scale, seen mirrored or not; None where the network's values are not finite."""
     N, _, height, width = images_N3HW.shape
-    window = height, width
+    window, (down, right), fade = (height, width), protocol.stride or (height, width), (0, 0)
     if protocol.window is not None:
         window = min(protocol.window[0], height), min(protocol.window[1], width)
-    down, right = protocol.stride or window
+    elif not _fits(model, 1, height, width):
+        window = _largest_window(model, height, width)
+        fade = window[0] // 4, window[1] // 4
+        down, right = window[0] - fade[0], window[1] - fade[1]
+        log.info(
+            "a picture of %d x %d takes more than max_memory: %d x %d pixels at a time", width, height, *window[::-1]
+        )
     corners = [
         (top, left) for top in window_starts(height, window[0], down) for left in window_starts(width, window[1], right)
     ]
@@ -330,16 +356,16 @@ def _view(
     for own, flags in zip(windows, finite, strict=True):
         if not bool(torch.stack(flags).all()):
             result.append(None)
-        elif protocol.window is None and protocol.framework == "sssegmentation":
+        elif len(own) == 1 and protocol.window is None and protocol.framework == "sssegmentation":
             result.append(own[0][2])  # coarse, to be resized once
         else:
             full = [(top, left, resized(one, window, align_corners=model.align_corners)) for top, left, one in own]
-            result.append(averaged(full, (height, width)))
+            result.append(averaged(full, (height, width), fade=fade))
     return result
 
 
 def _coarse_logits(
-    model: ISANet,
+    model: ISANet | FastISANet,
     images_N3HW: Tensor,
     corners: Sequence[tuple[int, int]],
     window: tuple[int, int],
@@ -353,6 +379,8 @@ def _coarse_logits(
     # A model may have been made half or double, and a stand-in may have no weights at all
     dtype = next((parameter.dtype for parameter in model.parameters()), images_N3HW.dtype)
     step = batch_size or N
+    while step > 1 and not _fits(model, step, height, width):
+        step = (step + 1) // 2
     for start in range(0, len(crops), step):
         some = crops[start : start + step]
         batch = images_N3HW[start : start + step]  # whole pictures are taken as they lie, windows are copied together
@@ -361,6 +389,21 @@ def _coarse_logits(
         with torch.autocast(batch.device.type, dtype=precision, enabled=precision != torch.float32):
             coarse_NKHW = model.coarse_logits(batch.to(dtype))
         yield from zip(some, coarse_NKHW if coarse_NKHW.dtype == torch.float64 else coarse_NKHW.float(), strict=True)
+
+
+def _fits(model: ISANet | FastISANet, N: int, height: int, width: int) -> bool:
+    """Whether so many tensors of that size can go through together; of a network that cannot tell, yes."""
+    from isanet.optimize import FastISANet
+
+    return not isinstance(model, FastISANet) or model.fits((N, 3, height, width))
+
+
+def _largest_window(model: ISANet | FastISANet, height: int, width: int) -> tuple[int, int]:
+    """The largest part of the picture, of its shape, that fits; in whole blocks of attention."""
+    window = height, width
+    while not _fits(model, 1, *window) and max(window) > 64:
+        window = max(64, window[0] * 7 // 8 // 64 * 64), max(64, window[1] * 7 // 8 // 64 * 64)
+    return min(window[0], height), min(window[1], width)
 
 
 # --- labels

@@ -261,7 +261,7 @@ def test_running_out_of_memory_is_one_line(
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 9 GiB")
 
-    monkeypatch.setattr("isanet.model.ISANet.coarse_logits", full)
+    monkeypatch.setattr("isanet.optimize.FastISANet.coarse_logits", full)
     assert run("segment", "pictures", "--model", tiny_zoo.NAME) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("isanet: error: CUDA out of memory. Tried")
@@ -510,7 +510,7 @@ def test_label_maps_of_a_split_without_masks(tiny: FileServer, voc: Path, capsys
     assert not Path("evaluated").exists()
     dataset = isanet.datasets.VOC2012(voc, "test")
     assert [path.stem for path in sorted(Path("maps").iterdir())] == dataset.keys
-    labels = isanet.Segmenter(tiny_zoo.NAME)(dataset.image_path(0)).labels
+    labels = isanet.Segmenter(tiny_zoo.NAME, precision="float32")(dataset.image_path(0)).labels
     with Image.open(f"maps/{dataset.keys[0]}.png") as picture:
         np.testing.assert_array_equal(np.asarray(picture), labels)
     assert run(*call) == 1

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  the field's name for it
 
+import isanet
 from isanet import inference, protocols
 from isanet import segmenter as module
 from isanet.errors import ImageError, IsanetError
@@ -205,29 +206,36 @@ def test_automatic_choices_are_logged(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cuda", "mps", "bf16", "expected"),
+    ("cuda", "mps", "bf16", "known", "expected"),
     [
-        (True, True, True, ("cuda", "bfloat16")),
-        (True, False, False, ("cuda", "float16")),
-        (False, True, False, ("mps", "float32")),
-        (False, False, True, ("cpu", "float32")),
+        (True, True, True, True, ("cuda", "bfloat16")),
+        (True, False, True, False, ("cuda", "bfloat16")),
+        (True, False, False, True, ("cuda", "float16")),
+        (False, True, False, True, ("mps", "float32")),
+        (False, False, True, True, ("cpu", "bfloat16")),
+        (False, False, True, False, ("cpu", "float32")),
+        (False, False, False, True, ("cpu", "float32")),
     ],
 )
 def test_automatic_device_and_precision(
-    monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, bf16: bool, expected: tuple[str, str]
+    monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, bf16: bool, known: bool, expected: tuple[str, str]
 ) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": bf16})
+    model: Any = isanet.ISANet(num_classes=2, backbone="resnet14", width=2) if known else NearestColour()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16 or including_emulation)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     device = module._device("auto")
-    assert (device.type, module._auto_precision(device)) == expected
+    assert (device.type, module._auto_precision(device, model)) == expected
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"precision": "half"}, "auto, float32, bfloat16, float16"),
+        ({"precision": "half"}, "auto, float32, bfloat16, float16, int8"),
+        ({"precision": "int8"}, "it is a NearestColour"),
+        ({"compile": True}, "it is a NearestColour"),
         ({"device": "gpu"}, "valid here are auto, cpu"),
         ({"device": "cuda:99"}, "valid here are auto, cpu"),
         ({"device": None}, "valid here are auto, cpu"),

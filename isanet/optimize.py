@@ -1,0 +1,258 @@
+"""The same labels, faster: a loaded network made over for inference, and run in bands of rows where memory is short.
+
+What `optimize` does, and why the labels stay:
+
+* Batch norm is a scaling and a shift of what the convolution before it gives, so it becomes part of its weights.
+* The auxiliary head, which only training needs, is left out.
+* The first projections of queries, keys and values see the same map: one matrix product makes all three.
+* Output after value projection is one matrix: attention's weights sum to one, so a value's bias passes through it.
+* Maps lie in memory with channels last, as matrix products want them.
+* bfloat16 and float16 halve what is computed and moved. The stem stays in float32: it sees the picture itself, costs
+  little, and its rounding would be felt everywhere behind it.
+* int8 does the convolutions in 8 bits, on processors, by torch's own oneDNN kernels: weights with a scale for each
+  output channel, maps with one scale, from the largest values that a few pictures gave. Stem, attention and classifier
+  are not quantised.
+
+Shape legend as in `isanet.model`. A cell is a position of the map that has an eighth of the picture's resolution.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812  the field's name for it
+
+from isanet.backbone import Bottleneck
+from isanet.fused import (
+    PART_BYTES,
+    Attention,
+    Block,
+    Conv,
+    MaxPool,
+    block_rows,
+    channels_last,
+    conv_bn_relu,
+    conv_rows,
+    folded,
+    pair,
+)
+from isanet.int8 import quantise, ranges
+from isanet.model import ISANet, block_padding
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
+"""Names of precisions, and the type that most of the computation is done in."""
+
+STRIDE = 8
+"""Pixels of a cell along each axis."""
+
+
+def optimize(
+    model: ISANet,
+    precision: str = "float32",
+    *,
+    pictures: Iterable[Tensor] = (),
+    compile: bool = False,
+    max_memory: int = 4 << 30,
+) -> FastISANet:
+    """A network that computes the same labels as a model in evaluation mode, faster. The model is left as it is.
+
+    Args:
+        model: An ISANet as it was built, on the device that it will run on. Its weights are taken as they are now.
+        precision: "float32" (the model's own, if that is float64), "bfloat16", "float16", or "int8" (on the CPU).
+        pictures: For int8, a few network inputs (N, 3, H, W), such as `isanet.inference.prepare` makes, like those to
+            come: they tell the range of every map. Not used otherwise.
+        compile: Compile with `torch.compile`: the first picture of each kind of size then takes a minute or more.
+        max_memory: Bytes for maps, beyond weights, input and result. A picture that would need more goes through the
+            network in bands of rows, with the same labels but for rounding. See `FastISANet.fits`.
+
+    Raises:
+        ValueError: Not an ISANet as it was built; an unknown precision, or one that the device does not have; int8
+            without pictures.
+    """
+    if reason := unsuited(model):
+        raise ValueError(f"this network cannot be optimized: {reason}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"unknown precision {precision!r}; valid are {', '.join(PRECISIONS)}")
+    device = model.classifier.weight.device
+    if precision == "int8" and device.type != "cpu":
+        raise ValueError(f"int8 is for the CPU, not for {device}; there, use 'bfloat16' or 'float16'")
+    own = model.classifier.weight.dtype
+    with torch.no_grad():
+        fast = FastISANet(model, own, max_memory)
+        if precision == "int8":
+            highest = ranges(fast, pictures)
+            fast.to_half(torch.bfloat16 if has_bfloat16(device) else own)
+            quantise(fast, highest)
+        elif precision != "float32":
+            fast.to_half(PRECISIONS[precision])
+    if compile:
+        for part in (*fast.layers, fast.long_range, fast.short_range, fast.fuse):
+            part.compile()
+    return fast.eval().requires_grad_(False)
+
+
+def unsuited(model: nn.Module) -> str:
+    """Why a network cannot be optimized; empty if it can."""
+    if type(model) is not ISANet:
+        return f"it is a {type(model).__name__}, not an ISANet"
+    with torch.device("meta"):
+        plain = ISANet(**model.config)
+    ours, theirs = dict(plain.named_modules()), dict(model.named_modules())
+    for name in ours | theirs:
+        there = theirs.get(name)
+        if type(ours.get(name)) is not type(there):
+            return f"its part {name!r} is {type(there).__name__}, not {type(ours.get(name)).__name__}"
+        assert there is not None
+        if there._forward_hooks or there._forward_pre_hooks or "forward" in vars(there):
+            return f"its part {name!r} has hooks"
+    dtypes = {parameter.dtype for parameter in model.parameters()}
+    if not dtypes <= {torch.float32} and not dtypes <= {torch.float64}:
+        return f"its weights are {', '.join(sorted(map(str, dtypes)))}"
+    return ""
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device computes in bfloat16 by itself, rather than by way of float32."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        capabilities: Mapping[str, Any] = torch.cpu.get_capabilities()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+    return False
+
+
+class FastISANet(nn.Module):
+    """An ISANet for inference alone, made by `optimize`; it does what `isanet.inference` asks of a network.
+
+    Attributes:
+        config: That of the model, as `classes`, `palette`, `preprocessing`, `align_corners`.
+        max_memory: As given to `optimize`; may be set at any time.
+    """
+
+    def __init__(self, model: ISANet, dtype: torch.dtype, max_memory: int) -> None:
+        super().__init__()
+        self.config, self.classes, self.palette = model.config, model.classes, model.palette
+        self.preprocessing, self.align_corners = model.preprocessing, model.align_corners
+        self.block_size, self.residual_first, self.max_memory = model.block_size, model.residual_first, max_memory
+        backbone = model.backbone
+        convs, norms = [m for m in backbone.stem if isinstance(m, nn.Conv2d)], backbone.stem[1::3]
+        stages = (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4)
+        self.layers = nn.ModuleList(
+            [
+                *(Conv(*folded(conv, norm), conv, relu=True) for conv, norm in zip(convs, norms, strict=True)),
+                MaxPool(),
+                *(Block(block) for stage in stages for block in stage if isinstance(block, Bottleneck)),
+                conv_bn_relu(model.reduce),
+            ]
+        )
+        self.long_range, self.short_range = Attention(model.long_range), Attention(model.short_range)
+        self.fuse: nn.Module = conv_bn_relu(model.fuse)
+        classifier = copy.deepcopy(model.classifier)
+        assert classifier.bias is not None
+        self.classifier = Conv(classifier.weight.detach(), classifier.bias.detach(), classifier, relu=False)
+        self.dtype, self._elements = dtype, _elements(model)
+
+    def to_half(self, dtype: torch.dtype) -> None:
+        """All but the stem in another type."""
+        for part in (*self.layers[4:], self.long_range, self.short_range, self.fuse, self.classifier):
+            part.to(dtype)
+        self.dtype = dtype
+
+    def forward(self, images: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
+        """(N, 3, H, W) normalised -> (N, K, *size) logits, the input's size if left out; float32 (or float64)."""
+        return F.interpolate(
+            self.coarse_logits(images), size or images.shape[2:], mode="bilinear", align_corners=self.align_corners
+        )
+
+    def coarse_logits(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W), normalised, in the type of the first weights -> (N, K, H/8, W/8), rounded up; the same type."""
+        N, _, H, W = images.shape
+        h, w = -(-H // STRIDE), -(-W // STRIDE)
+        band = h if self._whole(N, h, w) <= self.max_memory else self._band(N, w)
+        residual = self._features(images, band)
+        context = self._attend(residual)
+        both = (residual, context) if self.residual_first else (context, residual)
+        if band == h:
+            logits: Tensor = self.classifier(self.fuse(torch.cat(both, 1)))
+            return logits.to(images.dtype)
+        pairs = (torch.cat([x[:, :, top : top + band] for x in both], 1) for top in range(0, h, band))
+        parts = conv_rows(self.fuse, pairs)
+        return torch.cat([self.classifier(part).to(images.dtype) for part in parts], 2)
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Whether inputs (N, 3, H, W) can go through within `max_memory`, at once or in bands.
+
+        In bands two maps of the head's channels must be whole, because long-range attention sees all of them: about 70
+        bytes for each pixel of the input in float32 for published models, half of it in half precision. What is worked
+        on at a time comes to about half a gigabyte more.
+        """
+        N, _, H, W = shape
+        h, w = -(-H // STRIDE), -(-W // STRIDE)
+        return min(self._whole(N, h, w), self._banded(N, h, w)) <= self.max_memory
+
+    def _whole(self, N: int, h: int, w: int) -> int:
+        return int(N * h * w * self._elements * self.dtype.itemsize) + self._head(N, h, w)
+
+    def _banded(self, N: int, h: int, w: int) -> int:
+        rows = self._band(N, w) + 8  # those that layers keep for the next band
+        return int(N * rows * w * self._elements * self.dtype.itemsize) + self._head(N, h, w)
+
+    def _head(self, N: int, h: int, w: int) -> int:
+        C, D = self.config["head_channels"], self.config["key_channels"]
+        cells = N * h * w * self.dtype.itemsize
+        return int(2.2 * cells * C + min(cells * (4 * D + 3 * C), 2 * PART_BYTES))
+
+    def _band(self, N: int, w: int) -> int:
+        """Rows of cells that go through together: few, but enough for the matrix products to be large."""
+        return max(4, min(32, (256 << 20) // (N * w * self._elements * self.dtype.itemsize)))
+
+    def _features(self, images: Tensor, band: int) -> Tensor:
+        """(N, 3, H, W) -> (N, C, h, w), the reduced map that attention starts from."""
+        images = channels_last(images)
+        height = band * STRIDE
+        if height >= images.shape[2]:
+            x = images
+            for layer in self.layers:
+                x = layer(x)
+            return x
+        rows: Iterator[Tensor] = (images[:, :, top : top + height] for top in range(0, images.shape[2], height))
+        for layer in self.layers:
+            rows = block_rows(layer, rows) if isinstance(layer, Block) else conv_rows(layer, rows)
+        N, _, H, W = images.shape
+        whole: Tensor | None = None
+        top = 0
+        for part in rows:
+            if whole is None:
+                shape = (N, part.shape[1], -(-H // STRIDE), -(-W // STRIDE))
+                whole = torch.empty(shape, dtype=part.dtype, device=part.device, memory_format=torch.channels_last)
+            whole[:, :, top : top + part.shape[2]] = part
+            top += part.shape[2]
+        assert whole is not None
+        return whole
+
+    def _attend(self, x_NCHW: Tensor) -> Tensor:
+        height, width = x_NCHW.shape[2:]
+        top, bottom, _ = block_padding(height, self.block_size)
+        left, right, _ = block_padding(width, self.block_size)
+        x_NHWC = x_NCHW.permute(0, 2, 3, 1)
+        if top + bottom + left + right:
+            x_NHWC = F.pad(x_NHWC, (0, 0, left, right, top, bottom))
+        context_NHWC: Tensor = self.short_range(self.long_range(x_NHWC))
+        return context_NHWC[:, top : top + height, left : left + width].permute(0, 3, 1, 2)
+
+
+def _elements(model: ISANet) -> int:
+    """Values that there are for each cell at the most crowded block: input, shortcut, output, and two in between."""
+    most, places = 0, (STRIDE // 4) ** 2  # the first block sees a map of a quarter of the resolution
+    for block in model.backbone.modules():
+        if isinstance(block, Bottleneck):
+            before, places = places, places // pair(block.conv2.stride)[0] ** 2
+            copies = 1 if block.downsample is None else 2
+            own = copies * block.conv3.out_channels + 2 * block.conv2.out_channels
+            most = max(most, before * block.conv1.in_channels + places * own)
+    return most
