@@ -111,14 +111,14 @@ class Attention(nn.Module):
         self.key, self.key_bias = nn.Parameter(key.flatten(1)), nn.Parameter(key_bias)
         self.bias = nn.Parameter(output_bias)
 
-    def forward(self, x_NHWC: Tensor) -> Tensor:
-        """(N, H, W, C) -> (N, H, W, C), H and W multiples of the block size."""
+    def forward(self, x_NHWC: Tensor, *, in_place: bool = False) -> Tensor:
+        """(N, H, W, C) -> (N, H, W, C), H and W multiples of the block size; `in_place`: the result may replace it."""
         N, H, W, C = x_NHWC.shape
         b = self.block_size
         per_row = N * W * (self.first.shape[0] + 2 * C) * self.first.element_size()
         if H * per_row <= PART_BYTES:
             return self._of(x_NHWC, b)
-        result = torch.empty_like(x_NHWC)
+        result = x_NHWC if in_place else torch.empty_like(x_NHWC)
         if self.long_range:  # rows of one position in their blocks: the same problem with blocks one row high
             for row in range(b):
                 result[:, row::b] = self._of(x_NHWC[:, row::b], 1)

@@ -174,13 +174,18 @@ class FastISANet(nn.Module):
         N, _, H, W = images.shape
         h, w = -(-H // STRIDE), -(-W // STRIDE)
         band = h if self._whole(N, h, w) <= self.max_memory else self._band(N, w)
-        residual = self._features(images, band)
-        context = self._attend(residual)
+        top, bottom, _ = block_padding(h, self.block_size)
+        left, right, _ = block_padding(w, self.block_size)
+        padded_NHWC = self._features(images, band, (left, right, top, bottom))
+        context_NHWC = self.short_range(self.long_range(padded_NHWC), in_place=True)
+        residual, context = (
+            x[:, top : top + h, left : left + w].permute(0, 3, 1, 2) for x in (padded_NHWC, context_NHWC)
+        )
         both = (residual, context) if self.residual_first else (context, residual)
         if band == h:
             logits: Tensor = self.classifier(self.fuse(torch.cat(both, 1)))
             return logits.to(images.dtype)
-        pairs = (torch.cat([x[:, :, top : top + band] for x in both], 1) for top in range(0, h, band))
+        pairs = (torch.cat([x[:, :, start : start + band] for x in both], 1) for start in range(0, h, band))
         parts = conv_rows(self.fuse, pairs)
         return torch.cat([self.classifier(part).to(images.dtype) for part in parts], 2)
 
@@ -211,39 +216,26 @@ class FastISANet(nn.Module):
         """Rows of cells that go through together: few, but enough for the matrix products to be large."""
         return max(4, min(32, (256 << 20) // (N * w * self._elements * self.dtype.itemsize)))
 
-    def _features(self, images: Tensor, band: int) -> Tensor:
-        """(N, 3, H, W) -> (N, C, h, w), the reduced map that attention starts from."""
-        images = channels_last(images)
+    def _features(self, images: Tensor, band: int, padding: tuple[int, int, int, int]) -> Tensor:
+        """(N, 3, H, W) -> (N, h, w, C), what attention starts from, padded with zeros to whole blocks."""
         height = band * STRIDE
         if height >= images.shape[2]:
-            x = images
+            x = channels_last(images)
             for layer in self.layers:
                 x = layer(x)
-            return x
+            x_NHWC = x.permute(0, 2, 3, 1)
+            return F.pad(x_NHWC, (0, 0, *padding)) if any(padding) else x_NHWC
         rows: Iterator[Tensor] = (images[:, :, top : top + height] for top in range(0, images.shape[2], height))
         for layer in self.layers:
             rows = block_rows(layer, rows) if isinstance(layer, Block) else conv_rows(layer, rows)
         N, _, H, W = images.shape
-        whole: Tensor | None = None
-        top = 0
+        left, right, top, bottom = padding
+        shape = (N, -(-H // STRIDE) + top + bottom, -(-W // STRIDE) + left + right, self.config["head_channels"])
+        whole = torch.zeros(shape, dtype=self.dtype, device=images.device)
         for part in rows:
-            if whole is None:
-                shape = (N, part.shape[1], -(-H // STRIDE), -(-W // STRIDE))
-                whole = torch.empty(shape, dtype=part.dtype, device=part.device, memory_format=torch.channels_last)
-            whole[:, :, top : top + part.shape[2]] = part
+            whole[:, top : top + part.shape[2], left : left + part.shape[3]] = part.permute(0, 2, 3, 1)
             top += part.shape[2]
-        assert whole is not None
         return whole
-
-    def _attend(self, x_NCHW: Tensor) -> Tensor:
-        height, width = x_NCHW.shape[2:]
-        top, bottom, _ = block_padding(height, self.block_size)
-        left, right, _ = block_padding(width, self.block_size)
-        x_NHWC = x_NCHW.permute(0, 2, 3, 1)
-        if top + bottom + left + right:
-            x_NHWC = F.pad(x_NHWC, (0, 0, left, right, top, bottom))
-        context_NHWC: Tensor = self.short_range(self.long_range(x_NHWC))
-        return context_NHWC[:, top : top + height, left : left + width].permute(0, 3, 1, 2)
 
 
 def _elements(model: ISANet) -> int:
