@@ -15,7 +15,9 @@ import os
 import secrets
 import shutil
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +51,9 @@ PRECISIONS = ("float32", "bfloat16", "float16", "int8")
 
 OUTPUTS = {"overlay": "_overlay.png", "labels": "_labels.png", "areas": "_areas.json", "ids": ".png"}
 """What `isanet segment` writes, and how the files' names end."""
+
+MOST_WAITING = 4
+"""Most pictures whose outputs wait for the threads that write them, or are being written."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -389,39 +394,61 @@ def _segment(options: argparse.Namespace) -> int:
                 options.output.rmdir()
             raise ValueError(f"{options.model} has classes of its own, without official ids; use --labels")
 
-        def failed(source: object, error: IsanetError) -> None:
-            failures[Path(str(source))] = _one_line(error)
-            tqdm.write(f"isanet: {_one_line(error)}", file=sys.stderr)
+        waiting: deque[tuple[Path, Future[str]]] = deque()  # what nothing has been said of yet, in order
+
+        def say() -> None:
+            path, future = waiting.popleft()
+            try:
+                line = f"{path} -> {', '.join(map(str, plan[path]))}: {future.result()}"
+                tqdm.write(line, file=sys.stdout)
+            except IsanetError as error:
+                failures[path] = _one_line(error)
+                tqdm.write(f"isanet: {failures[path]}", file=sys.stderr)
             bar.update()
 
+        def add(path: Path, future: Future[str]) -> None:
+            waiting.append((path, future))
+            while waiting and (len(waiting) > MOST_WAITING or waiting[0][1].done()):
+                say()
+
+        def failed(source: object, error: IsanetError) -> None:
+            future: Future[str] = Future()
+            future.set_exception(error)
+            add(Path(str(source)), future)
+
         # None: no bar unless standard error is a terminal
-        with tqdm(total=len(plan), unit="picture", disable=None if len(plan) > 1 else True) as bar:
-            for result in segmenter.stream(list(plan), batch_size=options.batch_size, on_error=failed):
-                assert result.path is not None
-                outputs = plan[result.path]
-                try:
-                    for kind, output in zip(kinds, outputs, strict=True):
-                        _write(kind, result, output)
-                except OSError as error:
-                    failed(result.path, CacheError(f"cannot write the outputs of {result.path}: {error.strerror}"))
-                    continue
-                largest = ", ".join(f"{name} {100 * share:.0f} %" for name, share in list(result.areas().items())[:4])
-                tqdm.write(f"{result.path} -> {', '.join(map(str, outputs))}: {largest}", file=sys.stdout)
-                bar.update()
+        with (
+            tqdm(total=len(plan), unit="picture", disable=None if len(plan) > 1 else True) as bar,
+            ThreadPoolExecutor(max_workers=2, thread_name_prefix="isanet-write") as writers,
+        ):
+            try:
+                for result in segmenter.stream(list(plan), batch_size=options.batch_size, on_error=failed):
+                    assert result.path is not None
+                    add(result.path, writers.submit(_write, kinds, result, plan[result.path]))
+            finally:  # of an error or Ctrl-C too: what was segmented before it is written, and said
+                while waiting:
+                    say()
     if failures:
         print(f"isanet: {len(failures)} of {len(pictures)} pictures were not segmented", file=sys.stderr)
     return 1 if failures else 0
 
 
-def _write(kind: str, result: Segmentation, output: Path) -> None:
-    if kind in ("labels", "ids"):
-        (result if kind == "labels" else result.for_server()).save(output)
-        return
-    with written_whole(output) as temporary:
-        if kind == "areas":
-            temporary.write_text(json.dumps(result.areas(), indent=1) + "\n", encoding="utf-8")
-        else:
-            result.overlay().save(temporary, format="PNG")
+def _write(kinds: Sequence[str], result: Segmentation, outputs: Sequence[Path]) -> str:
+    """Write all outputs of one picture; gives its largest classes in words."""
+    try:
+        for kind, output in zip(kinds, outputs, strict=True):
+            if kind in ("labels", "ids"):
+                (result if kind == "labels" else result.for_server()).save(output)
+                continue
+            with written_whole(output) as temporary:
+                if kind == "areas":
+                    temporary.write_text(json.dumps(result.areas(), indent=1) + "\n", encoding="utf-8")
+                else:
+                    # A fifth of the time of Pillow's default, which the network may be waiting for; a sixth larger
+                    result.overlay().save(temporary, format="PNG", compress_level=1)
+    except OSError as error:
+        raise CacheError(f"cannot write the outputs of {result.path}: {error.strerror}") from error
+    return ", ".join(f"{name} {100 * share:.0f} %" for name, share in list(result.areas().items())[:4])
 
 
 def _benchmark(options: argparse.Namespace) -> int:

@@ -591,7 +591,7 @@ def _has_weights_of(model: ISANet, released: Weights) -> bool:
     if cached is None:
         return False
     own = model.state_dict()
-    return all(torch.equal(own[name].cpu().to(value.dtype), value) for name, value in cached[0].items())
+    return all(torch.equal(own[name].cpu().to(value.dtype), value) for name, value in cached[0].state_dict().items())
 
 
 def _worst_pictures(

@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812  the field's name for it
 from isanet.backbone import Bottleneck
 from isanet.model import ConvBNReLU, GroupedAttention
 
-PART_BYTES = 128 << 20
+PART_BYTES = 64 << 20
 """Of attention's maps that are made at a time."""
 
 
@@ -175,7 +175,8 @@ def conv_bn_relu(part: ConvBNReLU) -> Conv:
 # --- bands of rows --------------------------------------------------------------------------------------------
 #
 # A layer that sees a few rows at once can be given the picture from top to bottom: it keeps the rows that it will need
-# again, and nothing is computed twice. Each layer is a generator from chunks of rows to chunks of rows.
+# again, and nothing is computed twice. Each layer is a generator from chunks of rows to chunks of rows. What one has to
+# hand on it forgets first, by way of a list: there are as many as layers, and all would hold their last chunk.
 
 
 def _windows(chunks: Iterable[Tensor], span: int, stride: int, padding: int) -> Iterator[Tensor]:
@@ -193,14 +194,17 @@ def _windows(chunks: Iterable[Tensor], span: int, stride: int, padding: int) -> 
             return
         count = (waiting.shape[2] - span) // stride + 1
         if count > 0:
-            yield channels_last(waiting[:, :, : (count - 1) * stride + span])
-            waiting = waiting[:, :, count * stride :]
+            ready = [channels_last(waiting[:, :, : (count - 1) * stride + span])]
+            waiting, rows = waiting[:, :, count * stride :].clone(), None
+            yield ready.pop()
 
 
 def conv_rows(layer: Any, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
     """The rows that a convolution or pooling makes of rows."""
     for window in _windows(chunks, layer.span, layer.stride[0], layer.padding[0]):
-        yield layer(window, padded=True)
+        ready = [layer(window, padded=True)]
+        del window
+        yield ready.pop()
 
 
 def block_rows(block: Block, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -216,12 +220,17 @@ def block_rows(block: Block, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
                 waiting.append(
                     rows if block.downsample is None else block.downsample(channels_last(rows[:, :, skipped:]))
                 )
-            yield block.conv1(rows)
+            ready = [block.conv1(rows)]
+            del rows
+            yield ready.pop()
 
     for y in conv_rows(block.conv2, first()):
         shortcut = torch.cat(waiting, 2) if len(waiting) > 1 else waiting[0]
-        waiting[:] = [shortcut[:, :, y.shape[2] :]]
-        yield block.conv3(y, channels_last(shortcut[:, :, : y.shape[2]]))
+        waiting[:] = [shortcut[:, :, y.shape[2] :].clone()]
+        shortcut = channels_last(shortcut[:, :, : y.shape[2]])
+        ready = [block.conv3(y, shortcut)]
+        del y, shortcut
+        yield ready.pop()
 
 
 def channels_last(x: Tensor) -> Tensor:

@@ -242,6 +242,8 @@ class ISANet(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
+        if self.classifier.weight.is_meta:  # nothing to draw; torch would import its tracer for it, which takes seconds
+            return
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

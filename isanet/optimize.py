@@ -204,17 +204,17 @@ class FastISANet(nn.Module):
         return int(N * h * w * self._elements * self.dtype.itemsize) + self._head(N, h, w)
 
     def _banded(self, N: int, h: int, w: int) -> int:
-        rows = self._band(N, w) + 8  # those that layers keep for the next band
+        rows = 4 * (self._band(N, w) + 8)  # all layers keep some for the next band
         return int(N * rows * w * self._elements * self.dtype.itemsize) + self._head(N, h, w)
 
     def _head(self, N: int, h: int, w: int) -> int:
         C, D = self.config["head_channels"], self.config["key_channels"]
         cells = N * h * w * self.dtype.itemsize
-        return int(2.2 * cells * C + min(cells * (4 * D + 3 * C), 2 * PART_BYTES))
+        return int(2.2 * cells * C + min(cells * (4 * D + 3 * C), 8 * PART_BYTES))
 
     def _band(self, N: int, w: int) -> int:
         """Rows of cells that go through together: few, but enough for the matrix products to be large."""
-        return max(4, min(32, (256 << 20) // (N * w * self._elements * self.dtype.itemsize)))
+        return max(4, min(32, (64 << 20) // (N * w * self._elements * self.dtype.itemsize)))
 
     def _features(self, images: Tensor, band: int, padding: tuple[int, int, int, int]) -> Tensor:
         """(N, 3, H, W) -> (N, h, w, C), what attention starts from, padded with zeros to whole blocks."""

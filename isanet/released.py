@@ -10,6 +10,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -38,13 +39,14 @@ from isanet.torchfile import File
 MAX_BUNDLED_BYTES = 3_000_000
 """Largest file of a model that travels inside the package: everybody who installs it downloads them all."""
 
+Loaded = tuple[nn.Module, dict[str, str]]
+"""The network with its weights, in evaluation mode, and where they came from."""
+
 log = logging.getLogger("isanet")
 
 
-def load_cached(
-    weights: Released, *, progress: bool | None = None, keep: bool = False, force: bool = False
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and provenance of what was released: from the cache, verified, or fetched, verified and converted.
+def load_cached(weights: Released, *, progress: bool | None = None, keep: bool = False, force: bool = False) -> Loaded:
+    """What was released: from the cache, verified, or fetched, verified and converted.
 
     A bundled model is read from the package and verified; no cache is needed or written.
 
@@ -166,8 +168,8 @@ def _write_manifest(document: Mapping[str, Any], manifest: Path) -> None:
         load_manifest(temporary)
 
 
-def _read_bundled(weights: Released) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and provenance of a model inside the package, verified."""
+def _read_bundled(weights: Released) -> Loaded:
+    """A model inside the package, verified."""
     path = bundled_path(weights.name)
     try:
         file = checkpoint.read_file(path)
@@ -176,31 +178,31 @@ def _read_bundled(weights: Released) -> tuple[dict[str, Tensor], dict[str, str]]
             f"cannot read {path}: {error.strerror}; {weights.name} travels inside the package: install isanet again"
         ) from error
     try:
-        state = _convert(weights, file, weights.sha256)
+        network = _convert(weights, file, weights.sha256)
     except IsanetError as error:
         raise type(error)(f"{error}; it was changed or damaged: install isanet again") from error
-    return state, _provenance(weights, f"{path.name}, inside the package", file)
+    return network, _provenance(weights, f"{path.name}, inside the package", file)
 
 
-def _verified(
-    weights: Released, record: cache.Record, path: Path, *, values: bool
-) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _verified(weights: Released, record: cache.Record, path: Path, *, values: bool) -> Loaded:
     if not record.source_sha256.startswith(weights.known_digits):
         raise IntegrityError(
             f"{path} was made from a file with sha256 {record.source_sha256}; the manifest says {weights.known_digits}"
         )
-    file = checkpoint.read_file(path)
+    with ThreadPoolExecutor(max_workers=1) as pool:  # hashing takes as long as all the rest: let them overlap
+        reading = pool.submit(checkpoint.read_file, path)
+        network = _network(weights)
+        file = reading.result()
     if file.sha256 != record.file_sha256:
         raise IntegrityError(
             f"{path} has sha256 {file.sha256}, but {record.file_sha256} was recorded: it was changed or damaged"
         )
     tensors, metadata = checkpoint.read_safetensors(file)
-    state = checkpoint.check_fit(tensors, _network(weights).state_dict(), values=values)
-    return state, provenance_in(metadata)
+    return _filled(network, tensors, values=values), provenance_in(metadata)
 
 
-def read_cached(weights: Released) -> tuple[dict[str, Tensor], dict[str, str]] | None:
-    """Tensors and provenance without fetching anything, verified; None where they are not cached or not usable.
+def read_cached(weights: Released) -> Loaded | None:
+    """What was released without fetching anything, verified; None where it is not cached or not usable.
 
     A bundled model is always there; errors are those of `load_cached`.
     """
@@ -218,9 +220,7 @@ def read_cached(weights: Released) -> tuple[dict[str, Tensor], dict[str, str]] |
         return None
 
 
-def _obtain(
-    weights: Released, *, progress: bool | None, keep: bool, force: bool
-) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _obtain(weights: Released, *, progress: bool | None, keep: bool, force: bool) -> Loaded:
     """Get the released file, check and convert it, and cache the result; the caller holds the lock."""
     folder = cache.home()
     record = cache.read_record(weights.name)
@@ -239,7 +239,7 @@ def _obtain(
                 raise
             log.warning("%s cannot be used, so it is fetched: %s", path, error)
     cache.sweep()
-    found: list[tuple[File, dict[str, Tensor]]] = []
+    found: list[tuple[File, nn.Module]] = []
 
     def check(path: Path) -> None:
         file = checkpoint.read_file(path)
@@ -263,12 +263,12 @@ def _obtain(
             f"a new file since, `isanet cache clear {weights.name} --forget` trusts it anew"
         ) from error
     try:
-        (file, state) = found[0]
+        (file, network) = found[0]
         if file.sha256 != fetched.sha256:
             raise IntegrityError(
                 f"{fetched.path} changed between download and reading; something else writes to {folder}"
             )
-        result = _store(weights, state, fetched.url, file, expected)
+        result = _store(weights, network, fetched.url, file, expected)
         if keep:
             fetched.path.chmod((folder / f"{weights.name}.json").stat().st_mode)  # it was private so far
             fetched.path.replace(folder / weights.file_names[0])
@@ -277,8 +277,8 @@ def _obtain(
         fetched.path.unlink(missing_ok=True)
 
 
-def _convert(weights: Released, file: File, expected: str | None) -> dict[str, Tensor]:
-    """The tensors of a released file in our own names, if they are exactly those that the manifest promises."""
+def _convert(weights: Released, file: File, expected: str | None) -> nn.Module:
+    """The network with the tensors of a released file, if they are exactly those that the manifest promises."""
     if not file.sha256.startswith(digits := expected or weights.known_digits):
         raise IntegrityError(f"{file.name} has sha256 {file.sha256}, expected {digits}{'...' * (len(digits) < 64)}")
     state = convert.unwrap(checkpoint.read_checkpoint(file)[0])
@@ -290,13 +290,13 @@ def _convert(weights: Released, file: File, expected: str | None) -> dict[str, T
             raise CheckpointMismatchError(f"{file.name} has {layout}'s layout, expected {weights.layout}'s")
         converted = convert.convert(state, layout)
     payload = sum(tensor.numel() * tensor.element_size() for tensor in converted.values())
-    fitting = checkpoint.check_fit(converted, _network(weights).state_dict())
+    network = _filled(_network(weights), converted)
     if len(converted) != weights.tensors or payload != weights.payload:
         raise IntegrityError(
             f"{file.name} has {len(converted)} tensors of {payload:,} bytes, "
             f"expected {weights.tensors} of {weights.payload:,}"
         )
-    return fitting
+    return network
 
 
 def _provenance(weights: Released, source: str, file: File) -> dict[str, str]:
@@ -310,12 +310,9 @@ def _provenance(weights: Released, source: str, file: File) -> dict[str, str]:
     }
 
 
-def _store(
-    weights: Released, state: dict[str, Tensor], source: str, file: File, expected: str | None
-) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _store(weights: Released, network: nn.Module, source: str, file: File, expected: str | None) -> Loaded:
     folder = cache.home()
-    provenance = _provenance(weights, source, file)
-    network = _network(weights)
+    provenance, state = _provenance(weights, source, file), network.state_dict()
     config = {"config": json.dumps(network.config)} if isinstance(network, ISANet) else {}
     data = checkpoint.serialize(state, {**provenance, **config})
     digest = sha256(data).hexdigest()
@@ -347,7 +344,8 @@ def _store(
             "hash beyond 8 digits" if weights.known_digits else "hash",
             file.sha256,
         )
-    return checkpoint.own_memory(state, file), provenance
+    network.load_state_dict(checkpoint.own_memory(state, file), assign=True)
+    return network, provenance
 
 
 def _network(weights: Released) -> nn.Module:
@@ -356,6 +354,12 @@ def _network(weights: Released) -> nn.Module:
         with torch.device("meta"):
             return ResNet(BACKBONES[weights.backbone])
     return meta_model(model_config(weights))
+
+
+def _filled(network: nn.Module, tensors: Mapping[str, Tensor], *, values: bool = True) -> nn.Module:
+    """The network with these tensors, if they fit; nothing is drawn at random first, and they are not copied."""
+    network.load_state_dict(checkpoint.check_fit(tensors, network.state_dict(), values=values), assign=True)
+    return network.eval()
 
 
 def model_config(weights: Weights) -> dict[str, Any]:

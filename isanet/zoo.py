@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,14 +29,6 @@ REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 """What a repository on the Hugging Face Hub looks like: `org/name`."""
 
 log = logging.getLogger("isanet")
-
-
-class Loaded(NamedTuple):
-    """What makes a model: the constructor's arguments, tensors that fit it, and where they came from."""
-
-    config: dict[str, Any]
-    state: dict[str, Tensor]
-    provenance: dict[str, str]
 
 
 def from_pretrained(
@@ -85,26 +77,27 @@ def from_pretrained(
         raise ValueError(f"revision and token are for repositories on the Hugging Face Hub; {place!r} is a {kind}")
     match kind:
         case "name":
-            weights = model_info(place)
-            state, provenance = load_cached(weights, progress=progress)
-            loaded = Loaded(model_config(weights), state, provenance)
+            network, provenance = load_cached(model_info(place), progress=progress)
+            assert isinstance(network, ISANet)
+            model, model.provenance = network, provenance
         case "repository":
-            loaded = _load_repository(place, revision=revision, token=token)
+            model = _load_repository(place, revision=revision, token=token)
         case "folder":
-            loaded = _load_file(_read(Path(place, "model.safetensors")), Path(place, "config.json"))
+            model = _load_file(_read(Path(place, "model.safetensors")), Path(place, "config.json"))
         case _:
-            loaded = _load_file(_read(Path(place)))
-    if new is not None:
-        only_names = classes is not None and _are_numbers(loaded.config) and len(new) == loaded.config["num_classes"]
-        loaded = loaded._replace(config=class_config(loaded.config, new)) if only_names else new_classes(loaded, new)
-    return build(loaded)
+            model = _load_file(_read(Path(place)))
+    if new is None:
+        return model
+    if classes is not None and _are_numbers(model) and len(new) == len(model.classes):
+        return build(class_config(model.config, new), model.state_dict(), model.provenance)
+    return new_classes(model, new)
 
 
-def build(loaded: Loaded) -> ISANet:
+def build(config: Mapping[str, Any], state: Mapping[str, Tensor], provenance: dict[str, str]) -> ISANet:
     """The model, in evaluation mode; nothing is drawn at random first, and the tensors are taken over, not copied."""
-    model = meta_model(loaded.config)
-    model.load_state_dict(checkpoint.check_fit(loaded.state, model.state_dict(), values=False), assign=True)
-    model.provenance = dict(loaded.provenance)
+    model = meta_model(config)
+    model.load_state_dict(checkpoint.check_fit(state, model.state_dict()), assign=True)
+    model.provenance = provenance
     return model.eval()
 
 
@@ -143,8 +136,8 @@ def from_backbone(
         preprocessing=preprocessing or imagenet_preprocessing(),
         **architecture,
     )
-    state, provenance = load_cached(released, progress=progress)
-    model.backbone.load_state_dict(state)
+    trained, provenance = load_cached(released, progress=progress)
+    model.backbone.load_state_dict(trained.state_dict())
     model.provenance = {f"backbone_{key}": value for key, value in provenance.items()}
     return model
 
@@ -170,28 +163,27 @@ def _new_names(num_classes: int | None, classes: Sequence[str] | None) -> list[s
     return None if num_classes is None else numbered_classes(num_classes)
 
 
-def _are_numbers(config: Mapping[str, Any]) -> bool:
-    return config.get("classes") in (None, numbered_classes(config["num_classes"]))
+def _are_numbers(model: ISANet) -> bool:
+    return list(model.classes) == numbered_classes(len(model.classes))
 
 
 def class_config(config: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
     """The same arguments for other classes; classes of the same name keep their colours."""
-    # A bare file's unknown classes have colours but no names: then there is nothing to keep, and the lengths differ
-    known = dict(zip(config.get("classes") or (), config.get("palette") or (), strict=False))
+    known = dict(zip(config["classes"], config["palette"], strict=True))
     taken = {tuple(known[name]) for name in names if name in known}
     fresh = (list(colour) for colour in generic_palette(2 * len(names) + 256) if colour not in taken)
     palette = [list(known[name]) if name in known else next(fresh) for name in names]
     return {**config, "num_classes": len(names), "classes": names, "palette": palette, "label_space": None}
 
 
-def new_classes(loaded: Loaded, names: list[str]) -> Loaded:
+def new_classes(model: ISANet, names: list[str]) -> ISANet:
     """Other classes: both classifiers are drawn anew, and rows of classes of the same name are copied into them."""
-    config = class_config(loaded.config, names)
+    config = class_config(model.config, names)
     meta_model(config)  # raises for names that no model can have
-    old = [] if _are_numbers(loaded.config) else list(loaded.config["classes"])  # a number means nothing elsewhere
+    old = [] if _are_numbers(model) else list(model.classes)  # a number means nothing elsewhere
     kept = [name for name in names if name in old]
     targets, sources = [config["classes"].index(name) for name in kept], [old.index(name) for name in kept]
-    state = dict(loaded.state)
+    state = model.state_dict()
     made = []
     for head in HEADS:
         weight, bias = state[f"{head}.weight"], state[f"{head}.bias"]
@@ -205,7 +197,7 @@ def new_classes(loaded: Loaded, names: list[str]) -> Loaded:
     log.warning(  # as transformers does: a head drawn at random must be trained before it is of use
         "%d new classes: made %s; rows kept: %s", config["num_classes"], ", ".join(made), ", ".join(kept) or "none"
     )
-    return Loaded(config, state, loaded.provenance)
+    return build(config, state, model.provenance)
 
 
 # --- files, folders, repositories ---------------------------------------------------------------------------
@@ -240,7 +232,7 @@ def _read(path: Path) -> File:
         ) from error
 
 
-def _load_file(file: File, config_file: Path | None = None) -> Loaded:
+def _load_file(file: File, config_file: Path | None = None) -> ISANet:
     """A model from any file, with its config beside it, inside it, or told from its shapes."""
     raw, metadata = checkpoint.read_checkpoint(file)
     state = convert.unwrap(raw)
@@ -252,10 +244,11 @@ def _load_file(file: File, config_file: Path | None = None) -> Loaded:
         config = _parse_config(f"the metadata of {file.name}", metadata["config"])
     else:
         config = _guess_config(state, raw)
-    fitting = checkpoint.own_memory(checkpoint.check_fit(state, meta_model(config).state_dict()), file)
     provenance = {"source": Path(file.name).name, "source_sha256": file.sha256, "layout": layout}
-    return Loaded(
-        config, fitting, provenance_in(metadata) or {**provenance, "converter_version": str(convert.CONVERTER_VERSION)}
+    return build(
+        config,
+        checkpoint.own_memory(state, file),
+        provenance_in(metadata) or {**provenance, "converter_version": str(convert.CONVERTER_VERSION)},
     )
 
 
@@ -297,7 +290,7 @@ def _parse_config(place: str, text: str | bytes) -> dict[str, Any]:
         raise CheckpointFormatError(f"{place} is not the configuration of an ISANet: {error}") from error
 
 
-def _load_repository(repo_id: str, *, revision: str | None, token: str | bool | None) -> Loaded:
+def _load_repository(repo_id: str, *, revision: str | None, token: str | bool | None) -> ISANet:
     """A model from the Hugging Face Hub, or from huggingface_hub's cache of it."""
     file_path, config_path = hub.fetch_model(repo_id, revision=revision, token=token)
     file = _read(file_path)
@@ -305,8 +298,9 @@ def _load_repository(repo_id: str, *, revision: str | None, token: str | bool | 
     stored = file_path.resolve()
     if re.fullmatch("[0-9a-f]{64}", stored.name) and file.sha256 != stored.name:
         raise IntegrityError(f"{stored} has sha256 {file.sha256}: it was damaged; delete it and try again")
-    loaded = _load_file(file, config_path)
-    return loaded._replace(provenance={**loaded.provenance, "source": f"hf://{repo_id}@{revision or 'main'}"})
+    model = _load_file(file, config_path)
+    model.provenance["source"] = f"hf://{repo_id}@{revision or 'main'}"
+    return model
 
 
 def convert_file(source: Path, target: Path) -> ISANet:

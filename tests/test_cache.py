@@ -706,8 +706,8 @@ def test_a_link_planted_in_the_cache_is_never_written_through(
             isanet.from_pretrained(NAME)
         assert names(home) == set()
     else:
-        state, _ = released.load_cached(isanet.model_info(NAME), keep=True)
-        assert same(state, good)
+        network, _ = released.load_cached(isanet.model_info(NAME), keep=True)
+        assert same(network.state_dict(), good)
         assert not place.is_symlink()
         assert names(home) == {f"{NAME}.json", file, FILE_NAME}
     assert (victim.read_bytes() if victim.exists() else None) == (VICTIM if exists else None)
@@ -742,8 +742,8 @@ def child(work):
     finally:
         os._exit(code)
 
-def digest(state):
-    return sum(float(value.double().sum()) for value in state.values())
+def digest(network):
+    return sum(float(value.double().sum()) for value in network.state_dict().values())
 """
 
 EIGHT = (
@@ -753,8 +753,8 @@ start, begin = os.pipe()
 
 def load():
     os.read(start, 1)
-    state, provenance = released.load_cached(isanet.model_info(NAME))
-    print(json.dumps([digest(state), provenance["source_sha256"]]), flush=True)
+    network, provenance = released.load_cached(isanet.model_info(NAME))
+    print(json.dumps([digest(network), provenance["source_sha256"]]), flush=True)
 
 children = [child(load) for _ in range(8)]
 os.write(begin, b"x" * 8)
@@ -792,9 +792,9 @@ def fetch(n, fatal=None):
 
 def offline():
     os.environ["ISANET_OFFLINE"] = "1"
-    state, _ = released.load_cached(isanet.model_info(NAME))
+    network, _ = released.load_cached(isanet.model_info(NAME))
     released.verify(isanet.model_info(NAME))
-    assert digest(state) == expected, "the wrong model"
+    assert digest(network) == expected, "the wrong model"
     del os.environ["ISANET_OFFLINE"]
 
 def wait(pid):

@@ -1,16 +1,20 @@
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 import isanet
 from isanet import cache, cli
@@ -253,6 +257,81 @@ def test_an_output_that_cannot_be_written_does_not_stop_the_others(
     assert run("segment", "pictures", "--model", tiny_zoo.NAME, "--force") == 1
     assert "1_overlay.png is a folder" in capsys.readouterr().err
     assert Path("segmented/2_overlay.png").is_file()
+
+
+def test_pictures_are_said_in_order_whatever_is_written_first(
+    tiny: FileServer, work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(3, 9):
+        shutil.copy("pictures/0.png", f"pictures/{i}.png")
+    Path("pictures/4.png").write_text("<html>")
+    write = cli._write
+
+    def slow(kinds: Any, result: Any, outputs: Any) -> str:
+        number = int(result.path.stem)
+        time.sleep(0.1 if number % 2 == 0 else 0)
+        if number == 5:
+            raise isanet.CacheError(f"cannot write the outputs of {result.path}: the disk is full")
+        return write(kinds, result, outputs)
+
+    monkeypatch.setattr(cli, "_write", slow)
+    monkeypatch.setattr(tqdm, "write", lambda line, file: print(line))
+    assert run("segment", "pictures", "--model", tiny_zoo.NAME) == 1
+    out, error = capsys.readouterr()
+    assert re.findall(r"pictures/(\d)\.png", out) == list("012345678")
+    assert re.findall(r"isanet: .*pictures/(\d)", out) == ["4", "5"]
+    assert "2 of 9 pictures were not segmented" in error
+    assert {path.name for path in Path("segmented").iterdir()} == {f"{i}_overlay.png" for i in (0, 1, 2, 3, 6, 7, 8)}
+
+
+def test_the_network_goes_on_while_outputs_are_written_but_not_far(
+    tiny: FileServer, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(3, 30):
+        shutil.copy("pictures/0.png", f"pictures/{i}.png")
+    isanet.from_pretrained(tiny_zoo.NAME)
+    gone_on = threading.Event()
+    segmented, written, ahead = 0, 0, 0
+    write, result_of = cli._write, isanet.Segmenter._result
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal segmented, ahead
+        segmented += 1
+        ahead = max(ahead, segmented - written)
+        if segmented == cli.MOST_WAITING + 1:
+            gone_on.set()
+        return result_of(*arguments)
+
+    def slow(kinds: Any, result: Any, outputs: Any) -> str:
+        nonlocal written
+        assert gone_on.wait(60)  # nothing is written until the network has gone on
+        line = write(kinds, result, outputs)
+        written += 1
+        return line
+
+    monkeypatch.setattr(isanet.Segmenter, "_result", counted)
+    monkeypatch.setattr(cli, "_write", slow)
+    assert run("segment", "pictures", "--model", tiny_zoo.NAME) == 0
+    assert written == segmented == 30
+    assert ahead == cli.MOST_WAITING + 1
+
+
+def test_running_out_of_memory_after_a_picture_writes_that_picture(
+    tiny: FileServer, work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result_of = isanet.Segmenter._result
+
+    def full(segmenter: isanet.Segmenter, read: Any, *prediction: Any) -> Any:
+        if read.path.stem == "1":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return result_of(segmenter, read, *prediction)
+
+    monkeypatch.setattr(isanet.Segmenter, "_result", full)
+    assert run("segment", "pictures", "--model", tiny_zoo.NAME) == 1
+    out, error = capsys.readouterr()
+    assert "0.png -> segmented/0_overlay.png" in out
+    assert "out of memory; try --batch-size 1" in error
+    assert [path.name for path in Path("segmented").iterdir()] == ["0_overlay.png"]
 
 
 def test_running_out_of_memory_is_one_line(

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from isanet.labels import LABEL_SPACES
 from isanet.model import ISANet
 from tests import stand_in, tiny_zoo
 from tests.file_server import FileServer
+
+ROOT = Path(__file__).parent.parent
 
 
 def upstream_file(folder: Path, **architecture: Any) -> Path:
@@ -92,6 +96,34 @@ def test_a_bare_file_with_unknown_classes_numbers_them_or_takes_names(tmp_path: 
         assert torch.equal(logits(named), logits(model))
     other = isanet.from_pretrained(path, classes=["class 2", "class 1", "class 0", "sky"])  # numbers are no names
     assert not torch.equal(other.classifier.weight[1], model.classifier.weight[1])
+
+
+def test_a_cached_model_is_built_once_and_nothing_is_drawn(tiny: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    isanet.from_pretrained(tiny_zoo.NAME)
+    built = []
+    initialise = ISANet._initialise
+
+    def counted(model: ISANet) -> None:
+        built.append(model.classifier.weight.is_meta)
+        initialise(model)
+
+    monkeypatch.setattr(ISANet, "_initialise", counted)
+    random = torch.get_rng_state()
+    isanet.from_pretrained(tiny_zoo.NAME)
+    assert built == [True]
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_loading_does_not_wait_for_torchs_tracer(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from isanet.zoo import from_pretrained\n"
+        "before = set(sys.modules)\n"
+        "from_pretrained('isanet_nano_toystreets')\n"
+        "added = set(sys.modules) - before\n"
+        "assert len(added) < 20, sorted(added)\n"  # initialising meta tensors imports sympy: 900 modules, seconds
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
@@ -299,11 +331,12 @@ def test_upstreams_layouts(
         monkeypatch.setenv(name, value)
     for zipped in (True, False):
         tiny.files[f"/{tiny_zoo.FILE_NAME}"] = tiny_zoo.saved(contents, _use_new_zipfile_serialization=zipped)
-        state, _ = released.load_cached(isanet.model_info(tiny_zoo.NAME), force=True) if zipped else forgotten()
+        network, _ = released.load_cached(isanet.model_info(tiny_zoo.NAME), force=True) if zipped else forgotten()
+        state = network.state_dict()
         assert all(torch.equal(value, state[name]) for name, value in convert.convert(STATE, "sssegmentation").items())
 
 
-def forgotten() -> tuple[dict[str, Tensor], dict[str, str]]:
+def forgotten() -> released.Loaded:
     from isanet import cache
 
     cache.clear(tiny_zoo.NAME, forget=True)

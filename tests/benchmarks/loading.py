@@ -1,0 +1,157 @@
+"""What loading a cached model costs, and starting at all: `python -m tests.benchmarks.loading [REPEATS]`.
+
+Stand-in checkpoints of full size are written as torch.save writes them (upstream's weights, no optimizer), and cached.
+Then, in turns and each time in a new process: upstream's way (the network drawn at random, torch.load, load_state_dict)
+and ours, hash check included. Times begin after imports. Peaks of memory are above what `import torch` left, in
+multiples of the weights; Linux alone tells them. The files are in memory already: no disk is measured.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+
+NAMES = ("isanet_r50_voc", "isanet_r101_voc")
+STARTS = {
+    "python -c pass": ["-c", "pass"],
+    "isanet list": ["-m", "isanet.cli", "list"],
+    "import torch": ["-c", "import torch"],
+    "import torch, isanet": ["-c", "import torch, isanet"],
+}
+
+
+def prepare(name: str, file: Path) -> None:
+    """Write a checkpoint where the cache looks for one, and let it be converted."""
+    import torch
+
+    from isanet.manifest import model_info
+    from isanet.released import load_cached
+    from tests import stand_in
+
+    torch.save({"model": stand_in.state_dict(name.replace("isanet", "sssegmentation"))}, file)
+    load_cached(model_info(name), progress=False)
+
+
+def upstream(name: str, file: Path) -> None:
+    """Load a checkpoint as upstream's own code does, and print what it took."""
+    import torch
+
+    before = peak()
+    from isanet import convert
+    from isanet.manifest import model_info
+    from isanet.model import ISANet
+    from isanet.released import model_config
+
+    config = model_config(model_info(name))
+    start = time.perf_counter()
+    model = ISANet(**config)
+    drawn = time.perf_counter()
+    checkpoint = torch.load(file, map_location="cpu")
+    read = time.perf_counter()
+    state = convert.convert(checkpoint["model"], "sssegmentation")  # upstream's own network needs no other names
+    renamed = time.perf_counter()
+    model.load_state_dict(state)
+    end = time.perf_counter()
+    print(json.dumps({"time": end - renamed + read - start, "of it drawing": drawn - start, "peak": peak() - before}))
+
+
+def ours(name: str) -> None:
+    """Load a cached model, and print what it took."""
+    import torch  # noqa: F401  the peak is counted from here
+
+    before = peak()
+    from isanet import cache
+    from isanet.zoo import from_pretrained
+
+    start = time.perf_counter()
+    from_pretrained(name)
+    seconds, high = time.perf_counter() - start, peak()
+    path = cache.cached_file(name)
+    assert path is not None
+    data, hashing = path.read_bytes(), []
+    for _ in range(3):
+        start = time.perf_counter()
+        sha256(data)
+        hashing.append(time.perf_counter() - start)
+    print(json.dumps({"time": seconds, "of it hashing": min(hashing), "peak": high - before}))
+
+
+def peak() -> int:
+    """Most memory of this process so far, in bytes; getrusage would count the process that started it too."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) << 10
+
+
+def python(*arguments: str) -> tuple[float, str]:
+    """Seconds of a new process, and what it printed."""
+    start = time.perf_counter()
+    result = subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.PIPE, text=True)
+    return time.perf_counter() - start, result.stdout
+
+
+def row(name: str, values: Sequence[float], unit: str) -> None:
+    print(f"  {name:44} {min(values):8.3f} {statistics.median(values):8.3f} {max(values):8.3f} {unit}", flush=True)
+
+
+def main(repeats: int) -> None:
+    from importlib.metadata import version
+
+    from isanet.manifest import model_info
+
+    print(
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; "
+        f"torch {version('torch')}, {repeats} repeats"
+    )
+    print(f"  {'':44} {'min':>8} {'median':>8} {'max':>8}")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ |= {"ISANET_HOME": folder, "ISANET_OFFLINE": "1"}
+        for name in NAMES:
+            weights = model_info(name)
+            file = str(Path(folder, weights.file_names[0]))
+            python("-m", __spec__.name, "prepare", name, file)
+            found: dict[str, dict[str, list[float]]] = {"upstream's way": {}, "from_pretrained": {}}
+            for _ in range(repeats):
+                for way, call in (("upstream's way", ("upstream", name, file)), ("from_pretrained", ("ours", name))):
+                    for what, value in json.loads(python("-m", __spec__.name, *call)[1]).items():
+                        found[way].setdefault(what, []).append(value)
+            print(f"{name}: {weights.payload / 2**20:.0f} MiB of weights")
+            for way, figures in found.items():
+                row(way, figures["time"], "s")
+                for what, values in figures.items():
+                    if what == "peak":
+                        row("  peak of memory", [value / weights.payload for value in values], "x the weights")
+                    elif what != "time":
+                        row(f"  {what}", values, "s")
+            theirs, own = (figures["time"] for figures in found.values())
+            print(f"  ours takes {min(own) / min(theirs):.2f} of upstream's time (minima), "
+                  f"{statistics.median(own) / statistics.median(theirs):.2f} (medians)")  # fmt: skip
+        print("starting")
+        starts: dict[str, list[float]] = {start: [] for start in STARTS}
+        for _ in range(repeats):
+            for start, arguments in STARTS.items():
+                starts[start].append(python(*arguments)[0])
+        for start, values in starts.items():
+            row(start, values, "s")
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["prepare", name, file]:
+            prepare(name, Path(file))
+        case ["upstream", name, file]:
+            upstream(name, Path(file))
+        case ["ours", name]:
+            ours(name)
+        case arguments:
+            main(int(arguments[0]) if arguments else 7)
