@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from isanet.inference import prepare
@@ -71,7 +71,7 @@ def benchmark(
 
     Args:
         model: An ISANet.
-        pictures: RGB, resized to each size; for int8 they also are what it is calibrated on.
+        pictures: RGB, cropped to the shape of each size and resized; for int8 they also are what it is calibrated on.
         sizes: (height, width) each.
         precisions: As of `isanet.Segmenter`.
         compile: Time every precision compiled too.
@@ -102,7 +102,7 @@ def benchmark(
     try:
         with bar:
             for height, width in sizes:
-                shaped = [np.asarray(Image.fromarray(picture).resize((width, height))) for picture in pictures]
+                shaped = [np.asarray(ImageOps.fit(Image.fromarray(picture), (width, height))) for picture in pictures]
                 model.preprocessing = {**(own or {}), "short_edge": min(height, width), "long_edge": max(height, width)}
                 rows += _of_size(model, shaped, ways, device, repeats, bar)
     finally:

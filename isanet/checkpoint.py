@@ -10,6 +10,7 @@ import io
 import json
 import math
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from isanet.torchfile import LEGACY_MAGIC, MAX_DESCRIPTION_BYTES, File, read_arc
 
 MAX_FILE_BYTES = 4 << 30
 """Largest file that is read: eight times the largest ISANet with its optimizer."""
+
+_PART_BYTES = 8 << 20
 
 SAFETENSORS_DTYPES = {
     "F64": torch.float64,
@@ -51,10 +54,16 @@ def read_file(path: Path) -> File:
         if size > MAX_FILE_BYTES:
             raise CheckpointFormatError(f"{path} has {size:,} bytes; no ISANet has over {MAX_FILE_BYTES:,}")
         file.seek(0)
-        data = np.empty(size, dtype=np.uint8)
-        if file.readinto(data) != size:  # type: ignore[arg-type]
-            raise CheckpointFormatError(f"{path} became shorter while it was read; try again when nothing writes to it")
-    return File(str(path), data, sha256(data.data).hexdigest())
+        data, digest = np.empty(size, dtype=np.uint8), sha256()
+        with ThreadPoolExecutor(max_workers=1) as hashing:  # of what has been read, while more is being read
+            for start in range(0, size, _PART_BYTES):
+                part = data[start : start + _PART_BYTES]
+                if file.readinto(part) != len(part):  # type: ignore[arg-type]
+                    raise CheckpointFormatError(
+                        f"{path} became shorter while it was read; try again when nothing writes to it"
+                    )
+                hashing.submit(digest.update, part.data)
+    return File(str(path), data, digest.hexdigest())
 
 
 def read_checkpoint(file: File) -> tuple[object, dict[str, str]]:
