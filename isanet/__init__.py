@@ -83,6 +83,7 @@ _HOMES = {
 }
 _MODULES = (
     *(
+        "airgap",
         "augment",
         "backbone",
         "checkpoint",
@@ -94,7 +95,7 @@ _MODULES = (
         "labels",
         "mask_check",
     ),
-    *("metrics", "optimize", "preprocess", "protocols", "toystreets", "training", "zoo"),
+    *("metrics", "optimize", "preprocess", "protocols", "selftest", "toystreets", "training", "zoo"),
 )
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -10,16 +10,19 @@ Standard library only, filelock aside.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import re
+import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from isanet.errors import CacheError
 from isanet.files import written_whole
@@ -70,21 +73,25 @@ def read_record(name: str) -> Record | None:
     """The record of a model, or None if it was never cached, or the record is damaged (which is logged)."""
     path = home() / f"{name}.json"
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        record = Record(**{field.name: values[field.name] for field in fields(Record)})
-        for field in fields(Record):
-            if type(getattr(record, field.name)).__name__ != field.type:
-                raise ValueError(f"{field.name} is not {field.type}")
-        for digest in (record.file_sha256, record.source_sha256):
-            if not re.fullmatch("[0-9a-f]{64}", digest):
-                raise ValueError(f"{digest!r} is no hash")
-        if not re.fullmatch(re.escape(name) + r"-[0-9a-f]{8}\.safetensors", record.file):
-            raise ValueError(f"{record.file!r} is not a name that isanet gives")
+        return parse_record(name, json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         log.warning("ignoring the damaged record %s (%s); the model counts as not cached", path, error)
         return None
+
+
+def parse_record(name: str, values: Any) -> Record:
+    """The record of a model from what JSON gave; raises ValueError, KeyError or TypeError where it is none."""
+    record = Record(**{field.name: values[field.name] for field in fields(Record)})
+    for field in fields(Record):
+        if type(getattr(record, field.name)).__name__ != field.type:
+            raise ValueError(f"{field.name} is not {field.type}")
+    for digest in (record.file_sha256, record.source_sha256):
+        if not re.fullmatch("[0-9a-f]{64}", digest):
+            raise ValueError(f"{digest!r} is no hash")
+    if not re.fullmatch(re.escape(name) + r"-[0-9a-f]{8}\.safetensors", record.file):
+        raise ValueError(f"{record.file!r} is not a name that isanet gives")
     return record
 
 
@@ -99,13 +106,29 @@ def cached_file(name: str) -> Path | None:
 
 def write_record(name: str, record: Record) -> None:
     """Make `record` the record of a model, and remove converted files of it that no record names any more."""
+    with recorded({name: record}):
+        pass
+
+
+@contextmanager
+def recorded(records: Mapping[str, Record]) -> Iterator[None]:
+    """The same for several models: their records take their places after the body, if no error comes."""
     folder = home()
-    with written_whole(folder / f"{name}.json") as temporary:
-        temporary.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
-    for path in _converted_files(name):
-        if path.name != record.file:
-            with suppress(OSError):  # the record is in force already: what stays is only a waste of space
-                path.unlink()
+    with ExitStack() as renames:
+        for name, record in records.items():
+            temporary = renames.enter_context(written_whole(folder / f"{name}.json"))
+            temporary.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
+        yield
+    for name, record in records.items():
+        for path in _converted_files(name):
+            if path.name != record.file:
+                with suppress(OSError):  # the record is in force already: what stays is only a waste of space
+                    path.unlink()
+
+
+def answer_path(name: str) -> Path:
+    """Where the recorded answer of a model is, which `isanet.selftest` compares with."""
+    return home() / f"{name}.selftest"
 
 
 def clear(name: str, *, forget: bool = False) -> int:
@@ -113,7 +136,7 @@ def clear(name: str, *, forget: bool = False) -> int:
 
     Args:
         name: Its name.
-        forget: Delete the record too, so that the next download is trusted anew.
+        forget: Delete the record and the self-test's answer too, so that the next download is trusted anew.
 
     Returns:
         Bytes freed.
@@ -126,6 +149,7 @@ def clear(name: str, *, forget: bool = False) -> int:
                 path.unlink()
             if forget:
                 (home() / f"{name}.json").unlink(missing_ok=True)
+                answer_path(name).unlink(missing_ok=True)
         except OSError as error:
             raise unwritable(home(), error) from error
     return freed
@@ -172,8 +196,13 @@ def lock(name: str) -> Iterator[None]:
         held.release()
 
 
-def unwritable(folder: Path, error: OSError) -> CacheError:
-    """The error for a cache folder that cannot be written."""
+def unwritable(folder: Path, error: OSError, needed: int = 0) -> CacheError:
+    """The error for a cache folder that cannot be written, or whose disk has no room for `needed` bytes."""
+    if needed and error.errno == errno.ENOSPC:
+        return CacheError(
+            f"the disk of {folder} is full: {needed:,} bytes needed, {shutil.disk_usage(folder).free:,} free; "
+            "nothing was kept. Free some, or set ISANET_HOME to another folder"
+        )
     return CacheError(
         f"cannot write to the cache folder {folder}: {error.strerror or error}; "
         "nothing was changed. Set ISANET_HOME to a folder that can be written"

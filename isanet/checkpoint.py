@@ -122,7 +122,7 @@ def read_safetensors(file: File) -> tuple[dict[str, Tensor], dict[str, str]]:
     tensors: dict[str, Tensor] = {}
     end = 0
     try:
-        header = json.loads(file.data[8 : 8 + length].tobytes().decode(), object_pairs_hook=_unique)
+        header = json.loads(file.data[8 : 8 + length].tobytes().decode(), object_pairs_hook=unique_keys)
         metadata = header.pop("__metadata__", {})
         if not all(isinstance(text, str) for pair in metadata.items() for text in pair):
             raise ValueError("metadata is not text")
@@ -163,7 +163,8 @@ def serialize(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes
     return b"".join((len(text).to_bytes(8, "little"), text, memoryview(data)[start:]))
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For `json.loads`: the object, if it has no key twice."""
     result = dict(pairs)
     if len(result) != len(pairs):
         raise ValueError("a name appears twice")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import glob
+import hashlib
 import io
 import json
 import logging
@@ -145,9 +146,28 @@ def _parser() -> argparse.ArgumentParser:
     download.add_argument("--force", action="store_true", help="fetch again what is cached")
 
     verify = command("verify", _verify, "compare models with what was recorded and say where they came from")
-    verify.add_argument("names", nargs="*", metavar="NAME", help="default: all that are cached or bundled")
+    verify.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="also a model's folder or file; default: all that are cached or bundled",
+    )
     verify.add_argument("--pin", action="store_true", help="write the measured hashes and sizes into the manifest")
     verify.add_argument("--manifest", type=Path, metavar="FILE", help="the weights.json that --pin writes to")
+
+    bundle = command("bundle", _bundle, "pack models into an archive for a machine without a network")
+    bundle.add_argument("names", nargs="+", metavar="NAME", help="models, or backbones such as resnet50_v1c")
+    bundle.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.zip")
+    bundle.add_argument("--force", action="store_true", help="replace an existing archive")
+
+    install = command("install", _install, "put the models of an archive into the cache, without a network")
+    install.add_argument("archive", type=Path, metavar="FILE.zip", help="what isanet bundle wrote")
+    install.add_argument("--force", action="store_true", help="replace models that are recorded with another hash")
+
+    selftest = command("selftest", _selftest, "run a drawn street through models and compare with what was recorded")
+    selftest.add_argument("names", nargs="+", metavar="NAME", help="models of the zoo")
+    selftest.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    selftest.add_argument("--precision", default="auto", choices=("auto", *PRECISIONS), help="default: auto")
 
     segment = command("segment", _segment, "label every pixel of pictures")
     segment.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders or patterns")
@@ -325,10 +345,18 @@ def _download(options: argparse.Namespace) -> int:
 def _verify(options: argparse.Namespace) -> int:
     from isanet import released
 
+    known = {weights.name for weights in _everything()}
+    places = [name for name in dict.fromkeys(options.names) if name not in known and os.path.lexists(name)]
+    if places and options.pin:
+        raise ValueError(f"--pin is for models of the zoo, not for {places[0]}")
+    failed = sum(not _explain(Path(place)) for place in places)
+    options.names = [name for name in options.names if name not in places]
+    if places and not options.names:
+        return 1 if failed else 0
     there = [weights.name for weights in _everything() if weights.bundled or cache.cached_file(weights.name)]
     if not options.names and not there:
         raise CacheError(f"nothing is cached in {cache.home()}")
-    records, failed = {}, 0
+    records = {}
     for weights in _chosen(options.names, there):
         try:
             record = released.verify(weights)
@@ -348,6 +376,68 @@ def _verify(options: argparse.Namespace) -> int:
         target = options.manifest or manifest_path()
         released.pin(records, target)
         print(f"pinned {', '.join(records) or 'nothing'} in {target}")
+    return 1 if failed else 0
+
+
+def _explain(path: Path) -> bool:
+    """Print where a model's folder or file came from; gives whether it is good."""
+    from isanet.provenance import origin
+
+    try:
+        found = origin(path)
+    except (IsanetError, ValueError) as error:
+        print(f"{path}: FAILED: {_one_line(error)}")
+        return False
+    print(f"{path}: good. {found.size:,} bytes,")
+    print(f"  sha256 {found.sha256}")
+    print(f"  {'it says of itself:' if found.said else 'it does not say where it came from'}")
+    for key, value in found.said.items():
+        print(f"    {key} {value}")
+    for line in found.compared or ["there is nothing here to compare it with"]:
+        print(f"  {line}")
+    return True
+
+
+def _bundle(options: argparse.Namespace) -> int:
+    from isanet import airgap
+
+    records = airgap.pack(options.names, options.output, overwrite=options.force)
+    with options.output.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    print(f"{options.output}: {', '.join(records)}; {options.output.stat().st_size:,} bytes,")
+    print(f"  sha256 {digest}")
+    print(f"On the other machine: isanet install {options.output.name}")
+    return 0
+
+
+def _install(options: argparse.Namespace) -> int:
+    from isanet import airgap
+
+    for name, new in airgap.install(options.archive, force=options.force).items():
+        print(f"{name} is ready: {cache.cached_file(name)}" if new else f"{name} was there already, and was kept")
+    return 0
+
+
+def _selftest(options: argparse.Namespace) -> int:
+    from isanet.selftest import selftest
+
+    failed = 0
+    for name in dict.fromkeys(options.names):
+        found = selftest(name, device=options.device, precision=options.precision)
+        where = f"on {found.device} in {found.precision}"
+        if found.fault:
+            failed += 1
+            print(f"{name}: FAILED {where}: {' '.join(found.fault.split())}")
+        elif found.first and (found.device, found.precision) == ("cpu", "float32"):
+            print(f"{name}: recorded {where}; there was nothing to compare with yet")
+        else:
+            print(f"{name}: good {where}")
+        if found.agreement == found.agreement:  # not NaN: the network gave labels
+            print(
+                f"  {found.agreement:.2%} of the pixels that it was sure of have the recorded label "
+                f"(at least {found.tolerance.labels:.1%}),"
+            )
+            print(f"  the confidence differs by {found.difference:.4f} (at most {found.tolerance.confidence:.4f})")
     return 1 if failed else 0
 
 

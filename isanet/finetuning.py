@@ -658,6 +658,7 @@ class _Training:
             "source": "isanet finetune",
             "isanet_version": isanet.__version__,
             **({"started_from": origin} if origin else {}),
+            **({"started_from_sha256": self.origin["source_sha256"]} if "source_sha256" in self.origin else {}),
             "trained_on": f"{_name(self.train)}, {len(self.train)} pictures",
             "step": f"{self.step} of {self.batches.steps}",
             "recipe": self.recipe.to_json(),

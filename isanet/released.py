@@ -5,10 +5,8 @@ Models and backbones to start from go the same way; bundled models have their fi
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
-import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -185,20 +183,39 @@ def _read_bundled(weights: Released) -> Loaded:
 
 
 def _verified(weights: Released, record: cache.Record, path: Path, *, values: bool) -> Loaded:
+    with ThreadPoolExecutor(max_workers=1) as pool:  # while the file is read and hashed
+        network = pool.submit(_network, weights)
+        file = checkpoint.read_file(path)
+    return verified_file(weights, record, file, values=values, network=network.result())
+
+
+def verified_file(
+    weights: Released, record: cache.Record, file: File, *, values: bool, network: nn.Module | None = None
+) -> Loaded:
+    """What a converted file holds, compared with its record and the manifest.
+
+    Args:
+        weights: What it is said to be.
+        record: Its record.
+        file: The converted file.
+        values: Also look at every value: finite, and variances not negative.
+        network: To be filled; built if left out.
+
+    Raises:
+        IntegrityError: The file is not what was recorded, or not what the manifest says.
+        CheckpointError: It cannot be read, or its tensors do not fit.
+    """
     if not record.source_sha256.startswith(weights.known_digits):
         raise IntegrityError(
-            f"{path} was made from a file with sha256 {record.source_sha256}; the manifest says {weights.known_digits}"
+            f"{file.name} was made from a file with sha256 {record.source_sha256}; "
+            f"the manifest says {weights.known_digits}"
         )
-    with ThreadPoolExecutor(max_workers=1) as pool:  # hashing takes as long as all the rest: let them overlap
-        reading = pool.submit(checkpoint.read_file, path)
-        network = _network(weights)
-        file = reading.result()
     if file.sha256 != record.file_sha256:
         raise IntegrityError(
-            f"{path} has sha256 {file.sha256}, but {record.file_sha256} was recorded: it was changed or damaged"
+            f"{file.name} has sha256 {file.sha256}, but {record.file_sha256} was recorded: it was changed or damaged"
         )
     tensors, metadata = checkpoint.read_safetensors(file)
-    return _filled(network, tensors, values=values), provenance_in(metadata)
+    return _filled(network or _network(weights), tensors, values=values), provenance_in(metadata)
 
 
 def read_cached(weights: Released) -> Loaded | None:
@@ -331,12 +348,7 @@ def _store(weights: Released, network: nn.Module, source: str, file: File, expec
             temporary.write_bytes(data)
         cache.write_record(weights.name, record)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise CacheError(
-                f"the disk of {folder} is full: {len(data):,} bytes needed, {shutil.disk_usage(folder).free:,} free; "
-                "nothing was kept. Free some, or set ISANET_HOME to another folder"
-            ) from error
-        raise cache.unwritable(folder, error) from error
+        raise cache.unwritable(folder, error, len(data)) from error
     if expected is None:
         log.warning(
             "first copy of %s: nobody has published its %s, so sha256 %s is recorded; later copies must match",

@@ -639,3 +639,108 @@ def test_segment_in_the_form_of_a_server(
     assert run("segment", "pictures", "--model", "mine", "--ids", "--output", "other") == 1
     assert "without official ids" in capsys.readouterr().err
     assert not Path("other").exists()
+
+
+# --- verify, of folders and files ---------------------------------------------------------------------------
+
+
+def verified(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
+    assert run("verify", *arguments) == code
+    return capsys.readouterr().out
+
+
+def test_verify_explains_what_a_file_says_and_compares_it(
+    tiny: FileServer, work: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = isanet.from_pretrained(tiny_zoo.NAME)
+    model.save_pretrained("same")
+    assert f"it is, byte for byte, the file of {tiny_zoo.NAME} in the cache" in verified(capsys, "same")
+    model.provenance["isanet_version"] = "0.0.1"
+    model.save_pretrained("mine")
+    record = cache.read_record(tiny_zoo.NAME)
+    assert record is not None
+    for place in ("mine", "mine/model.safetensors"):
+        out = verified(capsys, place)
+        assert f"{place}: good" in out
+        assert f"source {tiny.url}/{tiny_zoo.FILE_NAME}" in out
+        assert f"source_sha256 {record.source_sha256}" in out
+        assert f"is the one that was recorded here on {record.date}" in out
+        assert f"all its tensors are those of {tiny_zoo.NAME}" in out
+    with torch.no_grad():
+        model.classifier.weight += 1
+    model.save_pretrained("changed")
+    assert f"1 tensor of {len(model.state_dict())} are not those of" in verified(capsys, "changed")
+    # both kinds of names in one call, and the cached file itself
+    out = verified(capsys, tiny_zoo.NAME, str(cache.cached_file(tiny_zoo.NAME)))
+    assert f"{tiny_zoo.NAME}: good. From {tiny.url}" in out
+    assert f"byte for byte, the file of {tiny_zoo.NAME} in the cache" in out
+    shutil.rmtree(home)
+    assert "nothing is recorded here" in verified(capsys, "mine")
+
+
+def test_verify_knows_a_released_file_by_its_hash(
+    tiny: FileServer, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tiny.files[f"/{tiny_zoo.FILE_NAME}"]
+    assert isinstance(data, bytes)
+    Path("up.pth").write_bytes(data)
+    out = verified(capsys, "up.pth")
+    assert "does not say where it came from" in out
+    assert "nothing here to compare it with" in out
+    isanet.from_pretrained(tiny_zoo.NAME)
+    assert f"byte for byte, the released file of {tiny_zoo.NAME} that was recorded on" in verified(capsys, "up.pth")
+
+
+def test_verify_contradicts_a_file_that_names_another_hash(
+    tiny: FileServer, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = isanet.from_pretrained(tiny_zoo.NAME)
+    model.provenance["source_sha256"] = "e" * 64
+    model.save_pretrained("forged")
+    out = verified(capsys, "forged", code=1)
+    assert "forged: FAILED" in out
+    assert "e" * 64 in out
+
+
+def test_verify_shows_what_a_stranger_wrote_harmlessly(
+    tiny: FileServer, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = isanet.from_pretrained(tiny_zoo.NAME)
+    model.provenance = {"source": "\x1b[2J" + "x" * 9999, "a\nb": "c"}
+    model.save_pretrained("stranger")
+    out = verified(capsys, "stranger")
+    assert all(line.isprintable() and len(line) < 500 for line in out.splitlines())
+    assert "a b c" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("pictures/0.png",), "not a checkpoint"),
+        (("pictures",), "cannot read"),
+        (("pictures", "--pin"), "--pin is for"),
+    ],
+)
+def test_verify_refuses_what_is_no_model(
+    tiny: FileServer, work: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    assert run("verify", *arguments) == 1
+    said = capsys.readouterr()
+    assert message in said.out + said.err
+
+
+def test_every_converted_file_says_where_it_came_from(tiny: FileServer, work: Path) -> None:
+    """The cache's, a folder's, a single file's; that of a fine-tuned model is in test_finetuning."""
+    from isanet import checkpoint
+
+    data = tiny_zoo.saved(tiny_zoo.upstream_state())
+    Path("up.pth").write_bytes(data)
+    assert run("convert", "up.pth", "one.safetensors") == 0
+    assert run("convert", "up.pth", "folder") == 0
+    isanet.from_pretrained(tiny_zoo.NAME).save_pretrained("saved")
+    cached = cache.cached_file(tiny_zoo.NAME)
+    assert cached is not None
+    for path in (Path("one.safetensors"), Path("folder/model.safetensors"), Path("saved/model.safetensors"), cached):
+        metadata = checkpoint.read_safetensors(checkpoint.read_file(path))[1]
+        assert {"source", "source_sha256", "layout", "converter_version"} <= set(metadata), path
+    assert metadata["source"] == f"{tiny.url}/{tiny_zoo.FILE_NAME}"

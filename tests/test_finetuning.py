@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import logging
 import os
@@ -171,6 +172,8 @@ def test_a_model_given_by_its_place_gets_the_classes_of_the_data(
     row = run.model.classifier.weight[CLASSES.index("sea")]
     torch.testing.assert_close(row, other.classifier.weight[0], atol=1e-8, rtol=0)  # the rate is next to nothing
     assert run.model.provenance["started_from"] == "other"
+    start = (tmp_path / "other" / "model.safetensors").read_bytes()
+    assert run.model.provenance["started_from_sha256"] == hashlib.sha256(start).hexdigest()
 
 
 def test_classes_that_differ_are_an_error(sets: tuple[Folder, Folder], tmp_path: Path) -> None:
