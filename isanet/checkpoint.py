@@ -9,8 +9,11 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Mapping
+import os
+import stat
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -20,8 +23,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from isanet.errors import CheckpointFormatError, CheckpointMismatchError
-from isanet.torchfile import LEGACY_MAGIC, MAX_DESCRIPTION_BYTES, File, read_archive, read_legacy, typed
+from isanet.errors import CheckpointError, CheckpointFormatError, CheckpointMismatchError
+from isanet.torchfile import LEGACY_MAGIC, MAX_DESCRIPTION_BYTES, MAX_TENSORS, File, read_archive, read_legacy, typed
 
 MAX_FILE_BYTES = 4 << 30
 """Largest file that is read: eight times the largest ISANet with its optimizer."""
@@ -46,24 +49,31 @@ def read_file(path: Path) -> File:
     """Read a file once, whole, and hash what was read.
 
     Raises:
-        CheckpointFormatError: It is larger than `MAX_FILE_BYTES`, or changed its size while it was read.
+        CheckpointFormatError: It is no regular file, larger than `MAX_FILE_BYTES`, or changed while it was read.
         OSError: It cannot be read.
     """
-    with path.open("rb") as file:
+    with open(path, "rb", opener=_open_at_once) as file:
+        before = os.fstat(file.fileno())
+        if not stat.S_ISREG(before.st_mode):
+            raise CheckpointFormatError(f"{path} is not a regular file; copy what it gives to one first")
         size = file.seek(0, io.SEEK_END)
         if size > MAX_FILE_BYTES:
             raise CheckpointFormatError(f"{path} has {size:,} bytes; no ISANet has over {MAX_FILE_BYTES:,}")
         file.seek(0)
-        data, digest = np.empty(size, dtype=np.uint8), sha256()
+        data, digest, read = np.empty(size, dtype=np.uint8), sha256(), 0
         with ThreadPoolExecutor(max_workers=1) as hashing:  # of what has been read, while more is being read
             for start in range(0, size, _PART_BYTES):
                 part = data[start : start + _PART_BYTES]
-                if file.readinto(part) != len(part):  # type: ignore[arg-type]
-                    raise CheckpointFormatError(
-                        f"{path} became shorter while it was read; try again when nothing writes to it"
-                    )
+                read += file.readinto(part)  # type: ignore[arg-type]
                 hashing.submit(digest.update, part.data)
+        after = os.fstat(file.fileno())
+        if read != size or (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+            raise CheckpointFormatError(f"{path} was changed while it was read; try again when nothing writes to it")
     return File(str(path), data, digest.hexdigest())
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # opening a pipe waits for its writer otherwise
 
 
 def read_checkpoint(file: File) -> tuple[object, dict[str, str]]:
@@ -124,6 +134,8 @@ def read_safetensors(file: File) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         header = json.loads(file.data[8 : 8 + length].tobytes().decode(), object_pairs_hook=unique_keys)
         metadata = header.pop("__metadata__", {})
+        if len(header) > MAX_TENSORS:
+            raise ValueError(f"{len(header):,} tensors; no ISANet has over {MAX_TENSORS:,}")
         if not all(isinstance(text, str) for pair in metadata.items() for text in pair):
             raise ValueError("metadata is not text")
         entries = sorted(
@@ -216,6 +228,17 @@ def check_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, va
             f"the checkpoint does not fit the model, which was left as it was: {'; '.join(problems[:5])}{more}"
         )
     return fitting
+
+
+@contextmanager
+def naming(file: File) -> Iterator[None]:
+    """Errors about the tensors of a file name the file."""
+    try:
+        yield
+    except CheckpointError as error:
+        if file.name in str(error):
+            raise
+        raise type(error)(f"{file.name}: {error}") from error
 
 
 def own_memory(state: dict[str, Tensor], file: File) -> dict[str, Tensor]:

@@ -537,7 +537,10 @@ def _write(kinds: Sequence[str], result: Segmentation, outputs: Sequence[Path]) 
                     # A fifth of the time of Pillow's default, which the network may be waiting for; a sixth larger
                     result.overlay().save(temporary, format="PNG", compress_level=1)
     except OSError as error:
-        raise CacheError(f"cannot write the outputs of {result.path}: {error.strerror}") from error
+        raise CacheError(
+            f"cannot write the outputs of {result.path} to {outputs[0].parent}: {error.strerror}; name a folder that "
+            "can be written by --output"
+        ) from error
     return ", ".join(f"{name} {100 * share:.0f} %" for name, share in list(result.areas().items())[:4])
 
 

@@ -211,10 +211,7 @@ def _give_up(failures: list[tuple[str, Exception]], name: str, folder: Path, sta
     advice = f"try again later, set ISANET_MIRROR to a copy's folder, or put {name} into {folder} by hand"
     if len(failures) > 1:
         raise MirrorsExhaustedError(f"no address gave {name}; {advice}:{listed}")
-    error = failures[0][1]
-    if isinstance(error, CheckpointError):
-        raise error
-    raise type(error)(f"{causes[0]}; {advice}")
+    raise type(failures[0][1])(f"{causes[0]}; {advice}") from failures[0][1]
 
 
 @contextmanager

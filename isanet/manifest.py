@@ -21,6 +21,9 @@ from isanet.protocols import PROTOCOLS
 SCHEMA = 1
 """Version of the layout of weights.json that this code reads."""
 
+MAX_EDGE = 2**14
+"""Largest edge in pixels to which pictures are resized; the published models have 2048."""
+
 PACKAGE = Path(__file__).parent
 """Where the bundled models are."""
 
@@ -161,7 +164,7 @@ def _read(path: Path | None) -> tuple[dict[str, Weights], dict[str, Backbone]]:
     except OSError as error:
         raise ManifestError(f"cannot read the manifest {path}: {error.strerror}; install isanet again") from error
     except ManifestError as error:
-        raise ManifestError(f"{path}: {error}") from error
+        raise ManifestError(f"{path}: {str(error)[:1000]}") from error  # a value may be of any length
     except RecursionError as error:
         raise ManifestError(f"{path} is nested too deeply") from error
     except ValueError as error:  # broken JSON, or bytes that are not UTF-8
@@ -302,10 +305,13 @@ def _is_preprocessing(value: Any) -> bool:
     if not isinstance(value, dict) or set(value) != {"short_edge", "long_edge", "mean", "std"}:
         return False
     triples = all(
-        isinstance(value[key], list) and len(value[key]) == 3 and all(type(x) in (int, float) for x in value[key])
+        isinstance(value[key], list)
+        and len(value[key]) == 3
+        and all(type(x) in (int, float) and abs(x) < 1e6 for x in value[key])
         for key in ("mean", "std")
     )
-    return triples and _is_positive(value["short_edge"]) and _is_positive(value["long_edge"]) and min(value["std"]) > 0
+    edges = all(_is_positive(value[key]) and value[key] <= MAX_EDGE for key in ("short_edge", "long_edge"))
+    return triples and edges and min(value["std"]) > 0
 
 
 CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {

@@ -29,6 +29,9 @@ from isanet.backbone import BACKBONES, EXPANSION, ResNet, checkpointed
 PREPROCESSING = {"short_edge", "long_edge", "mean", "std"}
 """What `isanet.preprocess.preprocess` must be told."""
 
+MAX_BLOCK = 128
+"""Largest block, in positions along an axis: 1024 pixels. A map is padded to whole blocks, so it bounds memory too."""
+
 MAX_CLASSES = 2**16
 """More would not fit a 16-bit label map."""
 
@@ -181,6 +184,8 @@ class ISANet(nn.Module):
         names = tuple(classes) if classes is not None else tuple(numbered_classes(num_classes or 0))
         if num_classes is None:
             num_classes = len(names)
+        if not all(isinstance(name, str) for name in (*names, backbone, label_space or "")):
+            raise ValueError("classes, backbone and label_space must be texts")
         if not 1 <= len(names) == num_classes or len(set(names)) != num_classes:
             raise ValueError(f"classes must be {num_classes} different names, got {len(names)}: {', '.join(names)}")
         if backbone not in BACKBONES:
@@ -190,12 +195,22 @@ class ISANet(nn.Module):
         colours = tuple((int(red), int(green), int(blue)) for red, green, blue in palette)
         if len(colours) != num_classes or any(not 0 <= value <= 255 for colour in colours for value in colour):
             raise ValueError(f"palette must be {num_classes} colours of three values 0..255, got {len(colours)}")
+        sizes = (width, head_channels, key_channels, aux_channels, fusion_kernel, block_size)
+        if any(type(size) is not int for size in sizes):
+            raise ValueError(f"width, channel counts, fusion_kernel and block_size must be whole numbers, got {sizes}")
+        flags = (value_bias, residual_first, align_corners, gradient_checkpointing)
+        if any(type(flag) is not bool for flag in flags) or not 0 <= dropout <= 1:
+            raise ValueError(f"flags must be true or false and dropout from 0 to 1, got {flags} and {dropout!r}")
         if fusion_kernel < 1 or fusion_kernel % 2 != 1:
             raise ValueError(f"fusion_kernel must be a positive odd number, got {fusion_kernel}")
         if preprocessing is not None and set(preprocessing) != PREPROCESSING:
             raise ValueError(f"preprocessing must have exactly {sorted(PREPROCESSING)}, got {sorted(preprocessing)}")
         if width % 2 or min(width, head_channels, key_channels, aux_channels, block_size) < 1:
             raise ValueError("width must be even, and all channel counts and block_size positive")
+        if block_size > MAX_BLOCK:
+            raise ValueError(
+                f"block_size must be at most {MAX_BLOCK}, got {block_size}: maps are padded to whole blocks"
+            )
         self.config: dict[str, Any] = {
             "num_classes": num_classes,
             "backbone": backbone,

@@ -248,9 +248,9 @@ def _obtain(weights: Released, *, progress: bool | None, keep: bool, force: bool
             continue
         try:
             file = checkpoint.read_file(path)
-            return _store(
-                weights, _convert(weights, file, expected), f"{name}, put into the cache by hand", file, expected
-            )
+            with checkpoint.naming(file):
+                state = _convert(weights, file, expected)
+            return _store(weights, state, f"{name}, put into the cache by hand", file, expected)
         except (IsanetError, OSError) as error:
             if download.offline():
                 raise

@@ -4,7 +4,8 @@ A .pth file is a pickle, a program that may call anything. It is read in layers,
 one before cannot see, and none of which has a fallback:
 
 1. The first bytes must be those of a zip archive or of torch's older format; anything else is named.
-2. The archive must be as torch.save writes it: stored, not compressed; inside the file; no name twice.
+2. The archive must be as torch.save writes it: stored, not compressed; inside the file; no name twice, no byte in two
+   entries, and each entry called the same in both places.
 3. The pickle is read, not run: of its instructions only those that make plain values and containers are known,
    in bounded number, and none of them calls anything, sets an attribute or hashes more than a plain value.
 4. What it names must be an `OrderedDict` or a description of a tensor, and stays a name: no function of torch, or
@@ -43,11 +44,17 @@ class File(NamedTuple):
     sha256: str
 
 
-MAX_DESCRIPTION_BYTES = 8 << 20
-"""Largest description of tensors (pickle, header, directory); those of the published files have less than 1 MB."""
+MAX_DESCRIPTION_BYTES = 4 << 20
+"""Largest description (pickle, header, directory, config.json); those of the published files have less than 1 MB.
+
+As objects it takes up to 25 times its size.
+"""
 
 MAX_STEPS = 1 << 19
 """Most instructions of a pickle; a ResNet-101 with its optimizer's state takes 50,000."""
+
+MAX_TENSORS = 1 << 14
+"""Most tensors of a file; a ResNet-101 with its optimizer's state has 1,100. Each takes memory even if it is empty."""
 
 MAX_NUMBERED = 1 << 12
 """Most entries of a dictionary with numbers as keys; an optimizer's state has one for each of 348 parameters."""
@@ -101,6 +108,7 @@ class _Pickle:
     def __init__(self, storages: Mapping[str, Bytes] | None, budget: int) -> None:
         self.storages = storages
         self.budget = budget
+        self.tensors = 0
         self.asked: dict[str, tuple[torch.dtype, int]] = {}
         self.known: dict[str, _Storage] = {}
 
@@ -183,6 +191,9 @@ class _Pickle:
             pairs = [_expect(pair, list) for pair in _expect(arguments[0], list)] if arguments else []
             return _fill({}, pairs)
         if name == "torch._utils._rebuild_tensor_v2":
+            self.tensors += 1
+            if self.tensors > MAX_TENSORS:
+                raise CheckpointFormatError(f"it has more than {MAX_TENSORS:,} tensors")
             tensor = _view(*arguments[:4])
             self.budget -= tensor.nbytes
             if self.budget < 0:
@@ -316,24 +327,33 @@ def read_archive(file: File) -> object:
             f"{file.name} is an archive with something else before it; torch.save starts with it"
         )
     records: dict[str, Bytes] = {}
-    total = 0
-    for entry in entries:
+    end = 0
+    for entry in sorted(entries, key=lambda entry: entry.header_offset):
         # torch.save stores; a compressed entry is how a small file becomes a large one
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size or entry.flag_bits & 1:
             raise CheckpointFormatError(f"{file.name}: its entry {entry.filename!r} is compressed; torch.save stores")
         # The local header has the same fixed part in every zip file: 30 bytes, and two lengths at 26 and 28
         start = entry.header_offset
         header = raw[start : start + 30].tobytes()
-        start += 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-        total += entry.file_size
-        if header[:4] != b"PK\x03\x04" or start + entry.file_size > len(raw) or total > len(raw):
+        named = start + 30 + int.from_bytes(header[26:28], "little")
+        coding = "utf-8" if entry.flag_bits & 0x800 else "cp437"  # as zipfile reads the name in the directory
+        called = raw[start + 30 : named].tobytes().decode(coding, "replace")
+        overlaps = start < end
+        start = named + int.from_bytes(header[28:30], "little")
+        end = start + entry.file_size
+        if header[:4] != b"PK\x03\x04" or end > len(raw):
             raise CheckpointFormatError(
                 f"{file.name}: its entry {entry.filename!r} lies outside the file; fetch it again"
+            )
+        if overlaps or called != entry.filename:
+            raise CheckpointFormatError(
+                f"{file.name}: its entry {entry.filename!r} lies over another, or is called {called[:80]!r} elsewhere "
+                "in the file; torch.save writes neither"
             )
         name = entry.filename.partition("/")[2] or entry.filename
         if name in records:
             raise CheckpointFormatError(f"{file.name}: the entry {name!r} appears twice")
-        records[name] = file.data[start : start + entry.file_size]
+        records[name] = file.data[start:end]
     if "data.pkl" not in records:
         raise CheckpointFormatError(
             f"{file.name} is a zip archive, but not one that torch.save wrote: no data.pkl in it"

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from isanet import checkpoint, convert, hub
+from isanet.charts import clean
 from isanet.errors import CacheError, CheckpointFormatError, IntegrityError
 from isanet.files import written_whole
 from isanet.labels import LABEL_SPACES, generic_palette, label_space_for
-from isanet.manifest import load_backbones, load_manifest, model_info, unknown_model
+from isanet.manifest import CHECKS, load_backbones, load_manifest, model_info, unknown_model
 from isanet.model import MAX_CLASSES, ISANet, numbered_classes
 from isanet.released import load_cached, meta_model, model_config, provenance_in
-from isanet.torchfile import File
+from isanet.torchfile import MAX_DESCRIPTION_BYTES, File
 
 HEADS = ("classifier", "aux_classifier")
 """The layers that know the classes; everything else is kept when the classes change."""
@@ -235,21 +236,19 @@ def _read(path: Path) -> File:
 def _load_file(file: File, config_file: Path | None = None) -> ISANet:
     """A model from any file, with its config beside it, inside it, or told from its shapes."""
     raw, metadata = checkpoint.read_checkpoint(file)
-    state = convert.unwrap(raw)
-    layout = convert.detect_layout(state)
-    state = convert.convert(state, layout)
-    if config_file is not None:
-        config = _parse_config(str(config_file), _read(config_file).data.tobytes())
-    elif "config" in metadata:
-        config = _parse_config(f"the metadata of {file.name}", metadata["config"])
-    else:
-        config = _guess_config(state, raw)
-    provenance = {"source": Path(file.name).name, "source_sha256": file.sha256, "layout": layout}
-    return build(
-        config,
-        checkpoint.own_memory(state, file),
-        provenance_in(metadata) or {**provenance, "converter_version": str(convert.CONVERTER_VERSION)},
-    )
+    with checkpoint.naming(file):
+        state = convert.unwrap(raw)
+        layout = convert.detect_layout(state)
+        state = convert.convert(state, layout)
+        if config_file is not None:
+            config = _parse_config(str(config_file), _read(config_file).data.tobytes())
+        elif "config" in metadata:
+            config = _parse_config(f"the metadata of {file.name}", metadata["config"])
+        else:
+            config = _guess_config(state, raw)
+        said = {"source": Path(file.name).name, "source_sha256": file.sha256, "layout": layout}
+        made = provenance_in(metadata) or {**said, "converter_version": str(convert.CONVERTER_VERSION)}
+        return build(config, checkpoint.own_memory(state, file), made)
 
 
 def _guess_config(state: Mapping[str, Tensor], raw: object) -> dict[str, Any]:
@@ -279,15 +278,23 @@ def _guess_config(state: Mapping[str, Tensor], raw: object) -> dict[str, Any]:
 
 def _parse_config(place: str, text: str | bytes) -> dict[str, Any]:
     try:
+        if len(text) > MAX_DESCRIPTION_BYTES:
+            raise ValueError(f"it has {len(text):,} bytes; none has over {MAX_DESCRIPTION_BYTES:,}")
         config = json.loads(text)
         if not isinstance(config, dict):
             raise ValueError("expected an object")
     except (ValueError, RecursionError) as error:
         raise CheckpointFormatError(f"{place} is not the configuration of a model: {error}") from error
     try:
-        return meta_model(config).config
+        config = meta_model(config).config
+        fits, wanted = CHECKS["preprocessing"]
+        if config["preprocessing"] is not None and not fits(config["preprocessing"]):
+            raise ValueError(f"preprocessing: expected {wanted}")
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise CheckpointFormatError(f"{place} is not the configuration of an ISANet: {error}") from error
+        # What it says may be shown on a terminal, where a stranger's text could do harm
+        said = clean(str(error))[:500]
+        raise CheckpointFormatError(f"{place} is not the configuration of an ISANet: {said}") from error
+    return config
 
 
 def _load_repository(repo_id: str, *, revision: str | None, token: str | bool | None) -> ISANet:

@@ -203,7 +203,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_named(tmp_path: Path, monkeypat
         return empty(size, dtype)
 
     monkeypatch.setattr("isanet.checkpoint.np.empty", shrink)
-    with pytest.raises(CheckpointFormatError, match="shorter while it was read"):
+    with pytest.raises(CheckpointFormatError, match="changed while it was read"):
         read_file(path)
 
 
@@ -432,7 +432,7 @@ def test_a_state_given_to_a_dictionary_sets_no_attribute(tmp_path: Path, attribu
         (b"\x96" + (1 << 62).to_bytes(8, "little"), "broken"),
         (b"\x95" + b"\xff" * 8, "broken"),
         (b"I" + b"9" * 100_000 + b"\n", "broken"),
-        (text("x" * checkpoint.MAX_DESCRIPTION_BYTES), "over 8,388,608 bytes"),
+        (text("x" * checkpoint.MAX_DESCRIPTION_BYTES), "over 4,194,304 bytes"),
         # references to storages
         (text("storage") + b"Q", "not a storage"),
         (tuple_of(*[text("storage")] * 4) + b"Q", "not a storage"),

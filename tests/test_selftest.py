@@ -13,6 +13,7 @@ from torch import nn
 import isanet
 from isanet import cache, cli, selftest, zoo
 from isanet.manifest import model_info
+from isanet.optimize import FastISANet
 from isanet.segmenter import Segmenter
 from tests import tiny_zoo
 from tests.file_server import FileServer
@@ -63,7 +64,7 @@ def test_the_answer_in_the_package_is_of_the_model_in_the_package(segmenter: Seg
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("selftest", MODEL, "--device", "cpu") == 0
+    assert run("selftest", MODEL, "--device", "cpu", "--precision", "float32") == 0
     out = capsys.readouterr().out
     assert f"{MODEL}: good on cpu in float32" in out
     assert "at least 99.9%" in out
@@ -160,21 +161,21 @@ def test_pictures_that_come_in_with_red_and_blue_swapped(segmenter: Segmenter, m
 
 def test_a_device_that_computes_wrongly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stood for by a network whose half precision is off: what is on the CPU in float32 is right."""
-    half = isanet.ISANet.coarse_logits
+    right = FastISANet.coarse_logits
 
-    def wrong(self: isanet.ISANet, images: torch.Tensor, **options: bool) -> torch.Tensor:
-        logits = half(self, images, **options)
-        return logits.roll(3, -1) if torch.is_autocast_enabled("cpu") else logits
+    def wrong(self: FastISANet, images: torch.Tensor) -> torch.Tensor:
+        logits = right(self, images)
+        return logits.roll(3, -1) if self.dtype == torch.bfloat16 else logits
 
-    monkeypatch.setattr(isanet.ISANet, "coarse_logits", wrong)
+    monkeypatch.setattr(FastISANet, "coarse_logits", wrong)
     found = selftest.selftest(MODEL, device="cpu", precision="bfloat16")
     assert "cpu in bfloat16: on the CPU in float32 the same model agrees" in found.fault
 
 
 def test_a_file_that_no_longer_gives_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """As after a change of the conversion or of a library."""
-    before = isanet.ISANet.coarse_logits
-    monkeypatch.setattr(isanet.ISANet, "coarse_logits", lambda self, images: before(self, images).flip(-1))
+    before = FastISANet.coarse_logits
+    monkeypatch.setattr(FastISANet, "coarse_logits", lambda self, images: before(self, images).flip(-1))
     found = selftest.selftest(MODEL, device="cpu", precision="float32")
     assert "the verified file itself gives another answer" in found.fault
     assert torch.__version__ in found.fault
@@ -190,7 +191,7 @@ def test_the_command_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         return model
 
     monkeypatch.setattr(selftest, "from_pretrained", untrained)
-    assert run("selftest", MODEL, "--device", "cpu") == 1
+    assert run("selftest", MODEL, "--device", "cpu", "--precision", "float32") == 1
     out = capsys.readouterr().out
     assert f"{MODEL}: FAILED on cpu in float32" in out
     assert "likely cause: red and blue are swapped" in out
@@ -200,13 +201,13 @@ def test_the_command_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 
 def test_the_first_run_records_and_says_so(tiny: FileServer, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("selftest", tiny_zoo.NAME, "--device", "cpu") == 0
+    assert run("selftest", tiny_zoo.NAME, "--device", "cpu", "--precision", "float32") == 0
     said = capsys.readouterr()
     assert "recorded on cpu in float32; there was nothing to compare with yet" in said.out
     assert "no answer was recorded yet" in said.err
     path = home / f"{tiny_zoo.NAME}.selftest"
     before = path.read_bytes()
-    assert run("selftest", tiny_zoo.NAME, "--device", "cpu") == 0
+    assert run("selftest", tiny_zoo.NAME, "--device", "cpu", "--precision", "float32") == 0
     assert f"{tiny_zoo.NAME}: good" in capsys.readouterr().out
     assert path.read_bytes() == before
 
