@@ -6,9 +6,7 @@ import json
 import logging
 import os
 import socket
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, fields
@@ -27,6 +25,7 @@ from isanet.cache import Record
 from isanet.files import written_whole
 from tests import tiny_zoo
 from tests.file_server import FileServer
+from tests.processes import python
 from tests.tiny_zoo import FILE_NAME, NAME
 
 ROOT = Path(__file__).parent.parent
@@ -56,30 +55,6 @@ def names(folder: Path) -> set[str]:
 
 def same(state: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return state.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in state.items())
-
-
-def python(code: str, **settings: str) -> subprocess.Popen[str]:
-    """A fresh interpreter that sees this checkout, with pipes."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **settings}
-    return subprocess.Popen(
-        [sys.executable, "-P", "-c", code],
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def output(process: subprocess.Popen[str], timeout: float = 240) -> str:
-    with process:
-        try:
-            out, err = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise
-    assert process.returncode == 0, err
-    return out.strip()
 
 
 # --- where it is --------------------------------------------------------------------------------------------
@@ -711,220 +686,3 @@ def test_a_link_planted_in_the_cache_is_never_written_through(
         assert not place.is_symlink()
         assert names(home) == {f"{NAME}.json", file, FILE_NAME}
     assert (victim.read_bytes() if victim.exists() else None) == (VICTIM if exists else None)
-
-
-# --- other processes ----------------------------------------------------------------------------------------
-
-PROCESSES = """
-import json, os, pathlib, random, signal, sys, time
-import torch
-torch.set_num_threads(1)
-import isanet, isanet.manifest
-from isanet import cache, download, released
-import huggingface_hub, requests, tqdm, filelock
-
-MANIFEST, NAME = pathlib.Path(os.environ["MANIFEST"]), os.environ["NAME"]
-isanet.manifest.manifest_path = lambda: MANIFEST
-
-isanet.from_pretrained(pathlib.Path(os.environ["UPSTREAM"]))  # imports what torch imports late
-
-def child(work):
-    '''A process that need not import anything, which is what makes many of them quick.'''
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 1
-    try:
-        work()
-        code = 0
-    except BaseException as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-    finally:
-        os._exit(code)
-
-def digest(network):
-    return sum(float(value.double().sum()) for value in network.state_dict().values())
-"""
-
-EIGHT = (
-    PROCESSES
-    + """
-start, begin = os.pipe()
-
-def load():
-    os.read(start, 1)
-    network, provenance = released.load_cached(isanet.model_info(NAME))
-    print(json.dumps([digest(network), provenance["source_sha256"]]), flush=True)
-
-children = [child(load) for _ in range(8)]
-os.write(begin, b"x" * 8)
-codes = [os.waitpid(pid, 0)[1] for pid in children]
-assert codes == [0] * 8, codes
-"""
-)
-
-KILLED = (
-    PROCESSES
-    + """
-# A process is killed at the n-th step that touches the cache or the network, for every n until it lives, and then
-# at moments drawn at random. After each, whatever was complete before must load without the network.
-random.seed(int(os.environ["SEED"]))
-expected = float(os.environ["EXPECTED"])
-FOLDER = str(cache.home())
-
-def version(n):
-    isanet.__version__ = f"0.{n}"  # so that every conversion gives another file
-
-def fetch(n, fatal=None):
-    def work():
-        version(n)
-        steps = 0
-        def count(event, arguments):
-            nonlocal steps
-            if event in ("socket.connect", "fcntl.flock") or any(str(part).startswith(FOLDER) for part in arguments):
-                steps += 1
-                if steps == fatal:
-                    os.kill(os.getpid(), signal.SIGKILL)
-        if fatal is not None:
-            sys.addaudithook(count)
-        released.load_cached(isanet.model_info(NAME), force=True)
-    return work
-
-def offline():
-    os.environ["ISANET_OFFLINE"] = "1"
-    network, _ = released.load_cached(isanet.model_info(NAME))
-    released.verify(isanet.model_info(NAME))
-    assert digest(network) == expected, "the wrong model"
-    del os.environ["ISANET_OFFLINE"]
-
-def wait(pid):
-    status = os.waitpid(pid, 0)[1]
-    assert status in (0, signal.SIGKILL), status
-    return status == signal.SIGKILL
-
-runs, kills = 0, 0
-
-def survives(had):
-    assert cache.cached_file(NAME) is not None or not had, "the earlier model is gone"
-    if cache.cached_file(NAME) is not None:
-        offline()
-
-for had in (False, True):
-    steps, killed = 0, True
-    while killed:
-        steps, runs = steps + 1, runs + 1
-        killed = wait(child(fetch(runs, steps)))
-        kills += killed
-        survives(had)
-        had = had or cache.cached_file(NAME) is not None
-started = time.monotonic()
-assert not wait(child(fetch(0)))
-usual = time.monotonic() - started
-for _ in range(20):
-    runs += 1
-    pid = child(fetch(runs))
-    time.sleep(random.uniform(0, 1.1 * usual))
-    os.kill(pid, signal.SIGKILL)
-    kills += wait(pid)
-    survives(True)
-left = list(cache.home().glob("*.part"))
-for path in left:
-    os.utime(path, (0, 0))
-assert not wait(child(fetch(10_000)))
-survives(True)
-print(json.dumps({"steps": steps, "kills": kills, "left": len(left)}))
-"""
-)
-
-
-@pytest.fixture
-def settings(tiny: FileServer, tmp_path: Path) -> dict[str, str]:
-    """What the scripts read."""
-    upstream = tiny.files[f"/{FILE_NAME}"]
-    assert isinstance(upstream, bytes)
-    (tmp_path / "upstream.pth").write_bytes(upstream)
-    return {
-        "MANIFEST": str(tmp_path / "weights.json"),
-        "UPSTREAM": str(tmp_path / "upstream.pth"),
-        "NAME": NAME,
-        "SEED": "0",
-        "EXPECTED": repr(sum(float(value.double().sum()) for value in tiny_zoo.upstream_state().values())),
-    }
-
-
-@posix
-def test_eight_processes_at_once_make_one_file(tiny: FileServer, home: Path, settings: dict[str, str]) -> None:
-    lines = output(python(EIGHT, **settings)).splitlines()
-    digest = sha256(Path(settings["UPSTREAM"]).read_bytes()).hexdigest()
-    assert [json.loads(line) for line in lines] == [[float(settings["EXPECTED"]), digest]] * 8
-    assert gets(tiny) == [f"/{FILE_NAME}"]
-    assert names(home) == {f"{NAME}.json", the_file(home).name}
-
-
-@posix
-def test_killed_at_any_moment_the_next_run_succeeds(home: Path, settings: dict[str, str]) -> None:
-    found = json.loads(output(python(KILLED, **settings)))
-    assert found["kills"] >= 2 * (found["steps"] - 1) >= 20, "nothing was interrupted"
-    assert found["left"] > 0, "no process was killed while it wrote"
-    assert names(home) == {f"{NAME}.json", the_file(home).name}
-
-
-READ_ONLY = (
-    PROCESSES
-    + """
-home = cache.home()
-first = digest(released.load_cached(isanet.model_info(NAME))[0])
-(home / f"{NAME}.lock").chmod(0o666)  # anyone may lock, in a folder that nobody may change
-for path in (home, home.parent / "empty"):
-    path.mkdir(exist_ok=True)
-    path.chmod(0o555)
-if os.geteuid() == 0:  # to whom permissions mean nothing
-    os.setgroups([])
-    os.setgid(65534)
-    os.setuid(65534)
-try:
-    (home / "probe").touch()
-except PermissionError:
-    pass
-else:
-    (home / "probe").unlink()
-    sys.exit(print("everyone may write"))
-answers = [digest(released.load_cached(isanet.model_info(NAME))[0]) == first]
-
-def attempt(call):
-    try:
-        call()
-    except isanet.CacheError as error:
-        answers.append(str(error))
-
-attempt(lambda: released.load_cached(isanet.model_info(NAME), force=True))
-attempt(lambda: cache.clear(NAME))
-os.environ["ISANET_HOME"] = str(home.parent / "empty")
-attempt(lambda: released.load_cached(isanet.model_info(NAME)))
-os.environ["ISANET_HOME"] = str(home.parent / "empty" / "deeper")
-attempt(lambda: released.load_cached(isanet.model_info(NAME)))
-print(json.dumps(answers))
-"""
-)
-
-
-@posix
-def test_a_read_only_cache_gives_what_it_has(settings: dict[str, str]) -> None:
-    with tempfile.TemporaryDirectory() as folder:  # tmp_path belongs to this user alone
-        base = Path(folder)
-        base.chmod(0o755)
-        manifest = base / "weights.json"
-        manifest.write_bytes(Path(settings["MANIFEST"]).read_bytes())
-        answer = output(python(READ_ONLY, **{**settings, "MANIFEST": str(manifest), "ISANET_HOME": str(base / "home")}))
-        if answer == "everyone may write":
-            pytest.skip("this system lets everyone write everywhere")
-        loaded, *messages = json.loads(answer)
-        assert loaded
-        places = ["home", "home", "empty", "empty/deeper"]
-        assert len(messages) == len(places)
-        for message, place in zip(messages, places, strict=True):
-            assert "ISANET_HOME" in message
-            assert str(base / place) in message
-        (base / "home").chmod(0o755)
-        (base / "empty").chmod(0o755)
-        assert len(list((base / "home").glob("*.safetensors"))) == 1

@@ -411,34 +411,6 @@ def test_light_commands_do_not_import_torch(arguments: list[str]) -> None:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=60)
 
 
-def test_ctrl_c_leaves_no_half_file(tiny: FileServer, work: Path, tmp_path: Path, home: Path) -> None:
-    for i in range(3, 200):
-        shutil.copy("pictures/0.png", f"pictures/{i}.png")
-    code = (
-        "import isanet.manifest, pathlib, sys\n"
-        f"isanet.manifest.manifest_path = lambda: pathlib.Path({str(tmp_path / 'weights.json')!r})\n"
-        "from isanet.cli import main\n"
-        f"sys.exit(main(['segment', 'pictures', '--model', {tiny_zoo.NAME!r}]))\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 60
-    while not (Path("segmented").is_dir() and any(Path("segmented").glob("*.png"))) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 130, error
-    assert b"Traceback" not in error
-    written = list(Path("segmented").iterdir())
-    assert 0 < len(written) < 200
-    for path in written:
-        assert not path.name.startswith(".")
-        with Image.open(path) as picture:
-            picture.load()
-
-
 def test_a_closed_pipe_is_no_error_of_ours() -> None:
     command = f"{sys.executable} -m isanet.cli list --json | head -n 1"
     result = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
