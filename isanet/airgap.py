@@ -83,7 +83,7 @@ def pack(names: Iterable[str], target: str | os.PathLike[str], *, overwrite: boo
         The records of what was packed, by name.
 
     Raises:
-        ValueError: An unknown name, or nothing to pack.
+        ValueError: An unknown name, nothing to pack, too much for one archive, or `target` is in the cache folder.
         CacheError: `target` exists or cannot be written.
         DownloadError: A model could not be fetched, or its cached file is not what was recorded.
         CheckpointError: Its tensors do not fit the model.
@@ -96,10 +96,15 @@ def pack(names: Iterable[str], target: str | os.PathLike[str], *, overwrite: boo
     chosen = [weights for weights in chosen if not weights.bundled]
     if not chosen:
         raise ValueError("there is nothing to put into the archive; `isanet list` shows the models")
+    if path.resolve().parent == cache.home().resolve():
+        raise ValueError(f"{path} is in the cache folder, among the files that are packed; write the archive elsewhere")
     if os.path.lexists(path) and not overwrite:
         raise CacheError(f"{path} exists and was kept; --force (overwrite=True) replaces it")
     for weights in chosen:
         released.load_cached(weights)
+    needed = sum(place.stat().st_size for each in chosen if (place := cache.cached_file(each.name)))
+    if needed > zipfile.ZIP64_LIMIT - (64 << 10) * len(chosen):
+        raise ValueError(f"an archive holds at most 2 GiB, these models have {needed:,} bytes; pack fewer into one")
     models: dict[str, dict[str, Any]] = {}
     records: dict[str, Record] = {}
     try:
@@ -110,15 +115,15 @@ def pack(names: Iterable[str], target: str | os.PathLike[str], *, overwrite: boo
                 models[weights.name] = {"size": len(file.data), "record": asdict(record)}
                 records[weights.name] = record
             _add(archive, INDEX, json.dumps({"schema": SCHEMA, "models": models}, indent=1).encode())
-    except zipfile.LargeZipFile as error:
-        raise ValueError("the archive would be larger than 4 GiB; pack fewer models into one") from error
     except OSError as error:
-        raise CacheError(f"cannot write {path}: {error.strerror}; an earlier file is as it was") from error
+        raise CacheError(
+            f"cannot write {path}, {needed:,} bytes: {error.strerror}; an earlier file is as it was. Name another place"
+        ) from error
     return records
 
 
 def install(archive: str | os.PathLike[str], *, force: bool = False) -> dict[str, bool]:
-    """Put the models of an archive that `pack` wrote into the cache: all of them or none.
+    """Put the models of an archive that `pack` wrote into the cache, after all of them have been checked.
 
     Args:
         archive: Treated as hostile; see the head of this module.
@@ -276,6 +281,10 @@ def _as_installed(weights: Released, record: Record, file: File, path: Path) -> 
     told["converter_version"] = str(record.converter)
     # "(by ...)" is what an earlier archive added
     same = record.source == source or record.source.startswith(f"{source} (by ")
+    strange = provenance.keys() - {*told, "source", "isanet_version"}
+    texts = all(text.isprintable() and len(text) <= MAX_TEXT for text in provenance.values())
+    if strange or not texts:
+        raise IntegrityError(f"the metadata of the file of {name} are not as isanet writes them")
     if not source or not same or any(provenance.get(key) != value for key, value in told.items()):
         raise IntegrityError(f"the file of {name} tells another origin in its metadata than its record does")
     return replace(
@@ -293,8 +302,15 @@ def _is_there(weights: Released, record: Record) -> bool:
     """Whether the cache has the same model; raises IntegrityError where it has, or knows, another one."""
     recorded = cache.read_record(weights.name)
     if recorded is None:
+        if (path := cache.record_path(weights.name)).exists():
+            raise IntegrityError(
+                f"the record {path} of {weights.name} cannot be read, so nothing can be compared with it; --force "
+                "(force=True) replaces it"
+            )
         return False
     if recorded.source_sha256 == record.source_sha256:
+        if recorded.converter != record.converter:
+            return False  # an older conversion, of no use to this isanet
         if released.read_cached(weights) is not None:
             return True
         if recorded.file_sha256 == record.file_sha256:
@@ -317,7 +333,10 @@ def _cached(weights: Released) -> tuple[Record, File]:
     record, path = cache.read_record(weights.name), cache.cached_file(weights.name)
     if record is None or path is None:
         raise CacheError(f"{weights.name} left the cache while it was packed; try again")
-    file = checkpoint.read_file(path)
+    try:
+        file = checkpoint.read_file(path)
+    except OSError as error:
+        raise CacheError(f"cannot read {path}: {error.strerror}; try again") from error
     released.verified_file(weights, record, file, values=True)
     return record, file
 
@@ -331,8 +350,12 @@ def _add(archive: zipfile.ZipFile, name: str, data: bytes | memoryview) -> None:
 
 def _read(stream: BinaryIO, name: str, entry: Entry) -> File:
     data = np.empty(entry.size, dtype=np.uint8)
-    stream.seek(entry.start)
-    if stream.readinto(data) != entry.size:  # type: ignore[attr-defined]
+    try:
+        stream.seek(entry.start)
+        count = stream.readinto(data)  # type: ignore[attr-defined]
+    except OSError as error:
+        raise CacheError(f"cannot read the archive: {error.strerror}; copy it again") from error
+    if count != entry.size:
         raise CheckpointFormatError("it became shorter while it was read; try again when nothing writes to it")
     return File(f"the file of {name} in it", data, sha256(data.data).hexdigest())
 

@@ -69,9 +69,14 @@ def home() -> Path:
     return Path(os.path.expanduser(base), "hub", "isanet")  # noqa: PTH111  Path's raises where there is no home
 
 
+def record_path(name: str) -> Path:
+    """Where the record of a model is."""
+    return home() / f"{name}.json"
+
+
 def read_record(name: str) -> Record | None:
     """The record of a model, or None if it was never cached, or the record is damaged (which is logged)."""
-    path = home() / f"{name}.json"
+    path = record_path(name)
     try:
         return parse_record(name, json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:

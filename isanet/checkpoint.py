@@ -199,7 +199,8 @@ def check_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, va
             that no training gives; the message shows the first differences.
     """
     problems = [f"{name} is missing" for name in expected if name not in state]
-    problems += [f"{name} is not part of the model" for name in state if name not in expected]
+    strange = (name[:200] for name in state if name not in expected)
+    problems += [f"{name if name.isprintable() else ascii(name)} is not part of the model" for name in strange]
     fitting: dict[str, Tensor] = {}
     memories: set[int] = set()
     for name, wanted in expected.items():

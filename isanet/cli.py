@@ -423,7 +423,12 @@ def _selftest(options: argparse.Namespace) -> int:
 
     failed = 0
     for name in dict.fromkeys(options.names):
-        found = selftest(name, device=options.device, precision=options.precision)
+        try:
+            found = selftest(name, device=options.device, precision=options.precision)
+        except IsanetError as error:
+            failed += 1
+            print(f"{name}: FAILED: {_one_line(error)}")
+            continue
         where = f"on {found.device} in {found.precision}"
         if found.fault:
             failed += 1
@@ -974,7 +979,8 @@ def _pairs(values: object) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    line = " ".join(str(error).split()) or type(error).__name__
+    return "".join(char if char.isprintable() else "\ufffd" for char in line)  # a stranger's text, for a terminal
 
 
 if __name__ == "__main__":

@@ -21,6 +21,9 @@ from isanet.protocols import PROTOCOLS
 SCHEMA = 1
 """Version of the layout of weights.json that this code reads."""
 
+MAX_INPUT_PIXELS = 2**25
+"""Most pixels that somebody else's configuration may make of a picture: preparing them takes about a gigabyte."""
+
 MAX_EDGE = 2**14
 """Largest edge in pixels to which pictures are resized; the published models have 2048."""
 
@@ -311,7 +314,8 @@ def _is_preprocessing(value: Any) -> bool:
         for key in ("mean", "std")
     )
     edges = all(_is_positive(value[key]) and value[key] <= MAX_EDGE for key in ("short_edge", "long_edge"))
-    return triples and edges and min(value["std"]) > 0
+    small = edges and value["short_edge"] * value["long_edge"] <= MAX_INPUT_PIXELS
+    return triples and small and min(value["std"]) > 0
 
 
 CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {

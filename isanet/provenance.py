@@ -53,8 +53,8 @@ def origin(path: Path) -> Origin:
     said = released.provenance_in(checkpoint.read_checkpoint(file)[1])
     compared = _same_file(file.sha256)
     if path.is_dir() or not compared:  # else the file is known, and may be a backbone, which is no model by itself
-        model = zoo.from_pretrained(path)
-        compared = compared or _same_source(place, said) + _same_tensors(said, model)
+        model = zoo.load_file(file, path / "config.json" if path.is_dir() else None)
+        compared = (compared or _same_source(place, said) + _same_tensors(said, model)) + _other_config(said, model)
     shown = {clean(key)[:LONGEST]: clean(value)[:LONGEST] for key, value in said.items()}
     return Origin(place, file.sha256, len(file.data), shown, compared)
 
@@ -102,12 +102,23 @@ def _same_tensors(said: Mapping[str, str], model: ISANet) -> list[str]:
     if weights is None or cached is None:
         return []
     ours, theirs = model.state_dict(), cached[0].state_dict()
-    other = [name for name, value in theirs.items() if not (name in ours and torch.equal(ours[name], value))]
+    other = sorted(ours.keys() ^ theirs.keys())
+    other += [name for name in ours.keys() & theirs.keys() if not torch.equal(ours[name], theirs[name])]
     if not other:
         return [f"all its tensors are those of {weights.name} as verified here"]
     shown = ", ".join(other[:3]) + (", ..." if len(other) > 3 else "")
-    return [f"{plural(len(other), 'tensor')} of {len(theirs):,} are not those of {weights.name}: {shown}; it was "
+    return [f"{plural(len(other), 'tensor')} of {len(ours):,} are not those of {weights.name}: {shown}; it was "
             "trained further, has other classes, or was changed"]  # fmt: skip
+
+
+def _other_config(said: Mapping[str, str], model: ISANet) -> list[str]:
+    """In what the configuration of a model is not that of the one that its file says it is: tensors do not show it."""
+    weights = load_manifest().get(said.get("name", ""))
+    if weights is None:
+        return []
+    expected = released.model_config(weights)
+    other = sorted(key for key, value in expected.items() if model.config[key] != value)
+    return [f"its configuration is not that of {weights.name}: {', '.join(other)}"] if other else []
 
 
 def _known() -> list[Released]:

@@ -84,9 +84,9 @@ def from_pretrained(
         case "repository":
             model = _load_repository(place, revision=revision, token=token)
         case "folder":
-            model = _load_file(_read(Path(place, "model.safetensors")), Path(place, "config.json"))
+            model = load_file(_read(Path(place, "model.safetensors")), Path(place, "config.json"))
         case _:
-            model = _load_file(_read(Path(place)))
+            model = load_file(_read(Path(place)))
     if new is None:
         return model
     if classes is not None and _are_numbers(model) and len(new) == len(model.classes):
@@ -233,7 +233,7 @@ def _read(path: Path) -> File:
         ) from error
 
 
-def _load_file(file: File, config_file: Path | None = None) -> ISANet:
+def load_file(file: File, config_file: Path | None = None) -> ISANet:
     """A model from any file, with its config beside it, inside it, or told from its shapes."""
     raw, metadata = checkpoint.read_checkpoint(file)
     with checkpoint.naming(file):
@@ -305,7 +305,7 @@ def _load_repository(repo_id: str, *, revision: str | None, token: str | bool | 
     stored = file_path.resolve()
     if re.fullmatch("[0-9a-f]{64}", stored.name) and file.sha256 != stored.name:
         raise IntegrityError(f"{stored} has sha256 {file.sha256}: it was damaged; delete it and try again")
-    model = _load_file(file, config_path)
+    model = load_file(file, config_path)
     model.provenance["source"] = f"hf://{repo_id}@{revision or 'main'}"
     return model
 

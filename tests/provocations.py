@@ -45,7 +45,7 @@ from tests.tiny_zoo import FILE_NAME, NAME
 
 ADDRESS = f"/{FILE_NAME}"
 OTHER_ADDRESS = "/isanet_tiny.pth"
-QUICK = Limits(connect=5, read=0.5, window=1, window_bytes=50_000, retries=2, backoff=0.01, deadline=20)
+QUICK = Limits(connect=5, read=2, window=1, window_bytes=50_000, retries=2, backoff=0.01, deadline=20)
 BOUND = 120.0  # seconds for any call here, most of them for machines with other things to do
 CLASSES = ("sky", "land", "water", "house")
 

@@ -574,3 +574,57 @@ def test_the_directory_is_the_one_that_zipfile_reads(archive: Path) -> None:
             assert data == other.read(name)
             assert zlib.crc32(data) == place.crc
         assert {info.compress_type for info in other.infolist()} == {zipfile.ZIP_STORED}
+
+
+def test_the_cache_is_no_place_for_an_archive(tiny: FileServer, home: Path) -> None:
+    isanet.from_pretrained(NAME)
+    before = files(home)
+    with pytest.raises(ValueError, match="write the archive elsewhere"):
+        airgap.pack([NAME], home / f"{NAME}.json", overwrite=True)
+    assert files(home) == before
+
+
+def test_a_record_that_cannot_be_read_is_not_replaced_unasked(alone: Path, home: Path) -> None:
+    airgap.install(alone)
+    path = cache.record_path(NAME)
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(isanet.IntegrityError, match="cannot be read, so nothing can be compared"):
+        airgap.install(alone)
+    assert airgap.install(alone, force=True) == {NAME: True}
+    assert cache.read_record(NAME) is not None
+
+
+def test_an_older_conversion_is_replaced(alone: Path) -> None:
+    airgap.install(alone)
+    record = cache.read_record(NAME)
+    assert record is not None
+    path = cache.record_path(NAME)
+    path.write_text(path.read_text().replace(f'"converter": {record.converter}', '"converter": 0'))
+    assert airgap.install(alone) == {NAME: True}
+    assert cache.read_record(NAME) == record
+
+
+def test_texts_of_strangers_do_not_reach_the_terminal(alone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    index, data = parts(alone)
+    tensors, metadata = checkpoint.read_safetensors(checkpoint.read_file(_file(alone, data)))
+    for state, texts, reason in (
+        ({**tensors, "\x1b[2Jevil\u202e": torch.zeros(1)}, metadata, "is not part of the model"),
+        (tensors, {**metadata, "evil": "x"}, "not as isanet writes them"),
+        (tensors, {**metadata, "isanet_version": "\x1b[31m"}, "not as isanet writes them"),
+    ):
+        changed = checkpoint.serialize(state, {key: text for key, text in texts.items() if key != "format"})
+        model = index["models"][NAME]
+        model["size"], model["record"]["file_sha256"] = len(changed), sha256(changed).hexdigest()
+        model["record"]["file"] = f"{NAME}-{sha256(changed).hexdigest()[:8]}.safetensors"
+        write(alone, [(MEMBER, changed), (airgap.INDEX, json.dumps(index).encode())])
+        assert run("install", alone) == 1
+        error = capsys.readouterr().err
+        assert "nothing was installed" in error
+        assert reason in error
+        assert all(line.isprintable() for line in error.splitlines())
+
+
+def _file(archive: Path, data: bytes) -> Path:
+    path = archive.with_name("member.safetensors")
+    path.write_bytes(data)
+    return path

@@ -650,6 +650,26 @@ def test_verify_explains_what_a_file_says_and_compares_it(
     assert "nothing is recorded here" in verified(capsys, "mine")
 
 
+def test_verify_compares_what_tensors_do_not_show(
+    tiny: FileServer, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = isanet.from_pretrained(tiny_zoo.NAME)
+    model.save_pretrained("turned")
+    config = json.loads(Path("turned/config.json").read_text())
+    config["classes"] = config["classes"][::-1]
+    Path("turned/config.json").write_text(json.dumps(config))
+    assert run("verify", "turned") == 0
+    assert f"its configuration is not that of {tiny_zoo.NAME}: classes" in capsys.readouterr().out
+    larger = isanet.ISANet(**{**model.config, "backbone": "resnet26"})
+    larger.load_state_dict(model.state_dict(), strict=False)
+    larger.provenance = model.provenance
+    larger.save_pretrained("larger")
+    assert run("verify", "larger") == 0
+    out = capsys.readouterr().out
+    assert "all its tensors" not in out
+    assert "backbone" in out
+
+
 def test_verify_knows_a_released_file_by_its_hash(
     tiny: FileServer, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

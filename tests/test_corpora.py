@@ -100,7 +100,7 @@ def refused(data: bytes) -> CheckpointError:
     seen = []
     try:
         with pytest.raises(CheckpointError) as caught:
-            zoo._load_file(file)
+            zoo.load_file(file)
         happened = seen
     finally:
         seen = None

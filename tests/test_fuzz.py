@@ -212,7 +212,7 @@ def check_checkpoint(data: bytes) -> None:
                     or (type(each).__name__ in ("_Name", "_Storage"))
                 )
         assert shown <= MAX_SHARING * len(data)
-        zoo._load_file(file)
+        zoo.load_file(file)
 
 
 @pytest.mark.parametrize("kind", FILES)

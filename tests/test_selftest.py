@@ -280,3 +280,26 @@ def test_float32_on_an_accelerator_has_the_tolerance_of_tf32(segmenter: Segmente
     assert selftest.tolerance_of(segmenter) == selftest.TOLERANCES["float32"]
     segmenter.device = torch.device("cuda")
     assert selftest.tolerance_of(segmenter) == selftest.TOLERANCES["float16"]
+
+
+def test_a_cache_that_cannot_be_written_is_no_fault(
+    tiny: FileServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(*_: object) -> None:
+        raise isanet.CacheError("cannot write to the cache folder")
+
+    isanet.from_pretrained(tiny_zoo.NAME)
+    monkeypatch.setattr(selftest, "_write", refused)
+    found = selftest.selftest(tiny_zoo.NAME, device="cpu", precision="float32")
+    assert not found.fault
+    assert "the answer was not kept: cannot write" in caplog.text
+
+
+def test_one_model_that_cannot_be_loaded_does_not_stop_the_others(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ISANET_OFFLINE", "1")
+    assert run("selftest", "isanet_r50_voc", MODEL, "--device", "cpu", "--precision", "float32") == 1
+    out = capsys.readouterr().out
+    assert "isanet_r50_voc: FAILED: " in out
+    assert f"{MODEL}: good" in out
