@@ -125,7 +125,8 @@ def _of_size(
         with torch.inference_mode():
             (images,) = prepared[index]
             logits = model(images[None].to(plain.device), size=pictures[index].shape[:2])
-            labels: NDArray[np.uint8] = logits.argmax(1)[0].to(torch.uint8).cpu().numpy()
+            small = torch.uint8 if logits.shape[1] <= 256 else torch.int32
+            labels: NDArray[np.uint8] = logits.argmax(1)[0].to(small).cpu().numpy()
         _colored(plain, labels, pictures[index])
         return labels
 

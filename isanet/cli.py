@@ -17,8 +17,9 @@ import secrets
 import shutil
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,11 +107,11 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run)
         return added
 
-    def running(added: argparse.ArgumentParser, precision: str) -> None:
-        """How a model runs."""
+    def running(added: argparse.ArgumentParser, precision: str, *, calibrated: bool = False) -> None:
+        """How a model runs; `calibrated`: in int8 too, which needs pictures."""
         added.add_argument("--protocol", default="whole", choices=PROTOCOLS, metavar="NAME", help=", ".join(PROTOCOLS))
         added.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-        precisions = ("auto", *PRECISIONS)
+        precisions = ("auto", *PRECISIONS[: 4 if calibrated else 3])
         added.add_argument("--precision", default=precision, choices=precisions, help=f"default: {precision}")
         added.add_argument("--batch-size", type=_positive, default=1, metavar="N")
 
@@ -180,7 +181,7 @@ def _parser() -> argparse.ArgumentParser:
         "--ids", action="store_true", help="official ids as NAME.png, as the server of the model's benchmark takes them"
     )
     segment.add_argument("--force", action="store_true", help="replace existing outputs")
-    running(segment, precision="auto")
+    running(segment, precision="auto", calibrated=True)
 
     demo = command("demo", _demo, "draw a street, segment it with the model in the package, and score it")
     demo.add_argument("--seed", type=_not_negative, help="which street; default: a new one each time")
@@ -482,7 +483,7 @@ def _segment(options: argparse.Namespace) -> int:
             device=options.device,
             precision=options.precision,
             protocol=options.protocol,
-            calibration=list(plan)[:8],  # for int8
+            calibration=_readable(plan) if options.precision == "int8" else (),
         )
         if options.ids and official_name(segmenter.model.label_space) is None:
             if made:
@@ -526,6 +527,16 @@ def _segment(options: argparse.Namespace) -> int:
     if failures:
         print(f"isanet: {len(failures)} of {len(pictures)} pictures were not segmented", file=sys.stderr)
     return 1 if failures else 0
+
+
+def _readable(paths: Iterable[Path]) -> Iterator[Path]:
+    """Those that can be read: of the others is told when their turn comes."""
+    from isanet.preprocess import read_image
+
+    for path in paths:
+        with suppress(ImageError):
+            read_image(path)
+            yield path
 
 
 def _write(kinds: Sequence[str], result: Segmentation, outputs: Sequence[Path]) -> str:

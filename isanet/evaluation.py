@@ -96,7 +96,7 @@ def evaluate(
             each four where the model needs the cores itself, at most 8, shared out among the processes of a group.
             Where the system starts processes by spawning, a script needs `if __name__ == "__main__":` for it.
         device: As for `isanet.Segmenter`.
-        precision: As for `isanet.Segmenter`; float32 by default, because published figures are.
+        precision: As for `isanet.Segmenter`, but int8; float32 by default, because published figures are.
         progress: Show a bar with the running mIoU; None shows it on a terminal.
 
     Returns:

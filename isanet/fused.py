@@ -117,20 +117,23 @@ class Attention(nn.Module):
         b = self.block_size
         per_row = N * W * (self.first.shape[0] + 2 * C) * self.first.element_size()
         if H * per_row <= PART_BYTES:
-            return self._of(x_NHWC, b)
+            return self._of(x_NHWC, b, b)
         result = x_NHWC if in_place else torch.empty_like(x_NHWC)
         if self.long_range:  # rows of one position in their blocks: the same problem with blocks one row high
+            columns = 1 if H * per_row <= b * PART_BYTES else b
             for row in range(b):
-                result[:, row::b] = self._of(x_NHWC[:, row::b], 1)
+                for column in range(columns):
+                    part = x_NHWC[:, row::b, column::columns]
+                    result[:, row::b, column::columns] = self._of(part, 1, b // columns)
         else:
             step = max(1, PART_BYTES // (b * per_row)) * b
             for top in range(0, H, step):
-                result[:, top : top + step] = self._of(x_NHWC[:, top : top + step], b)
+                result[:, top : top + step] = self._of(x_NHWC[:, top : top + step], b, b)
         return result
 
-    def _of(self, x_NHWC: Tensor, R: int) -> Tensor:
+    def _of(self, x_NHWC: Tensor, R: int, S: int) -> Tensor:
         N, H, W, C = x_NHWC.shape
-        x = x_NHWC.reshape(N, H // R, R, W // self.block_size, self.block_size, C).permute(self.order)
+        x = x_NHWC.reshape(N, H // R, R, W // S, S, C).permute(self.order)
         sizes = x.shape
         x_NGLC = x.reshape(N, sizes[1] * sizes[2], sizes[3] * sizes[4], C)
         projected = F.linear(x_NGLC, self.first, self.first_bias)

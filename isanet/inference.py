@@ -403,6 +403,8 @@ def _largest_window(model: ISANet | FastISANet, height: int, width: int) -> tupl
     window = height, width
     while not _fits(model, 1, *window) and max(window) > 64:
         window = max(64, window[0] * 7 // 8 // 64 * 64), max(64, window[1] * 7 // 8 // 64 * 64)
+    if not _fits(model, 1, *window):
+        raise ValueError("max_memory is too small for even 64 x 64 pixels; it is in bytes, and a gigabyte is 2**30")
     return min(window[0], height), min(window[1], width)
 
 

@@ -7,9 +7,9 @@ block that changes its shape has both signs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,9 @@ class Int8Conv(nn.Module):
         self.dtype = dtype if out_scale is None else torch.uint8
         self.relu = "relu" if conv.relu else "none"
         weight = torch.cat(list(conv.weights), 1).detach().float()
-        self.weight_scale = weight.abs().amax((1, 2, 3)).clamp(min=1e-12) / 127
+        if not (weight.isfinite().all() and conv.bias.isfinite().all()):
+            raise ValueError("the network has weights that are not finite: they are damaged or not trained")
+        self.weight_scale = weight.abs().amax((1, 2, 3)).clamp(min=1e-12) / _largest_weight()
         self.weight_zero = torch.zeros(len(weight), dtype=torch.int32)
         self.bias = conv.bias.detach().float()
         self.weight = torch.ops.onednn.qconv_prepack(
@@ -74,11 +76,20 @@ class Int8Conv(nn.Module):
         return y
 
 
+def _largest_weight() -> int:
+    """127, or 63 where the processor adds products of two bytes in pairs of 16 bits, which more would overflow."""
+    can: Mapping[str, Any] = torch.cpu.get_capabilities()
+    exact = can.get("avx512_vnni") or can.get("avx_vnni") or can.get("amx_int8") or can.get("architecture") != "x86_64"
+    return 127 if exact else 63
+
+
 def ranges(fast: FastISANet, pictures: Iterable[Tensor]) -> dict[nn.Module, float]:
     """The largest value that each convolution sees; of a shortcut's own, which may be negative, of what it gives."""
     highest: dict[nn.Module, float] = {}
 
     def see(module: nn.Module, value: Tensor) -> None:
+        if not value.isfinite().all():
+            raise ValueError("the network gives values that are not finite: its weights are damaged or not trained")
         highest[module] = max(highest.get(module, 0.0), float(value.abs().max()))
 
     shortcuts = {block.downsample for block in fast.modules() if isinstance(block, Block)}

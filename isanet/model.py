@@ -119,6 +119,15 @@ def _plain(x_NCHW: Tensor) -> Tensor:
     return (x_NCHW.float() if x_NCHW.dtype in (torch.float16, torch.bfloat16) else x_NCHW).contiguous()
 
 
+def check_images(images: Tensor) -> None:
+    """Raise ValueError where it is not a batch of floating-point RGB images."""
+    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        raise ValueError(
+            f"expected normalised floating-point images of shape (N, 3, H, W), got {tuple(images.shape)} of "
+            f"{images.dtype}; isanet.preprocess.preprocess makes one from a picture"
+        )
+
+
 class ISANet(nn.Module):
     """Interlaced Sparse Self-Attention Network, keyword-only, every argument a plain value that survives JSON.
 
@@ -375,11 +384,7 @@ class ISANet(nn.Module):
 
     def coarse_logits(self, images: Tensor, *, aux: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """As `forward`, before any resizing: (N, K, H/8, W/8), rounded up."""
-        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-            raise ValueError(
-                f"expected normalised floating-point images of shape (N, 3, H, W), got {tuple(images.shape)} of "
-                f"{images.dtype}; isanet.preprocess.preprocess makes one from a picture"
-            )
+        check_images(images)
         stage3, stage4 = self.backbone(images)
         residual = self.reduce(stage4)
         context = self._attend(residual)

@@ -41,7 +41,7 @@ from isanet.fused import (
     pair,
 )
 from isanet.int8 import quantise, ranges
-from isanet.model import ISANet, block_padding
+from isanet.model import ISANet, block_padding, check_images
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
 """Names of precisions, and the type that most of the computation is done in."""
@@ -65,7 +65,8 @@ def optimize(
         precision: "float32" (the model's own, if that is float64), "bfloat16", "float16", or "int8" (on the CPU).
         pictures: For int8, a few network inputs (N, 3, H, W), such as `isanet.inference.prepare` makes, like those to
             come: they tell the range of every map. Not used otherwise.
-        compile: Compile with `torch.compile`: the first picture of each kind of size then takes a minute or more.
+        compile: Compile with `torch.compile` what goes through at once, not in bands: the first picture, and the first
+            of another size, then take a minute.
         max_memory: Bytes for maps, beyond weights, input and result. A picture that would need more goes through the
             network in bands of rows, with the same labels but for rounding. See `FastISANet.fits`.
 
@@ -80,19 +81,21 @@ def optimize(
     device = model.classifier.weight.device
     if precision == "int8" and device.type != "cpu":
         raise ValueError(f"int8 is for the CPU, not for {device}; there, use 'bfloat16' or 'float16'")
+    if precision == "int8" and not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        raise ValueError("int8 needs oneDNN, which this build of torch does not have; use 'float32'")
     own = model.classifier.weight.dtype
     with torch.no_grad():
         fast = FastISANet(model, own, max_memory)
         if precision == "int8":
             highest = ranges(fast, pictures)
-            fast.to_half(torch.bfloat16 if has_bfloat16(device) else own)
+            fast.to_half(torch.bfloat16 if has_bfloat16(device) else torch.float32)
             quantise(fast, highest)
         elif precision != "float32":
             fast.to_half(PRECISIONS[precision])
+    fast.eval().requires_grad_(False)
     if compile:
-        for part in (*fast.layers, fast.long_range, fast.short_range, fast.fuse):
-            part.compile()
-    return fast.eval().requires_grad_(False)
+        fast._at_once = torch.compile(fast._at_once)  # type: ignore[method-assign]
+    return fast
 
 
 def unsuited(model: nn.Module) -> str:
@@ -103,10 +106,11 @@ def unsuited(model: nn.Module) -> str:
         plain = ISANet(**model.config)
     ours, theirs = dict(plain.named_modules()), dict(model.named_modules())
     for name in ours | theirs:
-        there = theirs.get(name)
-        if type(ours.get(name)) is not type(there):
-            return f"its part {name!r} is {type(there).__name__}, not {type(ours.get(name)).__name__}"
-        assert there is not None
+        here, there = ours.get(name), theirs.get(name)
+        if here is None or there is None or type(here) is not type(there):
+            return f"its part {name!r} is {type(there).__name__}, not {type(here).__name__}"
+        if here.extra_repr() != there.extra_repr():
+            return f"its part {name!r} has {there.extra_repr()}, not {here.extra_repr()}"
         if there._forward_hooks or there._forward_pre_hooks or "forward" in vars(there):
             return f"its part {name!r} has hooks"
     dtypes = {parameter.dtype for parameter in model.parameters()}
@@ -128,6 +132,8 @@ def has_bfloat16(device: torch.device) -> bool:
 
 class FastISANet(nn.Module):
     """An ISANet for inference alone, made by `optimize`; it does what `isanet.inference` asks of a network.
+
+    It stays on its device. In int8 it cannot be copied or saved: make it anew.
 
     Attributes:
         config: That of the model, as `classes`, `palette`, `preprocessing`, `align_corners`.
@@ -171,23 +177,39 @@ class FastISANet(nn.Module):
 
     def coarse_logits(self, images: Tensor) -> Tensor:
         """(N, 3, H, W), normalised, in the type of the first weights -> (N, K, H/8, W/8), rounded up; the same type."""
+        check_images(images)
         N, _, H, W = images.shape
         h, w = -(-H // STRIDE), -(-W // STRIDE)
-        band = h if self._whole(N, h, w) <= self.max_memory else self._band(N, w)
-        top, bottom, _ = block_padding(h, self.block_size)
-        left, right, _ = block_padding(w, self.block_size)
-        padded_NHWC = self._features(images, band, (left, right, top, bottom))
+        if self._whole(N, h, w) <= self.max_memory:
+            return self._at_once(images)
+        band = self._band(N, w)
+        left, _, top, _ = self._padding(h, w)
+        padded_NHWC = self._features(images, band, h, w)
         context_NHWC = self.short_range(self.long_range(padded_NHWC), in_place=True)
         residual, context = (
             x[:, top : top + h, left : left + w].permute(0, 3, 1, 2) for x in (padded_NHWC, context_NHWC)
         )
         both = (residual, context) if self.residual_first else (context, residual)
-        if band == h:
-            logits: Tensor = self.classifier(self.fuse(torch.cat(both, 1)))
-            return logits.to(images.dtype)
         pairs = (torch.cat([x[:, :, start : start + band] for x in both], 1) for start in range(0, h, band))
         parts = conv_rows(self.fuse, pairs)
         return torch.cat([self.classifier(part).to(images.dtype) for part in parts], 2)
+
+    def _at_once(self, images: Tensor) -> Tensor:
+        x = channels_last(images)
+        for layer in self.layers:
+            x = layer(x)
+        h, w = x.shape[2:]
+        left, _, top, _ = padding = self._padding(h, w)
+        x_NHWC = x.permute(0, 2, 3, 1)
+        context_NHWC = F.pad(x_NHWC, (0, 0, *padding)) if any(padding) else x_NHWC
+        context_NHWC = self.short_range(self.long_range(context_NHWC))
+        context = context_NHWC[:, top : top + h, left : left + w].permute(0, 3, 1, 2)
+        logits: Tensor = self.classifier(self.fuse(torch.cat((x, context) if self.residual_first else (context, x), 1)))
+        return logits.to(images.dtype)
+
+    def _padding(self, h: int, w: int) -> tuple[int, int, int, int]:
+        """Cells to the left, right, top and bottom that make whole blocks."""
+        return *block_padding(w, self.block_size)[:2], *block_padding(h, self.block_size)[:2]
 
     def fits(self, shape: Sequence[int]) -> bool:
         """Whether inputs (N, 3, H, W) can go through within `max_memory`, at once or in bands.
@@ -210,30 +232,25 @@ class FastISANet(nn.Module):
     def _head(self, N: int, h: int, w: int) -> int:
         C, D = self.config["head_channels"], self.config["key_channels"]
         cells = N * h * w * self.dtype.itemsize
-        return int(2.2 * cells * C + min(cells * (4 * D + 3 * C), 8 * PART_BYTES))
+        part = cells // self.block_size**2 * (6 * D + 4 * C)  # the least that long-range attention takes at a time
+        return int(2.2 * cells * C + max(part, min(cells * (4 * D + 3 * C), 8 * PART_BYTES)))
 
     def _band(self, N: int, w: int) -> int:
         """Rows of cells that go through together: few, but enough for the matrix products to be large."""
         return max(4, min(32, (64 << 20) // (N * w * self._elements * self.dtype.itemsize)))
 
-    def _features(self, images: Tensor, band: int, padding: tuple[int, int, int, int]) -> Tensor:
+    def _features(self, images: Tensor, band: int, h: int, w: int) -> Tensor:
         """(N, 3, H, W) -> (N, h, w, C), what attention starts from, padded with zeros to whole blocks."""
         height = band * STRIDE
-        if height >= images.shape[2]:
-            x = channels_last(images)
-            for layer in self.layers:
-                x = layer(x)
-            x_NHWC = x.permute(0, 2, 3, 1)
-            return F.pad(x_NHWC, (0, 0, *padding)) if any(padding) else x_NHWC
         rows: Iterator[Tensor] = (images[:, :, top : top + height] for top in range(0, images.shape[2], height))
+        rows = (channels_last(part) for part in rows)
         for layer in self.layers:
             rows = block_rows(layer, rows) if isinstance(layer, Block) else conv_rows(layer, rows)
-        N, _, H, W = images.shape
-        left, right, top, bottom = padding
-        shape = (N, -(-H // STRIDE) + top + bottom, -(-W // STRIDE) + left + right, self.config["head_channels"])
+        left, right, top, bottom = self._padding(h, w)
+        shape = (len(images), h + top + bottom, w + left + right, self.config["head_channels"])
         whole = torch.zeros(shape, dtype=self.dtype, device=images.device)
         for part in rows:
-            whole[:, top : top + part.shape[2], left : left + part.shape[3]] = part.permute(0, 2, 3, 1)
+            whole[:, top : top + part.shape[2], left : left + w] = part.permute(0, 2, 3, 1)
             top += part.shape[2]
         return whole
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable
 from datetime import timedelta
+from types import TracebackType
 from typing import Any, TypeVar, cast
 
 import torch
@@ -23,6 +25,13 @@ def leave_signals(worker: int = 0) -> None:
     """For `DataLoader(worker_init_fn=...)`: what is to stop a group of processes, the one that waits for them hears."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    sys.excepthook = _unless_left
+
+
+def _unless_left(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Nothing is said where the process that was being handed a batch has stopped in the middle of it."""
+    if not issubclass(kind, EOFError | ConnectionError):
+        sys.__excepthook__(kind, error, trace)
 
 
 class Processes:

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 Source = str | os.PathLike[str] | Image.Image | NDArray[Any]
 """What `isanet.preprocess.read_image` reads."""
 
+MOST_CALIBRATION = 8
+"""Pictures that int8 is calibrated on."""
+
 log = logging.getLogger("isanet")
 
 # Their servers take ids as plain grey levels.
@@ -228,13 +231,14 @@ class Segmenter:
             one's own. It is never chosen by the model: weights from mmsegmentation need "mmseg-..." to give exactly
             its labels.
         max_pixels: Larger pictures are refused, before they are decoded.
-        calibration: For int8, a few pictures like those to come (eight are plenty), as a list or a folder: they tell
-            the range of every map in the network.
-        compile: Compile the network with `torch.compile`. It takes a minute at the first picture, and again for each
-            new size.
+        calibration: For int8, a few pictures like those to come, as a list or a folder, of which the first eight are
+            taken: they tell the range of every map in the network.
+        compile: Compile the network with `torch.compile`. It takes a minute at the first picture, and again at the
+            first of another size.
         max_memory: Bytes that the maps in the network may take, beyond weights, picture and labels; by default 4 GiB.
-            What needs more goes through in bands of rows, with the same labels; what needs more still (beyond 50
-            megapixels in float32), in overlapping windows.
+            What needs more goes through in bands of rows, with the same labels; what needs more still (beyond 40
+            megapixels in float32), in overlapping windows. Models that `isanet.optimize` does not know take what they
+            take.
 
     Attributes:
         model: The model.
@@ -280,13 +284,12 @@ class Segmenter:
         self.precision = _auto_precision(self.device, model) if precision == "auto" else precision
         self._compile = compile
         self._calibration = [
-            self._read(source).tensors[0][None]
-            for source in (self._sources(calibration) if precision == "int8" else ())
+            tensor[None]
+            for source in (islice(self._sources(calibration), MOST_CALIBRATION) if precision == "int8" else ())
+            for tensor in self._read(source).tensors
         ]
-        self._network: tuple[ISANet | FastISANet, object] | None = None
-        if (precision == "int8" or compile) and (reason := unsuited(model)):
-            raise ValueError(f"this network cannot be optimized, as int8 and compile need: {reason}")
-        if precision == "int8":
+        self._network: tuple[ISANet | FastISANet, list[tuple[Tensor, int, int]]] | None = None
+        if precision == "int8" or compile:
             self.network()  # errors are better now than at the first picture
         log.info(
             "segmenting on %s (%s) in %s (%s)%s",
@@ -300,13 +303,20 @@ class Segmenter:
         )
 
     def network(self) -> ISANet | FastISANet:
-        """The network that runs, made of the model's weights as they are now."""
+        """The network that runs, made of the model's weights as they are now.
+
+        A change by way of `tensor.data` in place is the one that cannot be seen: make a new Segmenter after it.
+        """
         self.model.eval()  # it may have been trained on in between
         state = [*self.model.parameters(), *self.model.buffers()]
-        version = [(id(tensor), 0 if tensor.is_inference() else tensor._version) for tensor in state]
-        if self._network is None or self._network[1] != version:
+        version = [(x, x.data_ptr(), 0 if x.is_inference() else x._version) for x in state]
+        if self._network is None or not _same(self._network[1], version):
+            self._network = None  # not two of them at a time
             network: ISANet | FastISANet = self.model
-            if not unsuited(self.model):
+            reason = unsuited(self.model)
+            if reason and (self.precision == "int8" or self._compile):
+                raise ValueError(f"this network cannot be optimized, as int8 and compile need: {reason}")
+            if not reason:
                 network = optimize(
                     self.model,
                     self.precision,
@@ -315,7 +325,10 @@ class Segmenter:
                     max_memory=self.max_memory,
                 )
             self._network = network, version
-        return self._network[0]
+        network = self._network[0]
+        if isinstance(network, FastISANet):
+            network.max_memory, network.align_corners = self.max_memory, self.model.align_corners
+        return network
 
     def predict(
         self, prepared: Sequence[tuple[Tensor, ...]], sizes: Sequence[tuple[int, int]], **options: Any
@@ -504,6 +517,10 @@ def _auto_precision(device: torch.device, model: ISANet) -> str:
     if has_bfloat16(device):
         return "bfloat16"
     return "float16" if device.type == "cuda" else "float32"
+
+
+def _same(old: list[tuple[Tensor, int, int]], new: list[tuple[Tensor, int, int]]) -> bool:
+    return len(old) == len(new) and all(a[0] is b[0] and a[1:] == b[1:] for a, b in zip(old, new, strict=True))
 
 
 def _is_folder(source: object) -> TypeGuard[str | os.PathLike[str]]:

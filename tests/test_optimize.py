@@ -17,9 +17,9 @@ from skimage import data
 from torch import Tensor, nn
 
 import isanet
-from isanet import convert, fused, inference
+from isanet import convert, fused, inference, int8
 from isanet.inference import averaged, predict, prepare, stored
-from isanet.optimize import optimize, unsuited
+from isanet.optimize import FastISANet, optimize, unsuited
 from isanet.released import model_config
 from isanet.segmenter import Segmenter
 from isanet.toystreets import ToyStreets
@@ -202,7 +202,14 @@ def test_what_was_changed_is_not_optimized() -> None:
     hooked.fuse.register_forward_hook(lambda *_: None)
     wrapped = tiny()
     wrapped.fuse.conv = nn.Sequential(wrapped.fuse.conv)  # type: ignore[assignment]
+    biased, reflected, plain_norm = tiny(), tiny(), tiny()
+    biased.fuse.conv = nn.Conv2d(24, 12, 3, padding=1)
+    reflected.reduce.conv.padding_mode = "reflect"
+    plain_norm.reduce.bn = nn.BatchNorm2d(12, affine=False)
     for model, reason in (
+        (biased, "'fuse.conv' has 24, 12"),
+        (reflected, "padding_mode=reflect"),
+        (plain_norm, "affine=False"),
         (Other(num_classes=2, backbone="resnet14", width=2), "it is a Other, not an ISANet"),
         (hooked, "its part 'fuse' has hooks"),
         (synced, "is SyncBatchNorm, not BatchNorm2d"),
@@ -227,6 +234,54 @@ def test_wrong_arguments(options: dict[str, Any], message: str) -> None:
         optimize(tiny(), **options)
 
 
+@pytest.mark.parametrize("part", ["layers.0", "layers.4.conv2", "layers.20", "fuse"])
+def test_int8_of_damaged_weights_gives_no_labels(part: str) -> None:
+    model = tiny(backbone="resnet50")
+    names = {"layers.0": "backbone.stem.0", "layers.4.conv2": "backbone.layer1.0.conv2", "layers.20": "reduce.conv"}
+    conv = model.get_submodule(names.get(part, "fuse.conv"))
+    for damage in (float("nan"), float("inf")):
+        with torch.no_grad():
+            conv.weight[0] = damage
+        with pytest.raises(ValueError, match="not finite"):
+            optimize(model, "int8", pictures=[images(1, 3, 64, 64).float()])
+
+
+LARGE_SUMS = """
+import torch
+from torch import nn
+from isanet.fused import Conv
+from isanet.int8 import Int8Conv
+like = nn.Conv2d(64, 8, 3, padding=1)
+conv = Conv(torch.ones(8, 64, 3, 3), torch.zeros(8), like, relu=True)
+print(float(Int8Conv(conv, 1 / 255, None)(torch.ones(1, 64, 8, 8))[0, 0, 4, 4]))
+"""
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="int8 needs oneDNN")  # type: ignore[no-untyped-call]
+def test_int8_sums_do_not_overflow_on_this_processor() -> None:
+    done = subprocess.run([sys.executable, "-c", LARGE_SUMS], capture_output=True, text=True, check=True, timeout=120)
+    assert abs(float(done.stdout) - 576) < 3
+
+
+def test_int8_leaves_a_bit_where_sums_of_two_products_would_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    for found, expected in (
+        ({"architecture": "x86_64", "avx512_vnni": True}, 127),
+        ({"architecture": "x86_64", "avx_vnni": True}, 127),
+        ({"architecture": "x86_64", "avx2": True}, 63),
+        ({"architecture": "aarch64"}, 127),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found)
+        assert int8._largest_weight() == expected
+
+
+@pytest.mark.parametrize(
+    "x", [torch.zeros(3, 8, 8), torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.zeros(1, 1, 8, 8)]
+)
+def test_wrong_images(x: Tensor) -> None:
+    with pytest.raises(ValueError, match="expected normalised floating-point images"):
+        optimize(tiny()).coarse_logits(x)
+
+
 def test_int8_is_for_the_cpu() -> None:
     with torch.device("meta"), pytest.raises(ValueError, match="int8 is for the CPU, not for meta"):
         optimize(tiny().to("meta"), "int8")
@@ -249,6 +304,20 @@ def test_the_segmenter_follows_weights_that_change() -> None:
     assert (segmenter(picture).labels == 3).all()
     model.load_state_dict(tiny().state_dict())
     assert np.array_equal(segmenter(picture).labels, before)
+    network = segmenter.network()
+    segmenter.max_memory = 2 << 30
+    assert segmenter.network() is network
+    assert isinstance(network, FastISANet)
+    assert network.max_memory == 2 << 30
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()  # as a swap of averaged weights does
+    assert segmenter.network() is not network
+
+
+def test_a_senseless_limit_of_memory_is_an_error() -> None:
+    segmenter = Segmenter(NANO, device="cpu", max_memory=4)
+    with pytest.raises(ValueError, match="it is in bytes"):
+        segmenter(data.astronaut())
 
 
 def test_int8_is_calibrated_on_a_folder(tmp_path: Path) -> None:
