@@ -157,7 +157,7 @@ TABLE: dict[str, dict[str, Row]] = {
         "one deadline": row(never_better, isanet.MirrorsExhaustedError, "{url}", "deadline of 1 s", "{home}"),
     },
     "A server that accepts and stays silent, or trickles: bounded `NetworkError`.": {
-        "silent": row(answers(*["silent"] * 9), isanet.NetworkError, "{url}", "timed out", "3 attempts"),
+        "silent": row(answers(*["silent"] * 9, read=0.5), isanet.NetworkError, "{url}", "timed out", "3 attempts"),
         "trickles": row(answers(*["trickle"] * 9), isanet.NetworkError, "{url}", "slower than", "3 attempts"),
         "trickles headers": row(
             answers(*["trickling headers"] * 9), isanet.NetworkError, "{url}", "slower than", "3 attempts"
