@@ -43,7 +43,7 @@ from isanet.cache import Record
 from isanet.charts import clean
 from isanet.errors import CacheError, CheckpointFormatError, CheckpointMismatchError, IntegrityError, IsanetError
 from isanet.files import written_whole
-from isanet.manifest import Released, load_backbones, load_manifest, model_info
+from isanet.manifest import Released, load_released, model_info
 from isanet.torchfile import MAX_DESCRIPTION_BYTES, File
 
 SCHEMA = 1
@@ -89,7 +89,7 @@ def pack(names: Iterable[str], target: str | os.PathLike[str], *, overwrite: boo
         CheckpointError: Its tensors do not fit the model.
     """
     path = Path(target)
-    chosen = [_known().get(name) or model_info(name) for name in dict.fromkeys(names)]
+    chosen = [load_released().get(name) or model_info(name) for name in dict.fromkeys(names)]
     for weights in chosen:
         if weights.bundled:
             log.warning("%s is left out: it is inside the package, wherever isanet is installed", weights.name)
@@ -153,7 +153,7 @@ def install(archive: str | os.PathLike[str], *, force: bool = False) -> dict[str
 
 def _install(stream: BinaryIO, path: Path, *, force: bool) -> dict[str, bool]:
     entries = read_directory(stream)
-    known = _known()
+    known = load_released()
     records = _read_index(stream, entries, known)
     files = {name: entries[f"{name}.safetensors"] for name in records}
     new = {
@@ -322,10 +322,6 @@ def _is_there(weights: Released, record: Record) -> bool:
         f"the {what} of {weights.name} had sha256 {here} when it was recorded here on {recorded.date}, and the archive "
         f"has {there}; find out which is right, and if it is the archive's, --force (force=True) replaces what is here"
     )
-
-
-def _known() -> dict[str, Released]:
-    return {**load_manifest(), **load_backbones()}
 
 
 def _cached(weights: Released) -> tuple[Record, File]:

@@ -34,6 +34,7 @@ from isanet.manifest import (
     list_models,
     load_backbones,
     load_manifest,
+    load_released,
     manifest_path,
     model_info,
     unknown_model,
@@ -41,6 +42,7 @@ from isanet.manifest import (
 from isanet.protocols import PROTOCOLS
 
 if TYPE_CHECKING:
+    from isanet.preprocess import RGBImage
     from isanet.segmenter import Segmentation
     from isanet.training import Recipe
 
@@ -346,7 +348,7 @@ def _download(options: argparse.Namespace) -> int:
 def _verify(options: argparse.Namespace) -> int:
     from isanet import released
 
-    known = {weights.name for weights in _everything()}
+    known = {weights.name for weights in load_released().values()}
     places = [name for name in dict.fromkeys(options.names) if name not in known and os.path.lexists(name)]
     if places and options.pin:
         raise ValueError(f"--pin is for models of the zoo, not for {places[0]}")
@@ -354,7 +356,7 @@ def _verify(options: argparse.Namespace) -> int:
     options.names = [name for name in options.names if name not in places]
     if places and not options.names:
         return 1 if failed else 0
-    there = [weights.name for weights in _everything() if weights.bundled or cache.cached_file(weights.name)]
+    there = [weights.name for weights in load_released().values() if weights.bundled or cache.cached_file(weights.name)]
     if not options.names and not there:
         raise CacheError(f"nothing is cached in {cache.home()}")
     records = {}
@@ -529,14 +531,13 @@ def _segment(options: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def _readable(paths: Iterable[Path]) -> Iterator[Path]:
-    """Those that can be read: of the others is told when their turn comes."""
+def _readable(paths: Iterable[Path]) -> Iterator[RGBImage]:
+    """Pictures that can be read: of the others is told when their turn comes."""
     from isanet.preprocess import read_image
 
     for path in paths:
         with suppress(ImageError):
-            read_image(path)
-            yield path
+            yield read_image(path)
 
 
 def _write(kinds: Sequence[str], result: Segmentation, outputs: Sequence[Path]) -> str:
@@ -791,7 +792,7 @@ def _cache(options: argparse.Namespace) -> int:
         print(cache.home())
     elif options.action == "list":
         rows = [("NAME", "SIZE", "DATE", "SOURCE")]
-        for weights in _everything():
+        for weights in load_released().values():
             record, path = cache.read_record(weights.name), cache.cached_file(weights.name)
             if record and path:
                 rows.append((weights.name, _megabytes(path.stat().st_size), record.date[:10], record.source))
@@ -803,7 +804,7 @@ def _cache(options: argparse.Namespace) -> int:
         if not cache.home().is_dir():
             print(f"nothing is cached in {cache.home()}")
             return 0
-        chosen = _chosen(options.names, [weights.name for weights in _everything()])
+        chosen = _chosen(options.names, [weights.name for weights in load_released().values()])
         freed = sum(cache.clear(weights.name, forget=options.forget) for weights in chosen if not weights.bundled)
         kept = "" if options.forget else "; hashes are kept, so a later download must still match (--forget drops them)"
         print(f"freed {_megabytes(freed)}{kept}")
@@ -840,7 +841,7 @@ def _doctor(options: argparse.Namespace) -> int:
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     writable = "writable" if os.access(existing, os.W_OK) else "NOT writable: set ISANET_HOME to another folder"
     print(f"cache: {folder} ({writable}, {_megabytes(shutil.disk_usage(existing).free)} free)")
-    cached = [weights.name for weights in _everything() if cache.cached_file(weights.name)]
+    cached = [weights.name for weights in load_released().values() if cache.cached_file(weights.name)]
     print(f"  cached: {', '.join(cached) or 'nothing'}")
     healthy = True
     for weights in load_manifest().values():
@@ -875,11 +876,6 @@ def _doctor(options: argparse.Namespace) -> int:
             reached += 1
         print(f"  {download.shown(url)}: {answer}")
     return 0 if reached and healthy else 1
-
-
-def _everything() -> list[Released]:
-    """All models of the zoo, and all backbones to start from."""
-    return [*load_manifest().values(), *load_backbones().values()]
 
 
 def _chosen(names: Iterable[str], default: list[str]) -> list[Released]:
@@ -990,8 +986,9 @@ def _pairs(values: object) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    line = " ".join(str(error).split()) or type(error).__name__
-    return "".join(char if char.isprintable() else "\ufffd" for char in line)  # a stranger's text, for a terminal
+    from isanet.charts import clean  # a stranger's text may be in it, and goes to a terminal
+
+    return clean(str(error)) or type(error).__name__
 
 
 if __name__ == "__main__":

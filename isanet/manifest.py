@@ -160,6 +160,11 @@ def load_backbones(path: Path | None = None) -> dict[str, Backbone]:
     return _read(path)[1]
 
 
+def load_released() -> dict[str, Released]:
+    """All that was released, by name: the models of the zoo, and the backbones to start from."""
+    return {**load_manifest(), **load_backbones()}
+
+
 def _read(path: Path | None) -> tuple[dict[str, Weights], dict[str, Backbone]]:
     path = manifest_path() if path is None else path
     try:

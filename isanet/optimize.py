@@ -136,14 +136,13 @@ class FastISANet(nn.Module):
     It stays on its device. In int8 it cannot be copied or saved: make it anew.
 
     Attributes:
-        config: That of the model, as `classes`, `palette`, `preprocessing`, `align_corners`.
+        config: That of the model, as `classes` and `align_corners`.
         max_memory: As given to `optimize`; may be set at any time.
     """
 
     def __init__(self, model: ISANet, dtype: torch.dtype, max_memory: int) -> None:
         super().__init__()
-        self.config, self.classes, self.palette = model.config, model.classes, model.palette
-        self.preprocessing, self.align_corners = model.preprocessing, model.align_corners
+        self.config, self.classes, self.align_corners = model.config, model.classes, model.align_corners
         self.block_size, self.residual_first, self.max_memory = model.block_size, model.residual_first, max_memory
         backbone = model.backbone
         convs, norms = [m for m in backbone.stem if isinstance(m, nn.Conv2d)], backbone.stem[1::3]

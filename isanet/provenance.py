@@ -11,7 +11,7 @@ import torch
 from isanet import cache, checkpoint, released, zoo
 from isanet.charts import clean, plural
 from isanet.errors import CheckpointFormatError, IntegrityError
-from isanet.manifest import Released, load_backbones, load_manifest
+from isanet.manifest import load_manifest, load_released
 from isanet.model import ISANet
 
 LONGEST = 200
@@ -62,7 +62,7 @@ def origin(path: Path) -> Origin:
 def _same_file(sha256: str) -> list[str]:
     """Whether a file is, byte for byte, one that is known by its hash."""
     found = []
-    for weights in _known():
+    for weights in load_released().values():
         record = cache.read_record(weights.name)
         if weights.sha256 == sha256:
             where = "in the package" if weights.bundled else "as the manifest says"
@@ -79,7 +79,7 @@ def _same_file(sha256: str) -> list[str]:
 def _same_source(place: Path, said: Mapping[str, str]) -> list[str]:
     """Whether the released file that a file says it was made from is the known one."""
     name, claimed = said.get("name"), said.get("source_sha256")
-    weights = next((each for each in _known() if each.name == name), None)
+    weights = next((each for each in load_released().values() if each.name == name), None)
     if weights is None or claimed is None:
         return []
     record = cache.read_record(weights.name)
@@ -119,7 +119,3 @@ def _other_config(said: Mapping[str, str], model: ISANet) -> list[str]:
     expected = released.model_config(weights)
     other = sorted(key for key, value in expected.items() if model.config[key] != value)
     return [f"its configuration is not that of {weights.name}: {', '.join(other)}"] if other else []
-
-
-def _known() -> list[Released]:
-    return [*load_manifest().values(), *load_backbones().values()]

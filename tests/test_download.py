@@ -489,17 +489,6 @@ def test_no_credentials_are_sent_or_told(
 # --- certificates
 
 
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A self-signed certificate for 127.0.0.1, and its key."""
-    folder = tmp_path_factory.mktemp("tls")
-    certificate, key = folder / "certificate.pem", folder / "key.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-out", str(certificate), "-keyout", str(key)]
-    subprocess.run(command, check=True, capture_output=True)
-    return certificate, key
-
-
 def test_a_bad_certificate_is_refused_until_it_is_trusted(
     folder: Path, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, server: FileServer
 ) -> None:
