@@ -13,7 +13,7 @@ dependencies = [
     "tqdm",
 ]
 
-from isanet.zoo import (
+from isanet.zoo.builders import (
     isanet_nano_toystreets,
     isanet_r50_ade20k,
     isanet_r50_cityscapes,

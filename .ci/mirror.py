@@ -23,7 +23,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         path = FOLDER / NAME
         if not path.exists():
-            command = ["python", "tests/stand_in.py", "sssegmentation_r50_voc", str(path)]
+            command = ["python", "tests/helpers/stand_in.py", "sssegmentation_r50_voc", str(path)]
             subprocess.run(command, check=True)
         self.send_response(200)
         self.send_header("Content-Length", str(path.stat().st_size))

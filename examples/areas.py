@@ -1,4 +1,4 @@
-"""Which share of each picture in a folder is what: a table as CSV, the pictures streamed in order.
+"""Which share of each image in a folder is what: a table as CSV, the images streamed in order.
 
 python examples/areas.py FOLDER isanet_r50_voc > areas.csv
 """
@@ -10,10 +10,10 @@ import isanet
 
 
 def main(folder: str, model: str) -> None:
-    """Write one row for each picture: its name, and the share of every class that the model knows."""
+    """Write one row for each image: its name, and the share of every class that the model knows."""
     segmenter = isanet.Segmenter(model)
     table = csv.writer(sys.stdout, lineterminator="\n")
-    table.writerow(["picture", *segmenter.model.classes])
+    table.writerow(["image", *segmenter.model.classes])
     for result in segmenter.stream(folder, batch_size=4):
         areas = result.areas()
         table.writerow([result.path, *(f"{areas.get(name, 0):.4f}" for name in result.classes)])

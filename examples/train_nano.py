@@ -21,8 +21,8 @@ from PIL import Image
 
 import isanet
 from isanet.datasets import Folder, ToyStreets
-from isanet.released import bundle
-from isanet.toystreets import MEASURED
+from isanet.toystreets.scene import MEASURED
+from isanet.zoo.released import bundle
 
 TRAINING, VALIDATION = 3000, 50
 """Scenes. They are drawn once and written to the disk, because drawing takes longer than reading."""
@@ -38,10 +38,10 @@ NETWORK = {
 }
 
 COARSE = {"short_edge": 256, "long_edge": 2048, "mean": [115.0, 115.0, 115.0], "std": [60.0, 60.0, 60.0]}
-"""Pictures as they are drawn, in which nearly everything is learned."""
+"""Images as they are drawn, in which nearly everything is learned."""
 
 FINE = COARSE | {"short_edge": 384}
-"""Enlarged: a position of the network is then 5.3 pixels of the picture wide, as thin things need it."""
+"""Enlarged: a position of the network is then 5.3 pixels of the image wide, as thin things need it."""
 
 USED = COARSE | {"short_edge": 320}
 """For prediction: the best on the validation scenes, with 0.633.
@@ -75,7 +75,7 @@ RECIPE_FINE = replace(RECIPE, lr=0.003, epochs=6, crop=(192, 384), scale_range=(
 
 
 def draw(folder: Path, count: int, split: str) -> Folder:
-    """The scenes as a folder of pictures and masks."""
+    """The scenes as a folder of images and masks."""
     scenes = ToyStreets(count=count, split=split)
     for kind in ("images", "masks"):
         (folder / kind / split).mkdir(parents=True, exist_ok=True)
@@ -124,7 +124,7 @@ def put_into_package(model: isanet.ISANet) -> None:
         "isanet_nano_toystreets",
         metrics={"dataset": "ToyStreets", "split": "test", "miou": round(report.miou, 4), "protocol": "whole"},
         recipe=json.loads(RECIPE_FINE.to_json()) | stages,
-        licence="Apache-2.0; the scenes behind it are drawn by isanet",
+        license="Apache-2.0; the scenes behind it are drawn by isanet",
     )
 
 

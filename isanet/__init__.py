@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from isanet._version import __version__
 
 if TYPE_CHECKING:
     from isanet import datasets, labels, metrics, training
@@ -27,16 +27,17 @@ if TYPE_CHECKING:
         MirrorsExhaustedError,
         NetworkError,
         OfflineError,
+        OutputError,
         UnsafeCheckpointError,
     )
-    from isanet.evaluation import evaluate
-    from isanet.finetuning import Run, finetune
-    from isanet.manifest import Weights, list_models, model_info
+    from isanet.evaluation.evaluate import evaluate
+    from isanet.evaluation.report import Report
+    from isanet.inference.segmenter import Segmentation, Segmenter
     from isanet.model import ISANet
-    from isanet.report import Report
-    from isanet.segmenter import Segmentation, Segmenter
-    from isanet.training import Recipe
-    from isanet.zoo import from_pretrained
+    from isanet.training.finetune import Run, finetune
+    from isanet.training.recipe import Recipe
+    from isanet.weights.manifest import Weights, list_models, model_info
+    from isanet.zoo.pretrained import from_backbone, from_pretrained
 
 __all__ = [
     "CacheError",
@@ -53,6 +54,7 @@ __all__ = [
     "MirrorsExhaustedError",
     "NetworkError",
     "OfflineError",
+    "OutputError",
     "Recipe",
     "Report",
     "Run",
@@ -60,9 +62,11 @@ __all__ = [
     "Segmenter",
     "UnsafeCheckpointError",
     "Weights",
+    "__version__",
     "datasets",
     "evaluate",
     "finetune",
+    "from_backbone",
     "from_pretrained",
     "labels",
     "list_models",
@@ -71,41 +75,30 @@ __all__ = [
     "training",
 ]
 
-_HOMES = {
-    "isanet.evaluation": ("evaluate",),
-    "isanet.finetuning": ("Run", "finetune"),
-    "isanet.manifest": ("Weights", "list_models", "model_info"),
-    "isanet.model": ("ISANet",),
-    "isanet.report": ("Report",),
-    "isanet.segmenter": ("Segmentation", "Segmenter"),
-    "isanet.training": ("Recipe",),
-    "isanet.zoo": ("from_pretrained",),
+_MODULES = ("datasets", "labels", "metrics", "training")
+_MODULE_OF = {
+    "ISANet": "isanet.model",
+    "Recipe": "isanet.training.recipe",
+    "Report": "isanet.evaluation.report",
+    "Run": "isanet.training.finetune",
+    "Segmentation": "isanet.inference.segmenter",
+    "Segmenter": "isanet.inference.segmenter",
+    "Weights": "isanet.weights.manifest",
+    "evaluate": "isanet.evaluation.evaluate",
+    "finetune": "isanet.training.finetune",
+    "from_backbone": "isanet.zoo.pretrained",
+    "from_pretrained": "isanet.zoo.pretrained",
+    "list_models": "isanet.weights.manifest",
+    "model_info": "isanet.weights.manifest",
 }
-_MODULES = (
-    *(
-        "airgap",
-        "augment",
-        "backbone",
-        "checkpoint",
-        "convert",
-        "datasets",
-        "download",
-        "hub",
-        "inference",
-        "labels",
-        "mask_check",
-    ),
-    *("metrics", "optimize", "preprocess", "protocols", "selftest", "toystreets", "training", "zoo"),
-)
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return import_module(f"isanet.{name}")
     if name not in __all__:
         raise AttributeError(f"module 'isanet' has no attribute {name!r}")
-    value = getattr(import_module(_HOME_OF.get(name, "isanet.errors")), name)
+    if name in _MODULES:
+        return import_module(f"isanet.{name}")
+    value = getattr(import_module(_MODULE_OF.get(name, "isanet.errors")), name)
     globals()[name] = value
     return value
 

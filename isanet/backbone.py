@@ -119,7 +119,7 @@ def _frozen_statistics(module: nn.Module) -> Iterator[None]:
     before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
-        if norm.num_batches_tracked is not None:  # a copy to count on, because synchronised batch norm needs one
+        if norm.num_batches_tracked is not None:  # a copy to count on, because synchronized batch norm needs one
             norm.num_batches_tracked = norm.num_batches_tracked.clone()
     try:
         yield

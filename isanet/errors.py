@@ -17,7 +17,7 @@ class NetworkError(DownloadError):
     """An address could not be reached, broke off, stalled, or answered with an error."""
 
 
-class IntegrityError(DownloadError):
+class IntegrityError(IsanetError):
     """The bytes are not the expected ones: wrong size, wrong hash, or not a checkpoint at all."""
 
 
@@ -31,6 +31,10 @@ class MirrorsExhaustedError(DownloadError):
 
 class CacheError(IsanetError):
     """The cache folder cannot be used: no space, no permission, locked, or damaged."""
+
+
+class OutputError(IsanetError):
+    """What the caller asked to be written cannot be: it exists already, or there is no space or permission."""
 
 
 class CheckpointError(IsanetError):
@@ -50,11 +54,11 @@ class CheckpointMismatchError(CheckpointError, ValueError):
 
 
 class ImageError(IsanetError, ValueError):
-    """A picture cannot be read, or an array is not an RGB picture."""
+    """An image cannot be read, or an array is not an RGB image."""
 
 
 class DatasetError(IsanetError, ValueError):
-    """A data set's folder, image or mask is not what its layout promises."""
+    """A dataset's folder, image or mask is not what its layout promises."""
 
 
 class ManifestError(IsanetError, ValueError):

@@ -1,18 +1,18 @@
 """Label spaces: what the class indices of the published models mean.
 
-A checkpoint holds only the number of its classes. Their names, their colours and the values that stand for
-them in the data set's own annotation files are facts about the data sets, written down here once for the
-segmenter, the data sets, the evaluation and the command line.
+A checkpoint holds only the number of its classes. Their names, their colors and the values that stand for
+them in the dataset's own annotation files are facts about the datasets, written down here once for the
+segmenter, the datasets, the evaluation and the command line.
 
 Sources:
 
-* `voc21`: the PASCAL VOC development kit, `VOCinit.m` (names) and `VOClabelcolormap.m` (colours), as in
+* `voc21`: the PASCAL VOC development kit, `VOCinit.m` (names) and `VOClabelcolormap.m` (colors), as in
   mmsegmentation's `mmseg/utils/class_names.py`. sssegmentation calls the first class `__background__`.
 * `ade20k150`: `objectInfo150.txt` of CSAILVision/sceneparsing (order), shortened to one name per class as in
-  mmsegmentation's `mmseg/datasets/ade.py`; colours as in that file and in sssegmentation's
+  mmsegmentation's `mmseg/datasets/ade.py`; colors as in that file and in sssegmentation's
   `ssseg/modules/datasets/ade20k.py`.
 * `cityscapes19`: `cityscapesscripts/helpers/labels.py` of mcordts/cityscapesScripts, the labels with a train id.
-* `toystreets`: what `isanet.toystreets` draws, called and coloured as in Cityscapes; its ids are its indices.
+* `toystreets`: what `isanet.toystreets` draws, called and colored as in Cityscapes; its ids are its indices.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ Groups = Mapping[str, Sequence[str] | None]
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """The classes of one data set; position i in each tuple describes the class that a model calls i.
+    """The classes of one dataset; position i in each tuple describes the class that a model calls i.
 
     Attributes:
         name: Name of the space, as in `LABEL_SPACES`.
         classes: Names of the classes, unique.
-        palette: Colours (red, green, blue) of the classes, each 0 to 255. Not always unique, see `ade20k150`.
-        official_ids: Values of the classes in the data set's annotation files and in results sent to its
+        palette: Colors (red, green, blue) of the classes, each 0 to 255. Not always unique, see `ade20k150`.
+        official_ids: Values of the classes in the dataset's annotation files and in results sent to its
             evaluation server. A value that is not listed here is ignored in training and evaluation.
     """
 
@@ -55,24 +55,24 @@ class LabelSpace:
 
 
 def generic_palette(n: int) -> tuple[tuple[int, int, int], ...]:
-    """Gives colours to classes that have none of their own: the VOC colour map, carried on beyond its 21 entries.
+    """Gives colors to classes that have none of their own: the VOC color map, carried on beyond its 21 entries.
 
     The map deals the bits of the index out to red, green and blue in turn, and fills each channel from its highest
-    bit down. Neighbouring classes therefore get clearly different colours, and the first colours do not depend
+    bit down. Neighboring classes therefore get clearly different colors, and the first colors do not depend
     on `n`. Source: `VOClabelcolormap.m` of the PASCAL VOC development kit.
 
     Args:
-        n: Number of colours, at least 0. (The palette of a PNG holds no more than 256.)
+        n: Number of colors, at least 0. (The palette of a PNG holds no more than 256.)
 
     Returns:
-        `n` colours (red, green, blue), each channel 0 to 255. The first is black. They are distinct up to the
+        `n` colors (red, green, blue), each channel 0 to 255. The first is black. They are distinct up to the
         2**24 that exist, after which they repeat.
 
     Raises:
         ValueError: `n` is negative.
     """
     if n < 0:
-        raise ValueError(f"a palette needs a number of colours of at least 0, got {n}")
+        raise ValueError(f"a palette needs a number of colors of at least 0, got {n}")
     return tuple((_every_third_bit(i), _every_third_bit(i >> 1), _every_third_bit(i >> 2)) for i in range(n))
 
 
@@ -97,8 +97,8 @@ background aeroplane bicycle bird boat bottle bus car cat chair cow
 diningtable dog horse motorbike person pottedplant sheep sofa train tvmonitor
 """
 
-# Id 0 is "other" and ignored. Road and skyscraper share a colour in the original, which is kept: other colours
-# would make pictures that do not compare with anybody else's.
+# Id 0 is "other" and ignored. Road and skyscraper share a color in the original, which is kept: other colors
+# would make images that do not compare with anybody else's.
 _ADE20K150 = """
   1 wall                120 120 120 |   2 building            180 120 120 |   3 sky                   6 230 230
   4 floor                80  50  50 |   5 tree                  4 200   3 |   6 ceiling             120 120  80
@@ -203,10 +203,10 @@ OFFICIAL_SPACES: dict[str, LabelSpace] = {
     "ade20k-ids": _by_id("ade20k-ids", LabelSpace("", ("other",), ((0, 0, 0),), (0,)), LABEL_SPACES["ade20k150"]),
     "cityscapes-ids": _by_id("cityscapes-ids", LABEL_SPACES["cityscapes19"], _parse("", _CITYSCAPES_REST)),
 }
-"""The values in the data sets' own annotation files, by name: a class's position is its official id."""
+"""The values in the datasets' own annotation files, by name: a class's position is its official id."""
 
 _OFFICIAL_NAMES = {"voc21": "voc-ids", "ade20k150": "ade20k-ids", "cityscapes19": "cityscapes-ids"}
-"""The spaces of real data sets, and what their official ids are called; ToyStreets has neither files nor a server."""
+"""The spaces of real datasets, and what their official ids are called; ToyStreets has neither files nor a server."""
 
 
 def label_space(name: str) -> LabelSpace:
@@ -234,7 +234,7 @@ def label_space_for(num_classes: int) -> LabelSpace | None:
         num_classes: Number of output channels of the classifier.
 
     Returns:
-        The space of a real data set with exactly that many classes (21, 150 or 19), else None: 11 classes of a
+        The space of a real dataset with exactly that many classes (21, 150 or 19), else None: 11 classes of a
         stranger are not those of ToyStreets.
     """
     return next((LABEL_SPACES[name] for name in _OFFICIAL_NAMES if len(LABEL_SPACES[name]) == num_classes), None)
@@ -252,26 +252,26 @@ def custom_space(
 
     Args:
         classes: Names of the classes, unique.
-        palette: Colours (red, green, blue), 0 to 255; those of `generic_palette` if left out.
+        palette: Colors (red, green, blue), 0 to 255; those of `generic_palette` if left out.
         name: What messages call it.
 
     Raises:
-        ValueError: No class, a name given twice, or another number of colours than of names.
+        ValueError: No class, a name given twice, or another number of colors than of names.
     """
     names = tuple(classes)
     if isinstance(classes, str) or not names or len(set(names)) != len(names):
         raise ValueError(f"classes must be a list of different names, got {classes!r}")
-    colours = generic_palette(len(names)) if palette is None else tuple((int(r), int(g), int(b)) for r, g, b in palette)
-    if len(colours) != len(names):
-        raise ValueError(f"got {len(colours)} colours for {len(names)} classes")
-    return LabelSpace(name, names, colours, tuple(range(len(names))))
+    colors = generic_palette(len(names)) if palette is None else tuple((int(r), int(g), int(b)) for r, g, b in palette)
+    if len(colors) != len(names):
+        raise ValueError(f"got {len(colors)} colors for {len(names)} classes")
+    return LabelSpace(name, names, colors, tuple(range(len(names))))
 
 
 def translation(source: LabelSpace, target: LabelSpace) -> tuple[int | None, ...]:
     """For each class of `source`, its index in `target`; None where it has none there.
 
-    Spaces of the same classes in the same order are the same; a data set's space and its official ids translate into
-    each other both ways. Nothing else does: equal names of different data sets need not mean the same.
+    Spaces of the same classes in the same order are the same; a dataset's space and its official ids translate into
+    each other both ways. Nothing else does: equal names of different datasets need not mean the same.
 
     Raises:
         ValueError: There is no translation; the message names both.
@@ -300,7 +300,7 @@ def merged(space: LabelSpace, groups: Groups) -> tuple[LabelSpace, tuple[int | N
             are passed over (the groups may be meant for another space too), but for misspelt ones see `check_groups`.
 
     Returns:
-        The space of the new classes, in the order of the first of each one's old classes and with its colour, and for
+        The space of the new classes, in the order of the first of each one's old classes and with its color, and for
         each old class its new index, or None if it is ignored.
 
     Raises:

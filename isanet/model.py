@@ -27,7 +27,7 @@ from torch.nn import functional as F  # noqa: N812  the field's name for it
 from isanet.backbone import BACKBONES, EXPANSION, ResNet, checkpointed
 
 PREPROCESSING = {"short_edge", "long_edge", "mean", "std"}
-"""What `isanet.preprocess.preprocess` must be told."""
+"""What `isanet.images.preprocess.preprocess` must be told."""
 
 MAX_BLOCK = 128
 """Largest block, in positions along an axis: 1024 pixels. A map is padded to whole blocks, so it bounds memory too."""
@@ -123,8 +123,8 @@ def check_images(images: Tensor) -> None:
     """Raise ValueError where it is not a batch of floating-point RGB images."""
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
         raise ValueError(
-            f"expected normalised floating-point images of shape (N, 3, H, W), got {tuple(images.shape)} of "
-            f"{images.dtype}; isanet.preprocess.preprocess makes one from a picture"
+            f"expected normalized floating-point images of shape (N, 3, H, W), got {tuple(images.shape)} of "
+            f"{images.dtype}; isanet.images.preprocess.preprocess makes one from an image"
         )
 
 
@@ -150,9 +150,9 @@ class ISANet(nn.Module):
         gradient_checkpointing: In training, keep only the borders of blocks for the backward pass: less memory,
             about a third more time, the same gradients.
         classes: Names of the classes; "class 0", "class 1", ... if left out.
-        palette: One (red, green, blue) of 0..255 for each class; a grey ramp if left out.
+        palette: One (red, green, blue) of 0..255 for each class; a gray ramp if left out.
         label_space: Name of the known label space that the classes are, a key of `isanet.labels.LABEL_SPACES`.
-        preprocessing: Keyword arguments of `isanet.preprocess.preprocess`: `short_edge`, `long_edge`, `mean`, `std`.
+        preprocessing: Keyword arguments of `isanet.images.preprocess.preprocess`: `short_edge`, `long_edge`, `mean`, `std`.
 
     Attributes:
         config: The constructor's arguments, ready for JSON.
@@ -201,9 +201,9 @@ class ISANet(nn.Module):
             raise ValueError(f"unknown backbone {backbone!r}; known are {', '.join(BACKBONES)}")
         if palette is None:
             palette = [(i * 255 // max(num_classes - 1, 1),) * 3 for i in range(num_classes)]
-        colours = tuple((int(red), int(green), int(blue)) for red, green, blue in palette)
-        if len(colours) != num_classes or any(not 0 <= value <= 255 for colour in colours for value in colour):
-            raise ValueError(f"palette must be {num_classes} colours of three values 0..255, got {len(colours)}")
+        colors = tuple((int(red), int(green), int(blue)) for red, green, blue in palette)
+        if len(colors) != num_classes or any(not 0 <= value <= 255 for color in colors for value in color):
+            raise ValueError(f"palette must be {num_classes} colors of three values 0..255, got {len(colors)}")
         sizes = (width, head_channels, key_channels, aux_channels, fusion_kernel, block_size)
         if any(type(size) is not int for size in sizes):
             raise ValueError(f"width, channel counts, fusion_kernel and block_size must be whole numbers, got {sizes}")
@@ -235,13 +235,13 @@ class ISANet(nn.Module):
             "dropout": dropout,
             "gradient_checkpointing": gradient_checkpointing,
             "classes": list(names),
-            "palette": [list(colour) for colour in colours],
+            "palette": [list(color) for color in colors],
             "label_space": label_space,
             "preprocessing": dict(preprocessing) if preprocessing is not None else None,
         }
         self.provenance: dict[str, str] = {}
         self.classes = names
-        self.palette = colours
+        self.palette = colors
         self.label_space = label_space
         self.preprocessing = self.config["preprocessing"]
         self.align_corners = align_corners
@@ -263,9 +263,9 @@ class ISANet(nn.Module):
         self.aux_reduce = ConvBNReLU(stage3_channels, aux_channels, 3)
         self.aux_classifier = nn.Conv2d(aux_channels, num_classes, 1)
         self.gradient_checkpointing = gradient_checkpointing
-        self._initialise()
+        self._initialize()
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         if self.classifier.weight.is_meta:  # nothing to draw; torch would import its tracer for it, which takes seconds
             return
         for module in self.modules():
@@ -274,63 +274,6 @@ class ISANet(nn.Module):
         for classifier in (self.classifier, self.aux_classifier):
             nn.init.normal_(classifier.weight, std=0.01)
             nn.init.zeros_(classifier.bias)  # type: ignore[arg-type]
-
-    @classmethod
-    def from_backbone(
-        cls,
-        backbone: str,
-        *,
-        num_classes: int | None = None,
-        classes: Sequence[str] | None = None,
-        palette: Sequence[Sequence[int]] | None = None,
-        label_space: str | None = None,
-        preprocessing: Mapping[str, Any] | None = None,
-        progress: bool | None = None,
-        **architecture: Any,
-    ) -> ISANet:
-        """A new model, to be trained, on the backbone trained on ImageNet that upstream's training started from.
-
-        The file, OpenMMLab's ResNet-V1c, is fetched if it is not cached, and verified either way. Of its sha256 only 8
-        digits are published, in its name, which tell damage and no more: the first copy's whole hash is recorded, and
-        any later copy must match. Upstream's configurations name these files (`resnet50_v1c-2cccc1ad.pth`,
-        `resnet101_v1c-e67eebb6.pth`), which take RGB images with ImageNet's mean and standard deviation.
-
-        Args:
-            backbone: "resnet50" or "resnet101".
-            num_classes: K, the number of classes; may be left out where `classes` or `label_space` is given.
-            classes: Names of the classes; "class 0", "class 1", ... if left out.
-            palette: One (red, green, blue) of 0..255 for each class; those of `isanet.labels.generic_palette` if left
-                out.
-            label_space: A key of `isanet.labels.LABEL_SPACES`, instead of `classes` and `palette`.
-            preprocessing: Keyword arguments of `isanet.preprocess.preprocess`. If left out, ImageNet's `mean` and `std`
-                (of values 0..255), a `short_edge` of 512 pixels and a `long_edge` of at most 2048.
-            progress: Show a progress bar; None shows it on a terminal and in a notebook.
-            **architecture: Further arguments of `ISANet`, such as `aux_channels`; `width` is that of the file, 64.
-
-        Returns:
-            The model, in training mode, on the CPU; all beside the backbone is drawn at random as by `ISANet`.
-            `provenance` says where the backbone came from, under keys that start with "backbone_".
-
-        Raises:
-            ValueError: There is no such trained backbone, or arguments contradict each other; nothing was fetched.
-            TypeError: There is no such argument.
-            DownloadError: It could not be fetched; each subclass is one reason.
-            CacheError: The cache cannot be used.
-            CheckpointError: The file is no checkpoint, is unsafe, or is not that backbone; nothing of it was run or
-                kept.
-        """
-        from isanet.zoo import from_backbone
-
-        return from_backbone(
-            backbone,
-            num_classes=num_classes,
-            classes=classes,
-            palette=palette,
-            label_space=label_space,
-            preprocessing=preprocessing,
-            progress=progress,
-            **architecture,
-        )
 
     @property
     def gradient_checkpointing(self) -> bool:
@@ -356,10 +299,10 @@ class ISANet(nn.Module):
         """Logits of every class at every pixel.
 
         Args:
-            images: (N, 3, H, W), floating point, normalised (see `isanet.preprocess`); H, W >= 1.
+            images: (N, 3, H, W), floating point, normalized (see `isanet.images.preprocess`); H, W >= 1.
             aux: Also give the auxiliary head's logits, for training.
             size: (height, width) of the result, the input's if left out. Upstream resizes logits once, straight to
-                the size of the picture before preprocessing.
+                the size of the image before preprocessing.
 
         Returns:
             (N, K, height, width), or two of them with `aux`; unbounded logits, in the dtype of the computation.
@@ -413,13 +356,13 @@ class ISANet(nn.Module):
         return F.interpolate(logits, size=size, mode="bilinear", align_corners=self.align_corners)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write config.json, model.safetensors and a model card; see `isanet.hub.save_pretrained`."""
-        from isanet.hub import save_pretrained
+        """Write config.json, model.safetensors and a model card; see `isanet.weights.hub.save_pretrained`."""
+        from isanet.weights.hub import save_pretrained
 
         save_pretrained(self, folder)
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
-        """Publish on the Hugging Face Hub and give the address; see `isanet.hub.push_to_hub`."""
-        from isanet.hub import push_to_hub
+        """Publish on the Hugging Face Hub and give the address; see `isanet.weights.hub.push_to_hub`."""
+        from isanet.weights.hub import push_to_hub
 
         return push_to_hub(self, repo_id, private=private, token=token)

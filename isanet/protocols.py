@@ -1,12 +1,12 @@
-"""Protocols: in how many views, scales and windows a picture goes through the network, and how they become one answer.
+"""Protocols: in how many views, scales and windows an image goes through the network, and how they become one answer.
 
 A figure belongs to the protocol that it was measured by. Two frameworks published ISANets, and besides their options
 they differ in three ways:
 
-* `sssegmentation` resizes the logits of a whole picture once, straight to the picture's own size; scales the prepared
+* `sssegmentation` resizes the logits of a whole image once, straight to the image's own size; scales the prepared
   tensor; and averages logits.
-* `mmsegmentation` (0.x) resizes the logits of a whole picture to the prepared size first and from there to the
-  picture's own; prepares the picture anew for each scale; and averages probabilities.
+* `mmsegmentation` (0.x) resizes the logits of a whole image to the prepared size first and from there to the
+  image's own; prepares the image anew for each scale; and averages probabilities.
 
 Sources: sssegmentation's `BaseSegmentor.inference` and `auginference` (`ssseg/modules/models/segmentors/base/base.py`),
 mmsegmentation 0.x's `EncoderDecoder` (`mmseg/models/segmentors/encoder_decoder.py`) and `MultiScaleFlipAug`.
@@ -24,13 +24,13 @@ Framework = Literal["sssegmentation", "mmsegmentation"]
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a picture is put through the network.
+    """How an image is put through the network.
 
     Attributes:
         name: What it is called; those in `PROTOCOLS` can be asked for by name.
-        window: (height, width) of sliding windows, in pixels of the prepared picture; None: the whole at once.
+        window: (height, width) of sliding windows, in pixels of the prepared image; None: the whole at once.
         stride: (down, right) steps from window to window, none larger than the window; None without windows.
-        scales: Factors of size at which the picture is seen; the answers are averaged.
+        scales: Factors of size at which the image is seen; the answers are averaged.
         flip: See it mirrored left-right too, at each scale.
         framework: Whose arithmetic it is; see the text at the top of `isanet.protocols`.
 

@@ -11,9 +11,9 @@ from tempfile import TemporaryDirectory
 import pytest
 import torch
 
-from tests import stand_in, tiny_zoo
-from tests.file_server import FileServer
-from tests.hub_server import HubServer
+from tests.helpers import stand_in, tiny_zoo
+from tests.helpers.file_server import FileServer
+from tests.helpers.hub_server import HubServer
 
 # huggingface_hub reads its settings once, when it is imported: before any test, for all of them.
 _HUB = HubServer()
@@ -68,7 +68,7 @@ def server() -> Iterator[FileServer]:
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: FileServer) -> FileServer:
     """A zoo of one tiny model, whose file a mirror on loopback serves; gives the server."""
     path = tiny_zoo.manifest_of_one(tmp_path / "weights.json")
-    monkeypatch.setattr("isanet.manifest.manifest_path", lambda: path)
+    monkeypatch.setattr("isanet.weights.manifest.manifest_path", lambda: path)
     server.files[f"/{tiny_zoo.FILE_NAME}"] = tiny_zoo.saved({"epoch": 60, "model": tiny_zoo.upstream_state()})
     monkeypatch.setenv("ISANET_MIRROR", server.url)
     return server

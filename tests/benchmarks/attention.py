@@ -1,16 +1,16 @@
 """Interlaced attention against dense attention over the whole map: time, memory, operations.
 
     python -m tests.benchmarks.attention
-    python -m tests.benchmarks.attention --picture examples/attention.png
+    python -m tests.benchmarks.attention --image examples/attention.png
 
 "interlaced" is an ISANet's long-range attention and then its short-range attention, as in the models: 512 channels,
 keys of 256, blocks of 8x8. "dense" is one block of the same projections in which every position attends to all others,
 as in non-local networks: softmax(Q K^T) V, with the attention map in memory. "fused" is the same by a kernel that never
-holds the whole map. All in evaluation mode, in float32, on one thread of the CPU, with one picture. The memory of
+holds the whole map. All in evaluation mode, in float32, on one thread of the CPU, with one image. The memory of
 "dense" is little more than two maps, scores and their softmax: 8 L^2 bytes.
 
-Sizes are those of feature maps, at an eighth of the picture. 128x128 is that of the paper's comparison; 128x256 is a
-whole picture of Cityscapes, 1024x2048. The largest needs 9 GB of free memory.
+Sizes are those of feature maps, at an eighth of the image. 128x128 is that of the paper's comparison; 128x256 is a
+whole image of Cityscapes, 1024x2048. The largest needs 9 GB of free memory.
 
 Operations, two for each multiply-add, for L positions and projections from C = 512 channels to C and to D = 256:
 
@@ -21,7 +21,7 @@ Operations, two for each multiply-add, for L positions and projections from C = 
 * fused: 2 L^2 (2 D + C), because PyTorch's kernel wants keys and values of the same width, so that the values go in two
   halves and Q K^T is computed for each
 
-These are compared with what `torch.utils.flop_counter` counts; normalisation, ReLU and softmax are left out there too.
+These are compared with what `torch.utils.flop_counter` counts; normalization, ReLU and softmax are left out there too.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from torch.nn import functional as F  # noqa: N812  the field's name for it
 from torch.utils.flop_counter import FlopCounterMode
 
 import isanet
-from isanet import charts
 from isanet.model import GroupedAttention
+from isanet.viz import charts
 from tests.benchmarks.cost import cost
 
 CHANNELS, KEYS, BLOCK = 512, 256, 8
@@ -186,14 +186,14 @@ def draw(rows: list[Row]) -> Figure:
         axes.set_title(title, loc="left", fontsize=14, color="#222222", pad=10)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
-    figure.supxlabel("size of the feature map (picture: 8 times that on each side)", fontsize=11.5, color="#222222")
+    figure.supxlabel("size of the feature map (image: 8 times that on each side)", fontsize=11.5, color="#222222")
     return figure
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--picture", type=Path, help="draw the result into this PNG file")
+    parser.add_argument("--image", type=Path, help="draw the result into this PNG file")
     arguments = parser.parse_args()
     check()
     print(
@@ -214,8 +214,8 @@ def main() -> None:
             f"memory {row.bytes / one.bytes:.2f}, "
             f"operations {(row.projections + row.attention) / (one.projections + one.attention):.2f}"
         )
-    if arguments.picture:
-        arguments.picture.write_bytes(charts.png(draw(rows), dpi=100))
+    if arguments.image:
+        arguments.image.write_bytes(charts.png(draw(rows), dpi=100))
 
 
 if __name__ == "__main__":

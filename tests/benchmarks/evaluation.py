@@ -1,9 +1,9 @@
 """What evaluating costs beyond decoding, and where its time goes: `python -m tests.benchmarks.evaluation [N]`.
 
-N pictures (default 200) of 1024x2048 in Cityscapes' layout are evaluated with a model that does next to nothing: what
+N images (default 200) of 1024x2048 in Cityscapes' layout are evaluated with a model that does next to nothing: what
 is left is reading, preparing, resizing logits, argmax and counting. Against it, in the same run: only reading the
-same files by as many workers, which send nothing back. Then each step by itself, in one process, on one picture after
-the other. There are ten different pictures, so that the files are in memory after the first round: no disk is measured.
+same files by as many workers, which send nothing back. Then each step by itself, in one process, on one image after
+the other. There are ten different images, so that the files are in memory after the first round: no disk is measured.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from isanet import datasets
-from isanet.evaluation import evaluate
-from isanet.inference import predict, prepare
+from isanet.evaluation.evaluate import evaluate
+from isanet.evaluation.metrics import ConfusionMatrix
+from isanet.inference.predict import predict, prepare
 from isanet.labels import LABEL_SPACES, OFFICIAL_SPACES
-from isanet.metrics import ConfusionMatrix
 
 SPACE = LABEL_SPACES["cityscapes19"]
 DIFFERENT = 10
 
 
 class Trivial(nn.Module):
-    """The nearest colour of each 8x8 cell."""
+    """The nearest color of each 8x8 cell."""
 
     classes, palette, label_space, align_corners = SPACE.classes, SPACE.palette, SPACE.name, False
     preprocessing = {"short_edge": 1024, "long_edge": 2048, "mean": (127.5,) * 3, "std": (127.5,) * 3}  # noqa: RUF012
@@ -47,16 +47,16 @@ class Trivial(nn.Module):
         super().__init__()
         self.config: dict[str, Any] = {"backbone": "none"}
         self.provenance: dict[str, str] = {}
-        colours = torch.tensor(SPACE.palette) / 127.5 - 1
-        self.weight = nn.Parameter(2 * colours[:, :, None, None])
-        self.bias = nn.Parameter(-colours.square().sum(dim=1))
+        colors = torch.tensor(SPACE.palette) / 127.5 - 1
+        self.weight = nn.Parameter(2 * colors[:, :, None, None])
+        self.bias = nn.Parameter(-colors.square().sum(dim=1))
 
     def coarse_logits(self, images: Tensor) -> Tensor:
         return nn.functional.conv2d(nn.functional.avg_pool2d(images, 8), self.weight, self.bias)
 
 
 def replica(root: Path, number: int) -> None:
-    """A few pictures with structure and noise, so that PNG is as long as for a photograph; the rest are links."""
+    """A few images with structure and noise, so that PNG is as long as for a photograph; the rest are links."""
     random = np.random.default_rng(0)
     ids = OFFICIAL_SPACES["cityscapes-ids"]
     folders = [root / part / "val" / "made" for part in ("leftImg8bit", "gtFine")]
@@ -71,8 +71,8 @@ def replica(root: Path, number: int) -> None:
             continue
         cells = Image.fromarray(random.integers(0, len(ids), (16, 32), dtype=np.uint8))
         mask = cells.resize((2048, 1024), Image.Resampling.NEAREST).filter(ImageFilter.ModeFilter(15))
-        colours = np.array(ids.palette, np.float32)[np.asarray(mask)]
-        noisy = np.clip(colours + random.normal(0, 6, (1024, 2048, 1)) + random.normal(0, 2, colours.shape), 0, 255)
+        colors = np.array(ids.palette, np.float32)[np.asarray(mask)]
+        noisy = np.clip(colors + random.normal(0, 6, (1024, 2048, 1)) + random.normal(0, 2, colors.shape), 0, 255)
         Image.fromarray(noisy.astype(np.uint8)).save(paths[0])
         mask.save(paths[1])
 
@@ -108,14 +108,14 @@ def main(number: int) -> None:
         model: Any = Trivial()
         device = "cuda" if torch.cuda.is_available() else "cpu"
         workers = cores if device == "cuda" else max(1, cores // 4)  # as evaluate() chooses
-        print(f"{number} pictures of 1024x2048, {size / 1e6:.1f} MB each; {platform.processor() or platform.machine()}")
+        print(f"{number} images of 1024x2048, {size / 1e6:.1f} MB each; {platform.processor() or platform.machine()}")
         print(f"{cores} cores, {workers} workers, {device}, torch {torch.__version__}")
 
         peaks = []
         for limit in (number // 4, number):
             evaluate(model, dataset, device=device, workers=workers, progress=False, limit=limit)
             peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
-        print(f"peak memory after {number // 4} pictures {peaks[0]} MiB, after {number} more {peaks[1]} MiB")
+        print(f"peak memory after {number // 4} images {peaks[0]} MiB, after {number} more {peaks[1]} MiB")
 
         only_read, whole = [], []
         for _ in range(3):
@@ -126,7 +126,7 @@ def main(number: int) -> None:
             low, middle, high = (
                 1e3 * value / number for value in (min(seconds), statistics.median(seconds), max(seconds))
             )
-            print(f"  {name:<14} {low:6.1f} {middle:6.1f} {high:6.1f} ms a picture (min, median, max of 3)")
+            print(f"  {name:<14} {low:6.1f} {middle:6.1f} {high:6.1f} ms an image (min, median, max of 3)")
         print(f"  ratio of the medians {statistics.median(whole) / statistics.median(only_read):.2f}")
 
         steps: dict[str, list[float]] = {}

@@ -34,9 +34,9 @@ def prepare(name: str, file: Path) -> None:
     """Write a checkpoint where the cache looks for one, and let it be converted."""
     import torch
 
-    from isanet.manifest import model_info
-    from isanet.released import load_cached
-    from tests import stand_in
+    from isanet.weights.manifest import model_info
+    from isanet.zoo.released import load_cached
+    from tests.helpers import stand_in
 
     torch.save({"model": stand_in.state_dict(name.replace("isanet", "sssegmentation"))}, file)
     load_cached(model_info(name), progress=False)
@@ -47,10 +47,10 @@ def upstream(name: str, file: Path) -> None:
     import torch
 
     before = peak()
-    from isanet import convert
-    from isanet.manifest import model_info
     from isanet.model import ISANet
-    from isanet.released import model_config
+    from isanet.weights import convert
+    from isanet.weights.manifest import model_info
+    from isanet.zoo.released import model_config
 
     config = model_config(model_info(name))
     start = time.perf_counter()
@@ -70,8 +70,8 @@ def ours(name: str) -> None:
     import torch  # noqa: F401  the peak is counted from here
 
     before = peak()
-    from isanet import cache
-    from isanet.zoo import from_pretrained
+    from isanet.weights import cache
+    from isanet.zoo.pretrained import from_pretrained
 
     start = time.perf_counter()
     from_pretrained(name)
@@ -107,7 +107,7 @@ def row(name: str, values: Sequence[float], unit: str) -> None:
 def main(repeats: int) -> None:
     from importlib.metadata import version
 
-    from isanet.manifest import model_info
+    from isanet.weights.manifest import model_info
 
     print(
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; "

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from isanet.metrics import BoundaryScore, ConfusionMatrix
+from isanet.evaluation.metrics import BoundaryScore, ConfusionMatrix
 
 HEIGHT, WIDTH = 1024, 2048
 REPEATS = 15
 
 
-def picture(num_classes: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def image(num_classes: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """A prediction and a truth: regions with wavy outlines, shifted by some pixels; 5 % of the cells are ignored."""
     rng = np.random.default_rng(seed)
     cells = rng.integers(0, num_classes, (HEIGHT // 64 + 2, WIDTH // 64 + 2)).astype(np.uint8)
@@ -68,7 +68,7 @@ def counting(device: str, synchronize: Callable[[], None]) -> None:
         from torchmetrics.classification import MulticlassConfusionMatrix
     for num_classes in (19, 150):
         for dtype in ("uint8", "int64"):
-            prediction, target = (labels.astype(dtype) for labels in picture(num_classes, seed=num_classes))
+            prediction, target = (labels.astype(dtype) for labels in image(num_classes, seed=num_classes))
             ours = ConfusionMatrix(num_classes, device=device)
             theirs = {
                 check: MulticlassConfusionMatrix(num_classes, ignore_index=255, validate_args=check).to(device)
@@ -93,7 +93,7 @@ def counting(device: str, synchronize: Callable[[], None]) -> None:
 
 
 def boundaries(device: str, synchronize: Callable[[], None]) -> None:
-    prediction, target = (torch.from_numpy(labels).to(device) for labels in picture(19, seed=19))
+    prediction, target = (torch.from_numpy(labels).to(device) for labels in image(19, seed=19))
     noise = torch.randint(0, 19, target.shape, generator=torch.Generator().manual_seed(0)).to(device)
     score = BoundaryScore(19, device=device)
     print(f"\nBoundary score, {HEIGHT}x{WIDTH}, K=19, tolerance 0.0075 (17 pixels), {device}")

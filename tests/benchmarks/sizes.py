@@ -1,7 +1,7 @@
-"""How time and memory of a whole network grow with the picture: `python -m tests.benchmarks.sizes [--way bfloat16]`.
+"""How time and memory of a whole network grow with the image: `python -m tests.benchmarks.sizes [--way bfloat16]`.
 
-The network is `isanet_r50_voc` with stand-in weights, on one thread, one picture at a time: `coarse_logits`, which is
-all but resizing; as it was loaded, or as `isanet.optimize` makes it over, with a gigabyte for its maps.
+The network is `isanet_r50_voc` with stand-in weights, on one thread, one image at a time: `coarse_logits`, which is
+all but resizing; as it was loaded, or as `isanet.inference.fast.optimize` makes it over, with a gigabyte for its maps.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 import isanet
-from isanet.convert import convert, infer_architecture
-from isanet.optimize import PRECISIONS, optimize
-from tests import stand_in
+from isanet.inference.fast.optimize import PRECISIONS, optimize
+from isanet.weights.convert import convert, infer_architecture
 from tests.benchmarks.cost import cost
+from tests.helpers import stand_in
 
 SIZES = ((1024, 1024), (1024, 2048), (2048, 2048), (2048, 4096))
 """1, 2, 4 and 8 megapixels."""
@@ -43,11 +43,11 @@ def eager() -> Network:
 
 
 def fast(precision: str) -> Network:
-    """The model as `isanet.optimize` makes it over."""
+    """The model as `isanet.inference.fast.optimize` makes it over."""
     model = isanet.ISANet(num_classes=21)
     state = convert(stand_in.state_dict("sssegmentation_r50_voc"), "sssegmentation")
     model.load_state_dict(state)
-    network = optimize(model.eval(), precision, pictures=[stand_in.image(256, 256, seed=1)], max_memory=1 << 30)
+    network = optimize(model.eval(), precision, images=[stand_in.image(256, 256, seed=1)], max_memory=1 << 30)
     return torch.inference_mode()(network.coarse_logits)
 
 
@@ -58,10 +58,10 @@ def ready(build: Callable[[], Network], height: int, width: int) -> Callable[[],
 
 
 def measure(build: Callable[[], Network], rounds: int) -> list[Row]:
-    """Seconds, in turns over the sizes, and bytes beyond weights and picture; see `tests.benchmarks.cost`.
+    """Seconds, in turns over the sizes, and bytes beyond weights and image; see `tests.benchmarks.cost`.
 
     Args:
-        build: A function of a module, called in other processes. It gives the network: (1, 3, H, W), normalised,
+        build: A function of a module, called in other processes. It gives the network: (1, 3, H, W), normalized,
             float32 -> logits.
         rounds: How often each size is measured.
     """
@@ -75,7 +75,7 @@ def measure(build: Callable[[], Network], rounds: int) -> list[Row]:
 
 
 def show(rows: list[Row]) -> None:
-    print(f"{'picture':>10} {'min s':>8} {'median s':>9} {'ratio':>6} {'peak MB':>8} {'ratio':>6}")
+    print(f"{'image':>10} {'min s':>8} {'median s':>9} {'ratio':>6} {'peak MB':>8} {'ratio':>6}")
     for row in rows:
         print(
             f"{f'{row.height}x{row.width}':>10} {min(row.seconds):8.2f} {statistics.median(row.seconds):9.2f} "

@@ -10,11 +10,11 @@ import argparse
 from skimage import data
 
 import isanet
-from isanet.benchmark import benchmark, machine, table
-from isanet.cli import _print_table, _size
-from isanet.convert import convert
-from isanet.released import model_config
-from tests import stand_in
+from isanet.cli.run import _print_table, _size
+from isanet.tools.benchmark import benchmark, machine, table
+from isanet.weights.convert import convert
+from isanet.zoo.released import model_config
+from tests.helpers import stand_in
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=_size, default=[(512, 512), (1024, 2048)])
     parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16", "int8"])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--pictures", type=int, default=4)
+    parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()
     weights = isanet.model_info(options.model)
@@ -32,15 +32,13 @@ def main() -> None:
     model.load_state_dict(convert(stand_in.state_dict(listing), "sssegmentation"))
     rows = benchmark(
         model.eval(),
-        [data.astronaut(), data.coffee(), data.chelsea(), data.rocket()][: options.pictures],
+        [data.astronaut(), data.coffee(), data.chelsea(), data.rocket()][: options.images],
         sizes=options.sizes,
         precisions=options.precisions,
         compile=options.compile,
         repeats=options.repeats,
     )
-    print(
-        f"{options.model}, stand-in weights; {machine()}; {options.pictures} photographs, {options.repeats} times each"
-    )
+    print(f"{options.model}, stand-in weights; {machine()}; {options.images} photographs, {options.repeats} times each")
     _print_table(table(rows))
 
 

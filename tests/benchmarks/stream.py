@@ -1,7 +1,7 @@
-"""Many pictures in proportion to the network alone: `python -m tests.benchmarks.stream [NANO [R50]]`.
+"""Many images in proportion to the network alone: `python -m tests.benchmarks.stream [NANO [R50]]`.
 
 A folder of NANO photographs (default 200; R50 of them, default 6, for the large model) is segmented by the bundled
-model, and by a full-size model of stand-in weights. In turns: the forwards alone, which is `predict` on pictures that
+model, and by a full-size model of stand-in weights. In turns: the forwards alone, which is `predict` on images that
 were decoded and prepared before; `Segmenter.stream`; and `isanet segment`, overlays written, its start not counted.
 The photographs are scikit-image's (`pip install scikit-image`), as JPEG in sizes of several cameras and phones.
 """
@@ -25,10 +25,10 @@ import torch
 from PIL import Image
 
 import isanet
-from isanet import cli
-from isanet.inference import predict, prepare
-from isanet.preprocess import pictures_in, read_image
-from tests import stand_in
+from isanet.cli import run as cli
+from isanet.images.preprocess import images_in, read_image
+from isanet.inference.predict import predict, prepare
+from tests.helpers import stand_in
 
 SIZES = ((640, 480), (500, 375), (480, 640), (1024, 768), (1280, 960), (800, 600))
 REPEATS = 3
@@ -37,18 +37,18 @@ REPEATS = 3
 def photographs(folder: Path, count: int) -> None:
     from skimage import data
 
-    sources = [Image.fromarray(picture()) for picture in (data.astronaut, data.cat, data.coffee, data.rocket)]
+    sources = [Image.fromarray(image()) for image in (data.astronaut, data.cat, data.coffee, data.rocket)]
     folder.mkdir()
     for index in range(count):
-        picture = sources[index % len(sources)].resize(SIZES[index % len(SIZES)], Image.Resampling.LANCZOS)
-        picture.save(folder / f"{index:03}.jpg", quality=92)
+        image = sources[index % len(sources)].resize(SIZES[index % len(SIZES)], Image.Resampling.LANCZOS)
+        image.save(folder / f"{index:03}.jpg", quality=92)
 
 
 def forwards(segmenter: isanet.Segmenter, folder: Path) -> float:
-    """Seconds of the network and its label maps, one picture after the other; nothing else is going on."""
+    """Seconds of the network and its label maps, one image after the other; nothing else is going on."""
     precision = getattr(torch, segmenter.precision)
     total = 0.0
-    for path in pictures_in(folder):
+    for path in images_in(folder):
         image = read_image(path)
         tensors = prepare(image, segmenter.model.preprocessing, segmenter.protocol)
         start = time.perf_counter()
@@ -62,7 +62,7 @@ def forwards(segmenter: isanet.Segmenter, folder: Path) -> float:
 def reading(segmenter: isanet.Segmenter, folder: Path) -> float:
     """Seconds of decoding and preparing alone."""
     start = time.perf_counter()
-    for path in pictures_in(folder):
+    for path in images_in(folder):
         prepare(read_image(path), segmenter.model.preprocessing, segmenter.protocol)
     return time.perf_counter() - start
 
@@ -80,7 +80,7 @@ def command(segmenter: isanet.Segmenter, folder: Path) -> float:
     """Seconds of `isanet segment`, with a model that is loaded already."""
     with (
         tempfile.TemporaryDirectory() as output,
-        mock.patch("isanet.segmenter.Segmenter", return_value=segmenter),
+        mock.patch("isanet.inference.segmenter.Segmenter", return_value=segmenter),
         contextlib.redirect_stdout(io.StringIO()),
     ):
         start = time.perf_counter()
@@ -114,8 +114,8 @@ def measure(name: str, segmenter: isanet.Segmenter, folder: Path, count: int) ->
         middle = statistics.median(values)
         per = " ".join(f"{1000 * value / count:8.1f}" for value in (min(values), middle, max(values)))
         ratios = f"{min(values) / min(alone):.2f}x the forwards (medians {middle / statistics.median(alone):.2f}x)"
-        print(f"  {way:30} {per} ms a picture, {ratios}")
-    print("  memory " + ", ".join(f"at picture {count} {size} MiB" for count, size in memory.items()), flush=True)
+        print(f"  {way:30} {per} ms an image, {ratios}")
+    print("  memory " + ", ".join(f"at image {count} {size} MiB" for count, size in memory.items()), flush=True)
 
 
 def main(nano: int, r50: int) -> None:

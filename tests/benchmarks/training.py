@@ -5,7 +5,7 @@
 
 Three kinds of step, in turn, several times over: that of `finetune` (channels last, the checks, the average of the
 weights, history); a bare loop with the same network in the same memory format; and a bare loop in plain NCHW. All read
-the same pictures by the same loader. Only steps are timed, not what comes before the first and after the last.
+the same images by the same loader. Only steps are timed, not what comes before the first and after the last.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import torch
 from torch.utils.data import DataLoader
 
 import isanet
-from isanet.augment import augmentation
-from isanet.batches import Batches, Samples, collate
 from isanet.datasets import ToyStreets
 from isanet.training import Recipe, optimizer_and_schedule, segmentation_loss
+from isanet.training.augment import augmentation
+from isanet.training.batches import Batches, Samples, collate
 
 SKIPPED = 3
 """First steps, in which memory is got."""
@@ -46,7 +46,7 @@ def by_finetune(model: isanet.ISANet, scenes: ToyStreets, recipe: Recipe, worker
         run = isanet.finetune(
             model, scenes, None, recipe, Path(folder, "run"), workers=workers, device=device, progress=False
         )
-    return [recipe.batch_size / float(row["pictures_per_second"] or 1) for row in run.history][SKIPPED:]
+    return [recipe.batch_size / float(row["images_per_second"] or 1) for row in run.history][SKIPPED:]
 
 
 def by_bare_loop(
@@ -117,7 +117,7 @@ def main() -> None:
             times[name].append(statistics.median(measure()))
     base = statistics.median(times["bare loop, channels last"])
     print(
-        f"{options.model}, {options.batch_size} pictures of {options.crop[0]}x{options.crop[1]}, {options.precision}, "
+        f"{options.model}, {options.batch_size} images of {options.crop[0]}x{options.crop[1]}, {options.precision}, "
         f"{options.steps - SKIPPED} steps, {options.repeats} repeats, {options.workers} workers, {device}, "
         f"{torch.get_num_threads()} threads, torch {torch.__version__}"
     )

@@ -1,8 +1,8 @@
-"""What the model in the package is worth as a start: 20 harbours, from it and from nothing, by the same recipe.
+"""What the model in the package is worth as a start: 20 harbors, from it and from nothing, by the same recipe.
 
     python -m tests.benchmarks.transfer
 
-Prints the mIoU of both on 20 other harbours, for three seeds of pictures, crops and new classifiers.
+Prints the mIoU of both on 20 other harbors, for three seeds of images, crops and new classifiers.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     options = parser.parse_args()
     sys.path.insert(0, str(EXAMPLES))  # one example imports the other
-    example = runpy.run_path(str(EXAMPLES / "finetune_harbour.py"))
-    write = runpy.run_path(str(EXAMPLES / "harbour.py"))["write"]
+    example = runpy.run_path(str(EXAMPLES / "finetune_harbor.py"))
+    write = runpy.run_path(str(EXAMPLES / "harbor.py"))["write"]
 
     print("seed   from nothing   from isanet_nano_toystreets   margin   (mIoU in %)")
     margins = []

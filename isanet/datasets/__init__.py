@@ -1,0 +1,28 @@
+"""Datasets for evaluation and training, read from where their archives were unpacked; nothing is downloaded.
+
+Paths come in; pairs of an RGB image and a mask of class indices go out, as PIL images or as arrays (`read`).
+"""
+
+from isanet.datasets.base import (
+    ADE20K,
+    VOC2012,
+    Cityscapes,
+    Folder,
+    SegmentationDataset,
+    Transforms,
+    open_dataset,
+    open_train_and_val,
+)
+from isanet.datasets.toystreets import ToyStreets
+
+__all__ = [
+    "ADE20K",
+    "VOC2012",
+    "Cityscapes",
+    "Folder",
+    "SegmentationDataset",
+    "ToyStreets",
+    "Transforms",
+    "open_dataset",
+    "open_train_and_val",
+]

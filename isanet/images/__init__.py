@@ -1,0 +1,1 @@
+"""Files and arrays in; RGB images, tensors and masks out."""

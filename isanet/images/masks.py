@@ -1,0 +1,184 @@
+"""Mask files: images whose pixels are class values."""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import ExifTags, Image
+
+from isanet.errors import DatasetError, ImageError
+from isanet.images.preprocess import MAX_PIXELS, check_size, open_header
+from isanet.labels import IGNORED
+
+Mask = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.int32]
+"""(H, W) values as they are in the file."""
+
+Color = tuple[int, int, int]
+Colors = Sequence[Color]
+
+VALUE_MODES = ("1", "L", "P", "I;16", "I;16L", "I;16B", "I;16N", "I")
+"""Modes of images that hold values; `COLOR_MODES` are read by their colors, others not at all."""
+
+COLOR_MODES = ("RGB", "RGBA")
+
+
+class JpegMaskError(DatasetError):
+    """The mask is a JPEG, which alters labels at every edge."""
+
+
+def open_mask(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The decoded image, in the mode that the file has.
+
+    Raises:
+        DatasetError: It is missing, no regular file, no image, damaged, too large, or a JPEG, which changes labels at
+            every edge; or its pixels are not read as they are in the file: gray of 2 or 4 bits, a PGM with another
+            maximum than 255 or 65535, values counted from white (PBM, TIFF's MinIsWhite), colors of 16 bits, colors
+            with transparency, an EXIF orientation.
+    """
+    path = Path(path)
+    try:
+        if path.exists() and not path.is_file():
+            raise DatasetError(f"the mask {path} is not a regular file; expected an image")
+        with path.open("rb") as stream:
+            image = open_header(stream, path)
+            if image.format in ("JPEG", "MPO"):
+                raise JpegMaskError(f"the mask {path} is a JPEG, which alters labels; export the masks as PNG")
+            check_size(*image.size, str(path), max_pixels)
+            wrong = _altered(image)  # of a TIFF, Pillow applies the orientation when it loads it, and drops the tag
+            image.load()
+            wrong = wrong or _turned_or_blended(image)
+            if wrong:
+                raise DatasetError(f"the mask {path} {wrong}")
+            return image
+    except (ImageError, FileNotFoundError) as error:
+        message = str(error) if isinstance(error, ImageError) else f"there is no mask {path}"
+        raise DatasetError(message) from error
+    except DatasetError:
+        raise
+    except Exception as error:  # decoders raise nearly anything on damaged data
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise DatasetError(f"the mask {path} cannot be read ({reason}); fetch or export it again") from error
+
+
+def _altered(image: Image.Image) -> str:
+    """What is wrong with an image whose values are changed when they are loaded; empty if they are not."""
+    tags = getattr(image, "tag_v2", {})
+    tiles: Sequence[Any] = getattr(image, "tile", ())
+    codec, _, _, arguments = tiles[0] if tiles else ("", None, 0, "")
+    stored = str(arguments[0] if isinstance(arguments, tuple) else arguments)
+    if stored == "1;I" or tags.get(ExifTags.Base.PhotometricInterpretation) == 0:
+        name = "MinIsWhite" if tags else "PBM"
+        return f"counts its values from white ({name}), and readers turn them round; save it as 8-bit PNG"
+    if stored.startswith(("L;2", "L;4")):
+        return f"holds gray of {stored[2]} bits, which readers scale to 0..255; save it as 8-bit PNG"
+    if codec.startswith("ppm") and arguments[-1] not in ((255,) if image.mode == "RGB" else (255, 65535)):
+        return f"has the maximum {arguments[-1]}, from which readers scale its values; save it as 8-bit PNG"
+    if image.mode in COLOR_MODES and ";16" in stored:
+        return "has colors of 16 bits, of which readers keep 8; save it as 8-bit PNG"
+    return _turned(tags.get(ExifTags.Base.Orientation, 1))
+
+
+def _turned(orientation: object) -> str:
+    if orientation not in range(2, 9):
+        return ""
+    return f"has an EXIF orientation ({orientation}), which some programs apply and others do not; save it upright"
+
+
+def _turned_or_blended(image: Image.Image) -> str:
+    """The same, of what is known after loading."""
+    colored = image.mode in COLOR_MODES and image.has_transparency_data
+    if colored and image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
+        return "has transparent pixels, whose class is not known; save it without alpha"
+    try:
+        return _turned(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # a damaged EXIF block counts as none, as in images
+        return ""
+
+
+def read_mask(path: str | os.PathLike[str], *, colors: Colors | None = None, max_pixels: int = MAX_PIXELS) -> Mask:
+    """Read the values of a mask.
+
+    A palette image (mode P) is read as indices, never by its colors; gray images of 8, 16 and 32 bits by value,
+    those of 1 bit as 0 and 1.
+
+    Args:
+        path: PNG, TIFF, BMP, GIF, WebP or PGM.
+        colors: For a mask painted in colors: the color of each class, no more than 255. The values are then
+            positions in this list, the first of equal ones, and `IGNORED` where the color is none of them and black or
+            white.
+        max_pixels: Larger masks are refused before they are decoded.
+
+    Returns:
+        (H, W): uint8, or uint16 or int32 where the file holds such.
+
+    Raises:
+        DatasetError: The file cannot be read (see `open_mask`), it is in colors and `colors` is not given, holds
+            a color that is none of them, or they are not as above.
+    """
+    listed = None if colors is None else checked_colors(colors)
+    image = open_mask(path, max_pixels=max_pixels)
+    if image.mode in VALUE_MODES:
+        if listed is not None:
+            raise DatasetError(f"the mask {path} holds values, not colors (mode {image.mode}); leave out colors")
+        values = np.asarray(image)
+        return values.astype(np.uint8) if values.dtype == bool else values
+    if image.mode not in COLOR_MODES:
+        raise DatasetError(
+            f"the mask {path} has mode {image.mode}; expected one channel of class values: export it as 8-bit PNG"
+        )
+    pixels = np.asarray(image.convert("RGB"))
+    if listed is None:
+        gray = bool((pixels[..., :1] == pixels).all())
+        raise DatasetError(
+            f"the mask {path} is in colors (mode {image.mode}), and which color is which class is not known; "
+            + ("all its channels are equal: save one of them" if gray else "pass colors, one for each class")
+        )
+    return _by_color(packed(pixels), listed, path)
+
+
+def checked_colors(colors: Iterable[Iterable[int]]) -> tuple[Color, ...]:
+    """Colors as plain numbers.
+
+    Raises:
+        DatasetError: They are not up to 255 colors of three whole numbers from 0 to 255.
+    """
+    try:
+        listed = tuple((operator.index(r), operator.index(g), operator.index(b)) for r, g, b in colors)
+    except (TypeError, ValueError) as error:
+        raise DatasetError(f"colors must be three whole numbers each (red, green, blue), got {colors!r}") from error
+    if len(listed) > IGNORED or not all(0 <= channel <= 255 for color in listed for channel in color):
+        raise DatasetError(f"colors must be no more than {IGNORED}, of numbers from 0 to 255, got {listed}")
+    return listed
+
+
+def packed(colors: ArrayLike) -> NDArray[np.int32]:
+    """Colors (..., 3) as 24 bits each, red highest."""
+    red, green, blue = np.moveaxis(np.asarray(colors, np.int32), -1, 0)
+    codes: NDArray[np.int32] = (red << 16) | (green << 8) | blue
+    return codes
+
+
+def unpacked(code: int) -> Color:
+    """The color of 24 bits."""
+    return code >> 16, code >> 8 & 255, code & 255
+
+
+def _by_color(codes: NDArray[np.int32], colors: Colors, path: str | os.PathLike[str]) -> NDArray[np.uint8]:
+    """Positions of packed colors in the list."""
+    wanted = packed([*colors, (0, 0, 0), (255, 255, 255)])
+    known, first = np.unique(wanted, return_index=True)
+    nearest = np.searchsorted(known, codes).clip(max=len(known) - 1)
+    stray = codes[known[nearest] != codes]
+    if stray.size:
+        raise DatasetError(
+            f"the mask {path} has the color #{stray[0]:06x} in {int((stray == stray[0]).sum()):,} pixels, which is "
+            "the color of no class; known are " + ", ".join(f"#{code:06x}" for code in wanted[:-2])
+        )
+    positions: NDArray[np.uint8] = np.where(first < len(colors), first, IGNORED).astype(np.uint8)[nearest]
+    return positions

@@ -1,0 +1,1 @@
+"""Images in, labels out: protocols, windows, bands of rows."""

@@ -1,0 +1,1 @@
+"""An inference-optimized copy of the network."""

@@ -1,0 +1,249 @@
+"""The parts of a network made over for inference, and how each goes over an image in bands of rows.
+
+Shape legend as in `isanet.model`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812  the field's name for it
+
+from isanet.backbone import Bottleneck
+from isanet.model import ConvBNReLU, GroupedAttention
+
+PART_BYTES = 64 << 20
+"""Of attention's maps that are made at a time."""
+
+
+class Conv(nn.Module):
+    """Convolution with bias, then ReLU; a shortcut is added in between.
+
+    oneDNN, torch's library for processors, slows down by up to a half for 3x3 kernels over more than 512 channels:
+    those are done 512 channels at a time, and added up.
+    """
+
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+
+    def __init__(self, weight: Tensor, bias: Tensor, like: nn.Conv2d, *, relu: bool) -> None:
+        super().__init__()
+        self.stride, self.padding, self.dilation = pair(like.stride), pair(like.padding), pair(like.dilation)
+        self.span = (like.kernel_size[0] - 1) * self.dilation[0] + 1  # rows that one row of the result comes from
+        self.relu = relu
+        self.step = 512 if weight.device.type == "cpu" and self.span > 1 else weight.shape[1]
+        self.weights = nn.ParameterList(channels_last(part) for part in torch.split(weight, self.step, 1))
+        self.bias = nn.Parameter(bias)
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None, *, padded: bool = False) -> Tensor:
+        """(N, C, H, W) -> (N, C', H', W'); `padded` says that rows of zeros are there already."""
+        padding = (0, self.padding[1]) if padded else self.padding
+        bias: Tensor | None = self.bias
+        y: Tensor | None = None
+        for part, weight in zip(torch.split(x.to(self.bias.dtype), self.step, 1), self.weights, strict=True):
+            z = F.conv2d(part, weight, bias, self.stride, padding, self.dilation)
+            y, bias = z if y is None else y.add_(z), None
+        assert y is not None
+        if shortcut is not None:
+            y += shortcut
+        return y.relu_() if self.relu else y
+
+
+class MaxPool(nn.Module):
+    """That of the stem. What it sees is not negative, so zeros may stand for what is outside."""
+
+    stride, padding, span = (2, 2), (1, 1), 3
+
+    def forward(self, x: Tensor, *, padded: bool = False) -> Tensor:
+        """As `Conv`."""
+        return F.max_pool2d(x, 3, 2, (0, 1) if padded else 1)
+
+
+class Block(nn.Module):
+    """A bottleneck."""
+
+    def __init__(self, block: Bottleneck) -> None:
+        super().__init__()
+        self.conv1: nn.Module = Conv(*folded(block.conv1, block.bn1), block.conv1, relu=True)
+        self.conv2: nn.Module = Conv(*folded(block.conv2, block.bn2), block.conv2, relu=True)
+        self.conv3: nn.Module = Conv(*folded(block.conv3, block.bn3), block.conv3, relu=True)
+        self.downsample: nn.Module | None = None
+        self.stride = pair(block.conv2.stride)[0]
+        if isinstance(block.downsample, nn.Sequential):
+            conv, norm = block.downsample
+            assert isinstance(conv, nn.Conv2d)
+            self.downsample = Conv(*folded(conv, norm), conv, relu=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As `isanet.backbone.Bottleneck`; `x` may be overwritten."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        y: Tensor = self.conv3(self.conv2(self.conv1(x)), shortcut)
+        return y
+
+
+class Attention(nn.Module):
+    """`isanet.model.GroupedAttention`, of a map with channels last."""
+
+    def __init__(self, attention: GroupedAttention) -> None:
+        super().__init__()
+        self.block_size = attention.block_size
+        self.long_range = attention.order[1:3] == (3, 5)
+        # Where the dimensions of x_NPRQSC go: N, the two that make G, the two that make L, C
+        self.order = (0, 2, 4, 1, 3, 5) if self.long_range else (0, 1, 3, 2, 4, 5)
+        first, second = (
+            [folded(part.conv, part.bn) for part in parts if isinstance(part, ConvBNReLU)]
+            for parts in zip(attention.query_project, attention.key_project, strict=True)
+        )
+        output, output_bias = folded(attention.output_project.conv, attention.output_project.bn)
+        value, value_bias = attention.value_project.weight.detach().double(), attention.value_project.bias
+        merged = output.double().flatten(1) @ value.flatten(1)
+        if value_bias is not None:
+            output_bias = output_bias + (output.double().flatten(1) @ value_bias.detach().double()).to(output.dtype)
+        self.first = nn.Parameter(torch.cat([*(weight.flatten(1) for weight, _ in first), merged.to(output.dtype)]))
+        self.first_bias = nn.Parameter(torch.cat([*(bias for _, bias in first), torch.zeros_like(output_bias)]))
+        (query, query_bias), (key, key_bias) = second
+        self.query, self.query_bias = nn.Parameter(query.flatten(1)), nn.Parameter(query_bias)
+        self.key, self.key_bias = nn.Parameter(key.flatten(1)), nn.Parameter(key_bias)
+        self.bias = nn.Parameter(output_bias)
+
+    def forward(self, x_NHWC: Tensor, *, in_place: bool = False) -> Tensor:
+        """(N, H, W, C) -> (N, H, W, C), H and W multiples of the block size; `in_place`: the result may replace it."""
+        N, H, W, C = x_NHWC.shape
+        b = self.block_size
+        per_row = N * W * (self.first.shape[0] + 2 * C) * self.first.element_size()
+        if H * per_row <= PART_BYTES:
+            return self._of(x_NHWC, b, b)
+        result = x_NHWC if in_place else torch.empty_like(x_NHWC)
+        if self.long_range:  # rows of one position in their blocks: the same problem with blocks one row high
+            columns = 1 if H * per_row <= b * PART_BYTES else b
+            for row in range(b):
+                for column in range(columns):
+                    part = x_NHWC[:, row::b, column::columns]
+                    result[:, row::b, column::columns] = self._of(part, 1, b // columns)
+        else:
+            step = max(1, PART_BYTES // (b * per_row)) * b
+            for top in range(0, H, step):
+                result[:, top : top + step] = self._of(x_NHWC[:, top : top + step], b, b)
+        return result
+
+    def _of(self, x_NHWC: Tensor, R: int, S: int) -> Tensor:
+        N, H, W, C = x_NHWC.shape
+        x = x_NHWC.reshape(N, H // R, R, W // S, S, C).permute(self.order)
+        sizes = x.shape
+        x_NGLC = x.reshape(N, sizes[1] * sizes[2], sizes[3] * sizes[4], C)
+        projected = F.linear(x_NGLC, self.first, self.first_bias)
+        query, key, value = torch.split(projected, [self.query.shape[1], self.key.shape[1], C], -1)
+        query_NGLD = F.linear(query.relu(), self.query, self.query_bias).relu_()
+        key_NGLD = F.linear(key.relu(), self.key, self.key_bias).relu_()
+        context_NGLC = _attended(query_NGLD, key_NGLD, value).add_(self.bias).relu_()
+        back = [self.order.index(dim) for dim in range(6)]
+        return context_NGLC.reshape(sizes).permute(back).reshape(N, H, W, C)
+
+
+def _attended(query_NGLD: Tensor, key_NGLD: Tensor, value_NGLC: Tensor) -> Tensor:
+    N, G, L, _ = query_NGLD.shape
+    if N * G * L * L * 4 <= PART_BYTES:
+        return F.scaled_dot_product_attention(query_NGLD, key_NGLD, value_NGLC)
+    result = torch.empty_like(value_NGLC, memory_format=torch.contiguous_format)
+    step = max(1, PART_BYTES // (N * L * 4))
+    for group in range(G):
+        key, value = key_NGLD[:, group], value_NGLC[:, group]
+        for start in range(0, L, step):
+            some = query_NGLD[:, group, start : start + step]
+            result[:, group, start : start + step] = F.scaled_dot_product_attention(some, key, value)
+    return result
+
+
+def folded(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the convolution that gives what this one and the batch norm after it give."""
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    weight = conv.weight.detach()
+    scale = norm.weight.detach().double() / (norm.running_var.double() + norm.eps).sqrt()
+    bias = norm.bias.detach().double() - norm.running_mean.double() * scale
+    return (weight.double() * scale[:, None, None, None]).to(weight.dtype), bias.to(weight.dtype)
+
+
+def conv_bn_relu(part: ConvBNReLU) -> Conv:
+    """The same as one layer."""
+    return Conv(*folded(part.conv, part.bn), part.conv, relu=True)
+
+
+# --- bands of rows --------------------------------------------------------------------------------------------
+#
+# A layer that sees a few rows at once can be given the image from top to bottom: it keeps the rows that it will need
+# again, and nothing is computed twice. Each layer is a generator from chunks of rows to chunks of rows. What one has to
+# hand on it forgets first, by way of a list: there are as many as layers, and all would hold their last chunk.
+
+
+def _windows(chunks: Iterable[Tensor], span: int, stride: int, padding: int) -> Iterator[Tensor]:
+    """Rows, padded with zeros above and below, in pieces that together have every window of `span` rows once."""
+    waiting: Tensor | None = None
+    for rows in chain(chunks, [None]):
+        if rows is None:  # the end
+            if waiting is not None:
+                waiting = F.pad(waiting, (0, 0, 0, padding))
+        elif waiting is None:
+            waiting = F.pad(rows, (0, 0, padding, 0))
+        else:
+            waiting = torch.cat([waiting, rows], 2)
+        if waiting is None:
+            return
+        count = (waiting.shape[2] - span) // stride + 1
+        if count > 0:
+            ready = [channels_last(waiting[:, :, : (count - 1) * stride + span])]
+            waiting, rows = waiting[:, :, count * stride :].clone(), None
+            yield ready.pop()
+
+
+def conv_rows(layer: Any, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The rows that a convolution or pooling makes of rows."""
+    for window in _windows(chunks, layer.span, layer.stride[0], layer.padding[0]):
+        ready = [layer(window, padded=True)]
+        del window
+        yield ready.pop()
+
+
+def block_rows(block: Block, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The rows that a bottleneck makes of rows; its shortcut waits for the rows that the convolutions give later."""
+    waiting: list[Tensor] = []
+
+    def first() -> Iterator[Tensor]:
+        seen = 0
+        for rows in chunks:
+            skipped = -seen % block.stride  # a shortcut of stride 2 takes every other row of the whole
+            seen += rows.shape[2]
+            if skipped < rows.shape[2]:
+                waiting.append(
+                    rows if block.downsample is None else block.downsample(channels_last(rows[:, :, skipped:]))
+                )
+            ready = [block.conv1(rows)]
+            del rows
+            yield ready.pop()
+
+    for y in conv_rows(block.conv2, first()):
+        shortcut = torch.cat(waiting, 2) if len(waiting) > 1 else waiting[0]
+        waiting[:] = [shortcut[:, :, y.shape[2] :].clone()]
+        shortcut = channels_last(shortcut[:, :, : y.shape[2]])
+        ready = [block.conv3(y, shortcut)]
+        del y, shortcut
+        yield ready.pop()
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """The same, with the channels of each position side by side in memory, as matrix products want them."""
+    if x.device.type not in ("cpu", "cuda"):  # elsewhere nobody has measured that it pays
+        return x.contiguous()
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def pair(values: Sequence[int | str]) -> tuple[int, int]:
+    """A convolution's setting along both axes."""
+    first, second = values
+    return int(first), int(second)

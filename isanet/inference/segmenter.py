@@ -1,0 +1,529 @@
+"""Segmenter: images in, label maps out. Segmentation: one label map, with what can be shown and saved of it."""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeGuard, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from isanet import protocols
+from isanet._files import atomic_write
+from isanet._text import shortened
+from isanet.errors import IsanetError
+from isanet.images.preprocess import MAX_PIXELS, RGBImage, images_in, read_image
+from isanet.inference import predict as inference
+from isanet.inference.fast.optimize import PRECISIONS, FastISANet, has_bfloat16, optimize, why_not_optimizable
+from isanet.inference.predict import Prediction
+from isanet.labels import Groups, check_groups, custom_space, label_space, merged, official_name, translation
+from isanet.protocols import Protocol
+from isanet.viz.legend import with_legend
+
+if TYPE_CHECKING:
+    from isanet.model import ISANet
+
+Source = str | os.PathLike[str] | Image.Image | NDArray[Any]
+"""What `isanet.images.preprocess.read_image` reads."""
+
+MOST_CALIBRATION = 8
+"""Images that int8 is calibrated on."""
+
+log = logging.getLogger("isanet")
+
+# Their servers take ids as plain gray levels.
+_SAVED_GRAY = ("cityscapes-ids", "ade20k-ids")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Segmentation:
+    """The label map of one image.
+
+    Attributes:
+        labels: (H, W) indices into `classes`, at the image's own size; uint8, or int32 for more than 256 classes.
+        classes: The K names.
+        palette: K colors, (red, green, blue) of 0..255.
+        image: (H, W, 3) uint8 RGB, the image as read: upright, alpha dropped.
+        path: Where the image was read from; None if it was not a file.
+        label_space: Name of the known label space of the classes, or None.
+        confidence: (H, W) float32 in 0..1, the softmax probability of the label; None unless asked for.
+    """
+
+    labels: NDArray[np.uint8] | NDArray[np.int32]
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    image: RGBImage
+    path: Path | None = None
+    label_space: str | None = None
+    confidence: NDArray[np.float32] | None = None
+
+    def to(self, target: str | Groups) -> Segmentation:
+        """The same in another label space, or with classes merged.
+
+        `result.to("cityscapes-ids")` has the ids that the benchmark's server takes; `result.to({"vehicle": ["car",
+        "bus"]})` has one class in place of two, and the others as they are.
+
+        Args:
+            target: Name of a label space (see `isanet.labels.label_space`), or the names that each new class is made
+                of (see `isanet.labels.merged`).
+
+        Returns:
+            A new result; image, path and confidence are the same (the confidence of a merged class remains that of
+            the old one).
+
+        Raises:
+            ValueError: There is no translation into that space, or a class that occurs has no counterpart in it; an
+                unknown label space or class; or `isanet.labels.merged` refuses.
+        """
+        source = custom_space(self.classes, self.palette, self.label_space or "custom")
+        if isinstance(target, str):
+            space = label_space(target)
+            table = translation(source, space)
+            name: str | None = target
+        else:
+            check_groups(target, source)
+            space, table = merged(source, target)
+            name = self.label_space if space.classes == self.classes else None
+        for index, new_index in enumerate(table):
+            if new_index is None and (count := int((self.labels == index).sum())):
+                raise ValueError(
+                    f"{count} pixels are {self.classes[index]!r} of the label space {source}, which has no counterpart "
+                    f"in {space}"
+                )
+        lookup = np.array([new_index or 0 for new_index in table], np.int32)
+        new = lookup.astype(np.uint8)[self.labels] if len(space) <= 256 else lookup[self.labels]
+        return replace(self, labels=new, classes=space.classes, palette=space.palette, label_space=name)
+
+    def for_server(self) -> Segmentation:
+        """The same as the evaluation server of the classes' dataset takes it; itself where the classes are no such."""
+        official = official_name(self.label_space)
+        return self if official is None else self.to(official)
+
+    def areas(self) -> dict[str, float]:
+        """Fractions of the image by class: only classes that occur, largest first, sum 1."""
+        return {self.classes[index]: share for index, share in self._shares()}
+
+    def colored(self) -> Image.Image:
+        """The label map in the palette's colors: mode P, labels as indices, or RGB for more than 256 classes."""
+        if len(self.classes) > 256:
+            return Image.fromarray(np.array(self.palette, np.uint8)[self.labels])
+        image = Image.fromarray(self.labels)
+        image.putpalette([value for color in self.palette for value in color])
+        return image
+
+    def overlay(self, alpha: float = 0.5, legend: bool = True) -> Image.Image:
+        """The image with the classes' colors over it.
+
+        Args:
+            alpha: Weight of the colors, 0 (the image alone) to 1 (the colors alone).
+            legend: Add a panel that names the classes present and their areas, largest first; below the image or to
+                its right, whichever suits its shape. Images below 240 pixels are enlarged for it by a whole factor.
+
+        Returns:
+            Mode RGB. Without a legend, exactly of the image's size.
+
+        Raises:
+            ValueError: `alpha` is not in 0..1.
+        """
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha must be in 0..1, got {alpha}")
+        blend = Image.blend(Image.fromarray(self.image), self.colored().convert("RGB"), alpha)
+        if not legend:
+            return blend
+        factor = math.ceil(240 / max(blend.size))
+        if factor > 1:
+            blend = blend.resize((blend.width * factor, blend.height * factor), Image.Resampling.NEAREST)
+        entries = [
+            (self.palette[index], shortened(self.classes[index]), f"{share:.1%}" if share >= 0.001 else "<0.1%")
+            for index, share in self._shares()
+        ]
+        return with_legend(blend, entries)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the labels as a PNG of class indices.
+
+        The palette is that of the classes; above 256 classes it is 16-bit gray, without one. The file appears whole.
+        An existing one is replaced, except the image itself.
+
+        What the benchmarks' servers take is `result.to(...)` saved under the names that they expect:
+
+        * Cityscapes: `to("cityscapes-ids")`, 8-bit gray, `<city>_<sequence>_<frame>*.png`.
+        * ADE20K: `to("ade20k-ids")`, 8-bit gray, 1..150, `<stem of the image>.png`.
+        * PASCAL VOC: as it is, `<id of the image>.png` in the folder `comp6_test_cls` (`comp5_test_cls` for models
+          that were trained on the challenge's own images alone).
+
+        Args:
+            path: Ends in .png; its folder exists.
+
+        Raises:
+            ValueError: The name does not end in .png, or it is the file that the image was read from.
+            FileNotFoundError: The folder does not exist.
+        """
+        path = Path(path)
+        if path.suffix.lower() != ".png":
+            raise ValueError(
+                f"labels are saved as .png only, got {path.name!r}: lossy formats change labels, others lose the "
+                "palette; for an image to look at, use overlay().save(...)"
+            )
+        if not path.parent.is_dir():
+            raise FileNotFoundError(
+                f"cannot save {path.name}: the folder {path.parent} does not exist; create it first"
+            )
+        if self.path is not None and path.exists() and self.path.exists() and path.samefile(self.path):
+            raise ValueError(f"{path} is the image that was segmented; save the labels under another name")
+        if self.label_space in _SAVED_GRAY:
+            indices = Image.fromarray(self.labels)
+        else:
+            indices = self.colored() if len(self.classes) <= 256 else Image.fromarray(self.labels.astype(np.uint16))
+        with atomic_write(path) as temporary:
+            indices.save(temporary, format="PNG")
+
+    def _shares(self) -> list[tuple[int, float]]:
+        """(class index, fraction) of the classes that occur, largest first."""
+        flat = self.labels.reshape(-1)
+        counts = np.zeros(len(self.classes), np.int64)
+        for start in range(0, flat.size, 1 << 22):  # bincount makes an int64 copy: of a part at a time
+            counts += np.bincount(flat[start : start + (1 << 22)], minlength=len(self.classes))
+        order = np.argsort(-counts, kind="stable")
+        return [(int(index), int(counts[index]) / flat.size) for index in order if counts[index]]
+
+    def _repr_png_(self) -> bytes:
+        """What notebooks show: the overlay, of at most 1600 pixels a side."""
+        image = self.overlay()
+        image.thumbnail((1600, 1600))
+        buffer = io.BytesIO()
+        image.save(buffer, format="PNG")
+        return buffer.getvalue()
+
+    def __repr__(self) -> str:
+        areas = [f"{name} {share:.2f}" for name, share in self.areas().items()]
+        height, width = self.labels.shape
+        return f"Segmentation({width}x{height}: {', '.join(areas[:3])}{', …' if len(areas) > 3 else ''})"
+
+
+class Segmenter:
+    """Runs a model on images; every label map has the size of its image.
+
+    The network that runs is made of the model by `isanet.inference.fast.optimize`, when it is first needed, and again when the model's
+    weights have changed. A model that is passed as an object is moved to the device and put into evaluation mode in
+    place; its weights are not changed. Models that `isanet.inference.fast.optimize` does not know run as they are, in half precision
+    by `torch.autocast`.
+
+    Args:
+        model: An ISANet, or anything `isanet.from_pretrained` takes.
+        device: "auto" (CUDA if there is one, else MPS, else the CPU) or a device as torch names it ("cuda:1").
+        precision: "float32", "bfloat16", "float16", "int8" (on the CPU), or "auto": bfloat16 where the device computes
+            in it by itself (on CPUs, if `isanet.inference.fast.optimize` knows the model), float16 on other CUDA devices, else
+            float32.
+            On photographs, bfloat16 gave the labels of float32 at 99.6 % of the pixels, int8 at 98.6 %.
+        protocol: How an image goes through the network: a name in `isanet.protocols.PROTOCOLS`, or a `Protocol` of
+            one's own. It is never chosen by the model: weights from mmsegmentation need "mmseg-..." to give exactly
+            its labels.
+        max_pixels: Larger images are refused, before they are decoded.
+        calibration: For int8, a few images like those to come, as a list or a folder, of which the first eight are
+            taken: they tell the range of every map in the network.
+        compile: Compile the network with `torch.compile`. It takes a minute at the first image, and again at the
+            first of another size.
+        max_memory: Bytes that the maps in the network may take, beyond weights, image and labels; by default 4 GiB.
+            What needs more goes through in bands of rows, with the same labels; what needs more still (beyond 40
+            megapixels in float32), in overlapping windows. Models that `isanet.inference.fast.optimize` does not know take what they
+            take.
+
+    Attributes:
+        model: The model.
+        device: `torch.device` in use.
+        precision: Name of the precision in use.
+        protocol: The `Protocol` in use.
+        max_pixels: As given.
+        max_memory: As given.
+
+    Raises:
+        ValueError: An unknown or absent device, an unknown precision or protocol, a model without preprocessing; int8
+            without calibration, on another device than the CPU, or of a model that `isanet.inference.fast.optimize` does not know.
+        ImageError: An image for calibration cannot be read.
+    """
+
+    def __init__(
+        self,
+        model: ISANet | str | os.PathLike[str],
+        *,
+        device: str | torch.device = "auto",
+        precision: str = "auto",
+        protocol: str | Protocol = "whole",
+        max_pixels: int = MAX_PIXELS,
+        calibration: Iterable[Source] | str | os.PathLike[str] = (),
+        compile: bool = False,
+        max_memory: int = 4 << 30,
+    ) -> None:
+        self.device = _device(device)
+        if precision not in ("auto", *PRECISIONS):
+            raise ValueError(f"unknown precision {precision!r}; valid are auto, {', '.join(PRECISIONS)}")
+        self.protocol = protocols.protocol(protocol)
+        self.max_pixels, self.max_memory = max_pixels, max_memory
+        if isinstance(model, str | os.PathLike):
+            from isanet.zoo.pretrained import from_pretrained
+
+            model = from_pretrained(model)
+        if not model.preprocessing:
+            raise ValueError(
+                "the model does not say how its images are prepared; build it with preprocessing={'short_edge': ..., "
+                "'long_edge': ..., 'mean': ..., 'std': ...}, the values it was trained with"
+            )
+        self.model: ISANet = model.to(self.device).eval()
+        self.precision = _auto_precision(self.device, model) if precision == "auto" else precision
+        self._compile = compile
+        self._calibration = [
+            tensor[None]
+            for source in (islice(self._sources(calibration), MOST_CALIBRATION) if precision == "int8" else ())
+            for tensor in self._read(source).tensors
+        ]
+        self._network: tuple[ISANet | FastISANet, list[tuple[Tensor, int, int]]] | None = None
+        if precision == "int8" or compile:
+            self.network()  # errors are better now than at the first image
+        log.info(
+            "segmenting on %s (%s) in %s (%s)%s",
+            self.device,
+            "the best available" if device == "auto" else "as asked",
+            self.precision,
+            "the default for this device" if precision == "auto" else "as asked",
+            ""
+            if self.protocol == protocols.PROTOCOLS["whole"]
+            else f" by protocol {self.protocol.name}: {self.protocol.text}",
+        )
+
+    def network(self) -> ISANet | FastISANet:
+        """The network that runs, made of the model's weights as they are now.
+
+        A change by way of `tensor.data` in place is the one that cannot be seen: make a new Segmenter after it.
+        """
+        self.model.eval()  # it may have been trained on in between
+        state = [*self.model.parameters(), *self.model.buffers()]
+        version = [(x, x.data_ptr(), 0 if x.is_inference() else x._version) for x in state]
+        if self._network is None or not _same(self._network[1], version):
+            self._network = None  # not two of them at a time
+            network: ISANet | FastISANet = self.model
+            reason = why_not_optimizable(self.model)
+            if reason and (self.precision == "int8" or self._compile):
+                raise ValueError(f"this network cannot be optimized, as int8 and compile need: {reason}")
+            if not reason:
+                network = optimize(
+                    self.model,
+                    self.precision,
+                    images=self._calibration,
+                    compile=self._compile,
+                    max_memory=self.max_memory,
+                )
+            self._network = network, version
+        network = self._network[0]
+        if isinstance(network, FastISANet):
+            network.max_memory, network.align_corners = self.max_memory, self.model.align_corners
+        return network
+
+    def predict(
+        self, prepared: Sequence[tuple[Tensor, ...]], sizes: Sequence[tuple[int, int]], **options: Any
+    ) -> list[Prediction | None]:
+        """`isanet.inference.predict` with the network, protocol and precision of this segmenter."""
+        network = self.network()
+        own = isinstance(network, FastISANet)  # half precision is in its weights
+        precision = torch.float32 if own else PRECISIONS[self.precision]
+        return inference.predict(network, prepared, sizes, self.protocol, precision=precision, **options)
+
+    @overload
+    def __call__(self, image: list[Any] | tuple[Any, ...], *, confidence: bool = ...) -> list[Segmentation]: ...
+
+    @overload
+    def __call__(self, image: Image.Image | NDArray[Any], *, confidence: bool = ...) -> Segmentation: ...
+
+    @overload  # a path is an image or a folder: only the disk knows
+    def __call__(self, image: str | os.PathLike[str], *, confidence: bool = ...) -> Any: ...
+
+    def __call__(
+        self, image: Source | list[Any] | tuple[Any, ...], *, confidence: bool = False
+    ) -> Segmentation | list[Segmentation]:
+        """Segment one image, or several.
+
+        Args:
+            image: A path, a PIL image, or a uint8 RGB array (H, W, 3) (see `isanet.images.preprocess.read_image`); a list or
+                tuple of these; or a folder, whose images are taken by name (not those of folders in it).
+            confidence: Keep `confidence` too.
+
+        Returns:
+            One Segmentation; for a list, tuple or folder, a list of them in the same order.
+
+        Raises:
+            ImageError: An image cannot be read, or a folder has none.
+            IsanetError: The network gave values that are not finite.
+        """
+        if isinstance(image, list | tuple) or _is_folder(image):
+            return list(self.stream(image, confidence=confidence))
+        (result,) = self._segment([self._read(image)], confidence)
+        if isinstance(result, IsanetError):
+            raise result
+        return result
+
+    def stream(
+        self,
+        images: Iterable[Source] | str | os.PathLike[str],
+        *,
+        batch_size: int = 1,
+        confidence: bool = False,
+        on_error: Callable[[Source, IsanetError], None] | None = None,
+    ) -> Iterator[Segmentation]:
+        """Segment any number of images, one by one, in order and in flat memory.
+
+        Images are read and prepared by one thread, at most a batch ahead of the model. Close the iterator, or use it
+        up, to end that thread.
+
+        Args:
+            images: Any iterable of what a call takes for one image, or a folder.
+            batch_size: Of so many consecutive images, those with one size after preprocessing go through the model
+                together; others by themselves. Labels do not depend on it, but for rounding.
+            confidence: Keep `confidence` too.
+            on_error: Called with the source and the error of each image that fails; that image is then skipped.
+                By default the error is raised, after the results of the images before it.
+
+        Returns:
+            An iterator of Segmentation.
+
+        Raises:
+            ValueError: `batch_size` is below 1.
+            ImageError: An image cannot be read, or a folder has none.
+            IsanetError: The network gave values that are not finite.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        return self._stream(self._sources(images), batch_size, confidence, on_error)
+
+    @staticmethod
+    def _sources(images: Iterable[Source] | str | os.PathLike[str]) -> Iterable[Source]:
+        if isinstance(images, str | os.PathLike):
+            return images_in(Path(images)) if _is_folder(images) else [images]
+        return [images] if isinstance(images, Image.Image | np.ndarray) else images
+
+    def _stream(
+        self,
+        sources: Iterable[Source],
+        batch_size: int,
+        confidence: bool,
+        on_error: Callable[[Source, IsanetError], None] | None,
+    ) -> Iterator[Segmentation]:
+        with closing(self._read_ahead(sources, batch_size)) as ahead:
+            while batch := list(islice(ahead, batch_size)):
+                reads = [read for _, read in batch if isinstance(read, _Read)]
+                results = iter(self._segment(reads, confidence))
+                for source, read in batch:
+                    result = next(results) if isinstance(read, _Read) else read
+                    if isinstance(result, Segmentation):
+                        yield result
+                    elif on_error is None:
+                        raise result
+                    else:
+                        on_error(source, result)
+
+    def _read_ahead(
+        self, sources: Iterable[Source], depth: int
+    ) -> Generator[tuple[Source, _Read | IsanetError], None, None]:
+        """What was read of each source, or why not, in order; `depth` more are being read meanwhile."""
+        waiting: deque[tuple[Source, Future[_Read]]] = deque()
+
+        def first() -> tuple[Source, _Read | IsanetError]:
+            source, future = waiting.popleft()
+            try:
+                return source, future.result()
+            except IsanetError as error:
+                return source, error
+
+        pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="isanet-read")
+        try:
+            for source in sources:
+                # Copied before the next is asked for: loops over a camera fill one buffer again and again.
+                own = source.copy() if isinstance(source, np.ndarray) else source
+                waiting.append((source, pool.submit(self._read, own)))
+                if len(waiting) > depth:
+                    yield first()
+            while waiting:
+                yield first()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _read(self, source: Source) -> _Read:
+        image = read_image(source, max_pixels=self.max_pixels)
+        path = Path(source) if isinstance(source, str | os.PathLike) else None
+        return _Read(path, image, inference.prepare(image, self.model.preprocessing, self.protocol))
+
+    @torch.inference_mode()
+    def _segment(self, reads: Sequence[_Read], confidence: bool) -> list[Segmentation | IsanetError]:
+        predictions = self.predict(
+            [read.tensors for read in reads], [read.image.shape[:2] for read in reads], confidence=confidence
+        )
+        return [
+            inference.not_finite(read.path or "this image", self.precision)
+            if prediction is None
+            else self._result(read, *prediction)
+            for read, prediction in zip(reads, predictions, strict=True)
+        ]
+
+    def _result(self, read: _Read, labels: Tensor, probabilities: Tensor | None) -> Segmentation:
+        return Segmentation(
+            labels=labels.cpu().numpy(),
+            classes=self.model.classes,
+            palette=self.model.palette,
+            image=read.image,
+            path=read.path,
+            label_space=self.model.label_space,
+            confidence=None if probabilities is None else probabilities.cpu().numpy(),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """An image, and the network inputs made of it."""
+
+    path: Path | None
+    image: RGBImage
+    tensors: tuple[Tensor, ...]
+
+
+def _device(wanted: str | torch.device) -> torch.device:
+    if wanted == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+        torch.zeros(1, device=device)
+    except Exception as error:  # each backend has its own way to say that it is not there
+        there = ["auto", "cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        there += ["mps"] if torch.backends.mps.is_available() else []
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"device {wanted!r} cannot be used ({reason}); valid here are {', '.join(there)}") from error
+    return device
+
+
+def _auto_precision(device: torch.device, model: ISANet) -> str:
+    if device.type == "cpu":  # there, autocast of a network that is not optimized gains little
+        return "bfloat16" if has_bfloat16(device) and not why_not_optimizable(model) else "float32"
+    if has_bfloat16(device):
+        return "bfloat16"
+    return "float16" if device.type == "cuda" else "float32"
+
+
+def _same(old: list[tuple[Tensor, int, int]], new: list[tuple[Tensor, int, int]]) -> bool:
+    return len(old) == len(new) and all(a[0] is b[0] and a[1:] == b[1:] for a, b in zip(old, new, strict=True))
+
+
+def _is_folder(source: object) -> TypeGuard[str | os.PathLike[str]]:
+    return isinstance(source, str | os.PathLike) and Path(source).is_dir()

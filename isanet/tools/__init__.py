@@ -1,0 +1,1 @@
+"""What is built on all the rest: self-test, demonstration, benchmark."""

@@ -1,0 +1,1 @@
+"""ToyStreets: street scenes drawn from a seed, with exact masks."""

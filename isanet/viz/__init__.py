@@ -1,0 +1,1 @@
+"""Images of results and figures: legends, overlays, sheets, charts."""

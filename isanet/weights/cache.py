@@ -1,0 +1,214 @@
+"""Where converted models lie on this machine, and what is recorded of them.
+
+For each model there is one `<name>.json`, its record, and the file that the record names,
+`<name>-<8 digits>.safetensors`. Writing the record is what makes a new file the model's file: a process
+killed before that leaves the old pair as it was, and one killed after it leaves the new pair.
+
+A record outlives its file, because the hash in it is what any later download of that model must match.
+Standard library only, filelock aside.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from isanet._files import atomic_write
+from isanet.errors import CacheError
+
+LOCK_TIMEOUT = 3600.0
+"""Seconds to wait for another process that is fetching the same model."""
+
+log = logging.getLogger("isanet")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a cached model.
+
+    Attributes:
+        file: Name of the converted file in the cache.
+        file_sha256: Hash of the converted file, compared at every load.
+        source: Address that the released file came from.
+        source_sha256: Hash of the released file; any later copy must have the same.
+        source_size: Its size in bytes.
+        layout: Whose key names it had.
+        converter: Version of the conversion.
+        date: When it was converted, ISO 8601, UTC.
+    """
+
+    file: str
+    file_sha256: str
+    source: str
+    source_sha256: str
+    source_size: int
+    layout: str
+    converter: int
+    date: str
+
+
+def home() -> Path:
+    """The cache folder: `ISANET_HOME`, else `hub/isanet` under the folder that torch.hub uses. It may not exist yet."""
+    if chosen := os.environ.get("ISANET_HOME"):
+        return Path(chosen).expanduser()
+    if hub := sys.modules.get("torch.hub"):
+        return Path(hub.get_dir()) / "isanet"
+    # What torch.hub.get_dir() computes, without importing torch
+    base = os.environ.get("TORCH_HOME", Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "torch"))
+    return Path(os.path.expanduser(base), "hub", "isanet")  # noqa: PTH111  Path's raises where there is no home
+
+
+def record_path(name: str) -> Path:
+    """Where the record of a model is."""
+    return home() / f"{name}.json"
+
+
+def read_record(name: str) -> Record | None:
+    """The record of a model, or None if it was never cached, or the record is damaged (which is logged)."""
+    path = record_path(name)
+    try:
+        return parse_record(name, json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        log.warning("ignoring the damaged record %s (%s); the model counts as not cached", path, error)
+        return None
+
+
+def parse_record(name: str, values: Any) -> Record:
+    """The record of a model from what JSON gave; raises ValueError, KeyError or TypeError where it is none."""
+    record = Record(**{field.name: values[field.name] for field in fields(Record)})
+    for field in fields(Record):
+        if type(getattr(record, field.name)).__name__ != field.type:
+            raise ValueError(f"{field.name} is not {field.type}")
+    for digest in (record.file_sha256, record.source_sha256):
+        if not re.fullmatch("[0-9a-f]{64}", digest):
+            raise ValueError(f"{digest!r} is no hash")
+    if not re.fullmatch(re.escape(name) + r"-[0-9a-f]{8}\.safetensors", record.file):
+        raise ValueError(f"{record.file!r} is not a name that isanet gives")
+    return record
+
+
+def cached_file(name: str) -> Path | None:
+    """The converted file of a model, if the cache has one; it has not been verified yet."""
+    record = read_record(name)
+    if record is None:
+        return None
+    path = home() / record.file
+    return path if path.is_file() else None
+
+
+def write_record(name: str, record: Record) -> None:
+    """Make `record` the record of a model, and remove converted files of it that no record names any more."""
+    with recorded({name: record}):
+        pass
+
+
+@contextmanager
+def recorded(records: Mapping[str, Record]) -> Iterator[None]:
+    """The same for several models: their records take their places after the body, if no error comes."""
+    folder = home()
+    with ExitStack() as renames:
+        for name, record in records.items():
+            temporary = renames.enter_context(atomic_write(folder / f"{name}.json"))
+            temporary.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
+        yield
+    for name, record in records.items():
+        for path in _converted_files(name):
+            if path.name != record.file:
+                with suppress(OSError):  # the record is in force already: what stays is only a waste of space
+                    path.unlink()
+
+
+def answer_path(name: str) -> Path:
+    """Where the recorded answer of a model is, which `isanet.tools.selftest` compares with."""
+    return home() / f"{name}.selftest"
+
+
+def clear(name: str, *, forget: bool = False) -> int:
+    """Delete the converted file of a model.
+
+    Args:
+        name: Its name.
+        forget: Delete the record and the self-test's answer too, so that the next download is trusted anew.
+
+    Returns:
+        Bytes freed.
+    """
+    freed = 0
+    with lock(name):
+        try:
+            for path in _converted_files(name):
+                freed += path.lstat().st_size
+                path.unlink()
+            if forget:
+                (home() / f"{name}.json").unlink(missing_ok=True)
+                answer_path(name).unlink(missing_ok=True)
+        except OSError as error:
+            raise unwritable(home(), error) from error
+    return freed
+
+
+def sweep() -> None:
+    """Delete temporary files that killed processes left; what has grown within the hour may still be in use."""
+    for path in home().glob(".isanet-*.part"):
+        with suppress(OSError):
+            if time.time() - path.lstat().st_mtime > 3600:
+                path.unlink()
+
+
+def _converted_files(name: str) -> list[Path]:
+    pattern = re.compile(re.escape(name) + r"-[0-9a-f]{8}\.safetensors")
+    return [path for path in home().glob(f"{name}-*.safetensors") if pattern.fullmatch(path.name)]
+
+
+@contextmanager
+def lock(name: str) -> Iterator[None]:
+    """Let one process at a time change what is cached of a model.
+
+    The operating system holds the lock and drops it with the process that has it: a stale one cannot be.
+
+    Raises:
+        CacheError: The folder cannot be written, or another process held the lock for over an hour.
+    """
+    import filelock
+
+    folder = home()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = filelock.FileLock(folder / f"{name}.lock", timeout=LOCK_TIMEOUT)
+        held.acquire()
+    except filelock.Timeout as error:
+        raise CacheError(
+            f"another process has held {folder / name}.lock for {LOCK_TIMEOUT:.0f} s; see whether it still works"
+        ) from error
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def unwritable(folder: Path, error: OSError, needed: int = 0) -> CacheError:
+    """The error for a cache folder that cannot be written, or whose disk has no room for `needed` bytes."""
+    if needed and error.errno == errno.ENOSPC:
+        return CacheError(
+            f"the disk of {folder} is full: {needed:,} bytes needed, {shutil.disk_usage(folder).free:,} free; "
+            "nothing was kept. Free some, or set ISANET_HOME to another folder"
+        )
+    return CacheError(
+        f"cannot write to the cache folder {folder}: {error.strerror or error}; "
+        "nothing was changed. Set ISANET_HOME to a folder that can be written"
+    )

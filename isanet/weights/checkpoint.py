@@ -1,0 +1,258 @@
+"""Reading strangers' files into state dicts, writing safetensors, and fitting tensors to a model.
+
+A file is read into memory once; what was hashed is what is parsed, whatever happens to the file meanwhile.
+Files of torch.save are read by `isanet.weights.torchfile`, which runs nothing in them; safetensors files here.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from isanet.errors import CheckpointError, CheckpointFormatError, CheckpointMismatchError
+from isanet.weights.torchfile import (
+    LEGACY_MAGIC,
+    MAX_DESCRIPTION_BYTES,
+    MAX_TENSORS,
+    File,
+    read_archive,
+    read_legacy,
+    typed,
+)
+
+MAX_FILE_BYTES = 4 << 30
+"""Largest file that is read: eight times the largest ISANet with its optimizer."""
+
+_PART_BYTES = 8 << 20
+
+SAFETENSORS_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+def read_file(path: Path) -> File:
+    """Read a file once, whole, and hash what was read.
+
+    Raises:
+        CheckpointFormatError: It is no regular file, larger than `MAX_FILE_BYTES`, or changed while it was read.
+        OSError: It cannot be read.
+    """
+    with open(path, "rb", opener=_open_at_once) as file:
+        before = os.fstat(file.fileno())
+        if not stat.S_ISREG(before.st_mode):
+            raise CheckpointFormatError(f"{path} is not a regular file; copy what it gives to one first")
+        size = file.seek(0, io.SEEK_END)
+        if size > MAX_FILE_BYTES:
+            raise CheckpointFormatError(f"{path} has {size:,} bytes; no ISANet has over {MAX_FILE_BYTES:,}")
+        file.seek(0)
+        data, digest, read = np.empty(size, dtype=np.uint8), sha256(), 0
+        with ThreadPoolExecutor(max_workers=1) as hashing:  # of what has been read, while more is being read
+            for start in range(0, size, _PART_BYTES):
+                part = data[start : start + _PART_BYTES]
+                read += file.readinto(part)  # type: ignore[arg-type]
+                hashing.submit(digest.update, part.data)
+        after = os.fstat(file.fileno())
+        if read != size or (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+            raise CheckpointFormatError(f"{path} was changed while it was read; try again when nothing writes to it")
+    return File(str(path), data, digest.hexdigest())
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # opening a pipe waits for its writer otherwise
+
+
+def read_checkpoint(file: File) -> tuple[object, dict[str, str]]:
+    """Whatever containers and tensors a torch or safetensors file holds, and the metadata of the latter.
+
+    The tensors share the memory of the file.
+
+    Raises:
+        CheckpointFormatError: It is no such file, or broken; the message says what it looks like.
+        UnsafeCheckpointError: It names something beyond plain tensors and containers.
+    """
+    head = file.data[:512].tobytes()
+    if head.startswith(b"PK\x03\x04"):
+        return read_archive(file), {}
+    if head.startswith(LEGACY_MAGIC):
+        return read_legacy(file), {}
+    if head[8:9] == b"{" and 0 < int.from_bytes(head[:8], "little") < len(file.data):
+        return read_safetensors(file)
+    raise CheckpointFormatError(f"{file.name} is not a checkpoint: {looks_like(file)}")
+
+
+def looks_like(file: File) -> str:
+    """What a file that is not a checkpoint seems to be, in a few words."""
+    head = file.data[:512].tobytes()
+    start = head.lstrip().lower()
+    if not head:
+        return "it is empty"
+    if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return "it is a web page, as a login portal or a parked domain sends"
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer; fetch the file itself with `git lfs pull`"
+    if head.startswith(b"\x1f\x8b"):
+        return "it is compressed with gzip; unpack it first"
+    if head[:1] == b"\x80":
+        return "it is a pickle, but not one that torch.save wrote"
+    if b"ustar" in head:
+        return "it is a tar archive; if torch before 0.4 wrote it, save it again with a current one"
+    if not head.strip(b"\0"):
+        return "it starts with zeros, as an interrupted copy leaves them"
+    return f"its {len(file.data):,} bytes start with {head[:8]!r}"
+
+
+# --- safetensors --------------------------------------------------------------------------------------------
+
+
+def read_safetensors(file: File) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file; the tensors share its memory.
+
+    Raises:
+        CheckpointFormatError: The header is broken, or the tensors do not cover the data exactly once.
+    """
+    length = int.from_bytes(file.data[:8].tobytes(), "little")
+    if len(file.data) < 8 or length > min(len(file.data) - 8, MAX_DESCRIPTION_BYTES):
+        raise CheckpointFormatError(f"{file.name} is no safetensors file, or a truncated one: {looks_like(file)}")
+    data = file.data[8 + length :]
+    tensors: dict[str, Tensor] = {}
+    end = 0
+    try:
+        header = json.loads(file.data[8 : 8 + length].tobytes().decode(), object_pairs_hook=unique_keys)
+        metadata = header.pop("__metadata__", {})
+        if len(header) > MAX_TENSORS:
+            raise ValueError(f"{len(header):,} tensors; no ISANet has over {MAX_TENSORS:,}")
+        if not all(isinstance(text, str) for pair in metadata.items() for text in pair):
+            raise ValueError("metadata is not text")
+        entries = sorted(
+            ((*entry["data_offsets"], name), entry["dtype"], entry["shape"]) for name, entry in header.items()
+        )
+        for (start, stop, name), dtype_name, shape in entries:
+            dtype = SAFETENSORS_DTYPES[dtype_name]
+            if (
+                type(shape) is not list
+                or len(shape) > 8
+                or min([n if type(n) is int else -1 for n in (start, stop, *shape)]) < 0
+            ):
+                raise ValueError(f"the tensor {name[:80]!r} has an impossible shape or place")
+            if start != end or stop != start + math.prod(shape) * dtype.itemsize or stop > len(data):
+                raise ValueError(
+                    f"the tensor {name[:80]!r} of shape {shape} cannot lie at bytes {start} to {stop} of {len(data):,}"
+                )
+            tensors[name] = typed(data[start:stop], dtype).view(shape)
+            end = stop
+        if end != len(data):
+            raise ValueError(f"{len(data) - end:,} bytes belong to no tensor")
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
+        raise CheckpointFormatError(f"{file.name}: broken safetensors header ({str(error)[:500]})") from error
+    return tensors, metadata
+
+
+def serialize(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """The bytes of a safetensors file with these tensors and texts: the same for the same, every time."""
+    data = save(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, {"format": "pt", **metadata}
+    )
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))  # the library writes them in random order
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors stay aligned
+    return b"".join((len(text).to_bytes(8, "little"), text, memoryview(data)[start:]))
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For `json.loads`: the object, if it has no key twice."""
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a name appears twice")
+    return result
+
+
+# --- fitting tensors to a model -----------------------------------------------------------------------------
+
+
+def fit_state_dict(
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, values: bool = True
+) -> dict[str, Tensor]:
+    """Tensors that fit a model exactly, floating-point ones as float32, no two of them in the same memory.
+
+    Args:
+        state: Tensors in the model's own names.
+        expected: The model's state dict, which may be on the meta device.
+        values: Also look at every value: finite, and variances not negative.
+
+    Raises:
+        CheckpointMismatchError: A tensor is missing, extra, wrongly shaped, of another kind, or has a value
+            that no training gives; the message shows the first differences.
+    """
+    problems = [f"{name} is missing" for name in expected if name not in state]
+    strange = (name[:200] for name in state if name not in expected)
+    problems += [f"{name if name.isprintable() else ascii(name)} is not part of the model" for name in strange]
+    fitting: dict[str, Tensor] = {}
+    memories: set[int] = set()
+    for name, wanted in expected.items():
+        if name not in state:
+            continue
+        tensor = state[name]
+        if tensor.shape != wanted.shape:
+            problems.append(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(wanted.shape)}")
+        elif tensor.is_floating_point() != wanted.is_floating_point():
+            problems.append(f"{name} is {tensor.dtype}, expected {wanted.dtype}")
+        else:
+            tensor = tensor.to(torch.float32 if wanted.is_floating_point() else wanted.dtype).contiguous()
+            memory = tensor.untyped_storage().data_ptr()
+            # Two names for the same bytes would be trained as one, and cannot be written as safetensors
+            fitting[name] = tensor.clone() if memory in memories else tensor
+            memories.add(memory)
+    if values and not problems:
+        for name, tensor in fitting.items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                problems.append(f"{name} has values that are not finite")
+            elif name.endswith("running_var") and (tensor < 0).any():
+                problems.append(f"{name} has a negative variance")
+    if problems:
+        more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise CheckpointMismatchError(
+            f"the checkpoint does not fit the model, which was left as it was: {'; '.join(problems[:5])}{more}"
+        )
+    return fitting
+
+
+@contextmanager
+def naming(file: File) -> Iterator[None]:
+    """Errors about the tensors of a file name the file."""
+    try:
+        yield
+    except CheckpointError as error:
+        if file.name in str(error):
+            raise
+        raise type(error)(f"{file.name}: {error}") from error
+
+
+def release_file_buffer(state: dict[str, Tensor], file: File) -> dict[str, Tensor]:
+    """The same tensors, copied if they are much less than the file whose memory they would keep alive."""
+    payload = sum(tensor.nbytes for tensor in state.values())
+    return {name: tensor.clone() for name, tensor in state.items()} if len(file.data) > 1.2 * payload else state

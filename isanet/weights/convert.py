@@ -1,0 +1,226 @@
+"""Strangers' state dicts, as data: one table of key prefixes for each upstream layout, pure dict -> dict.
+
+A table maps a prefix of their names to a prefix of ours, or to None, which drops what it names on purpose; the
+longest that fits wins. Every tensor must be named by the table: nothing is dropped in silence.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from isanet.backbone import BACKBONES, EXPANSION
+from isanet.errors import CheckpointFormatError, CheckpointMismatchError
+
+CONVERTER_VERSION = 1
+"""Raised whenever the same file would be converted to other tensors; recorded in every converted file."""
+
+ATTENTIONS = {"global_relation": "long_range", "local_relation": "short_range"}
+PROJECTIONS = ("query_project.0", "query_project.1", "key_project.0", "key_project.1", "output_project")
+
+SSSEGMENTATION: dict[str, str] = {
+    "backbone_net": "backbone",
+    "in_conv.0": "reduce.conv",
+    "in_conv.1": "reduce.bn",
+    **{
+        f"{t}.{p}.{i}": f"{o}.{p}.{n}"
+        for t, o in ATTENTIONS.items()
+        for p in PROJECTIONS
+        for i, n in ((0, "conv"), (1, "bn"))
+    },
+    **{f"{theirs}.value_project": f"{ours}.value_project" for theirs, ours in ATTENTIONS.items()},
+    "out_conv.0": "fuse.conv",
+    "out_conv.1": "fuse.bn",
+    "decoder.1": "classifier",
+    "auxiliary_decoder.0": "aux_reduce.conv",
+    "auxiliary_decoder.1": "aux_reduce.bn",
+    "auxiliary_decoder.4": "aux_classifier",
+}
+
+MMSEGMENTATION: dict[str, str] = {
+    "backbone": "backbone",
+    "decode_head.in_conv": "reduce",
+    **{f"decode_head.{theirs}": ours for theirs, ours in ATTENTIONS.items()},
+    "decode_head.out_conv": "fuse",
+    "decode_head.conv_seg": "classifier",
+    "auxiliary_head.convs.0": "aux_reduce",
+    "auxiliary_head.conv_seg": "aux_classifier",
+}
+
+LAYOUTS: dict[str, dict[str, str]] = {"sssegmentation": SSSEGMENTATION, "mmsegmentation": MMSEGMENTATION}
+
+# Of mmcv's ResNetV1c, as OpenMMLab published it; our backbone has its names.
+MMCV_V1C: dict[str, str | None] = {
+    **{part: part for part in ("stem", "layer1", "layer2", "layer3", "layer4")},
+    "fc": None,  # the classifier of ImageNet's 1000 classes
+}
+
+BACKBONE_LAYOUTS: dict[str, dict[str, str | None]] = {"mmcv_v1c": MMCV_V1C}
+
+LANDMARKS = {
+    "sssegmentation": "global_relation.value_project.weight",
+    "mmsegmentation": "decode_head.global_relation.value_project.weight",
+    "isanet": "long_range.value_project.weight",
+}
+"""One key that only an ISANet in that layout has."""
+
+MAX_NAME = 200
+"""Characters of the longest name of a tensor."""
+
+MAX_CHANNELS = 2**16
+"""Most channels or classes that shapes are believed to have."""
+
+WRAPPERS = ("model", "state_dict")
+"""Keys under which training frameworks keep the weights, beside optimizer, counters and averaged copies."""
+
+
+def unwrap(checkpoint: object) -> dict[str, Tensor]:
+    """The bare state dict in a checkpoint: out of its wrapper, and without `module.` before every name.
+
+    Args:
+        checkpoint: What `isanet.weights.checkpoint.read_checkpoint` gave.
+
+    Raises:
+        CheckpointFormatError: There is no state dict in it.
+    """
+    state = checkpoint
+    for wrapper in WRAPPERS:
+        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    if not isinstance(state, Mapping) or not state:
+        raise CheckpointFormatError(
+            f"expected a state dict, or one under {' or '.join(WRAPPERS)}; got {_describe(state)}"
+        )
+    strangers = [name for name, value in state.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
+    if strangers:
+        raise CheckpointFormatError(
+            f"expected a state dict of named tensors, or one under {' or '.join(WRAPPERS)}; "
+            f"got {_describe(state)}, of which {repr(strangers[0])[:MAX_NAME]} is no tensor"
+        )
+    # Names are shown in messages, on a terminal or in a log, where others could do harm
+    if odd := [name for name in state if len(name) > MAX_NAME or not name.isprintable()]:
+        raise CheckpointFormatError(f"{odd[0][:MAX_NAME]!r} is no name of a tensor")
+    while all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    return dict(state)
+
+
+def detect_layout(state: Mapping[str, Any]) -> str:
+    """The layout of a bare state dict ("sssegmentation", "mmsegmentation", or "isanet" for our own).
+
+    Raises:
+        CheckpointFormatError: It is not an ISANet in any known layout.
+    """
+    for layout, landmark in LANDMARKS.items():
+        if landmark in state:
+            return layout
+    raise CheckpointFormatError(
+        f"these {len(state)} tensors are no ISANet in a known layout ({', '.join(LANDMARKS)}); "
+        f"the first are {', '.join(map(str, list(state)[:3]))}"
+    )
+
+
+def convert(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
+    """Rename every tensor from `layout` to the names of `isanet.model.ISANet`; the tensors are shared, not copied.
+
+    Raises:
+        CheckpointMismatchError: A name is not in the table of that layout, or two names become one.
+    """
+    if layout == "isanet":
+        return dict(state)
+    return rename(state, LAYOUTS[layout], layout)
+
+
+def convert_backbone(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
+    """Rename every tensor from `layout` to the names of `isanet.backbone.ResNet`, without ImageNet's classifier.
+
+    Files from before torch 0.4.1 have no counters in batch norm: if none has one, all count from 0, as torch does.
+
+    Raises:
+        CheckpointMismatchError: A name is not in the table of that layout.
+    """
+    renamed = rename(state, BACKBONE_LAYOUTS[layout], layout, "a ResNet")
+    if not any(name.endswith(".num_batches_tracked") for name in renamed):
+        norms = [name.removesuffix("running_var") for name in renamed if name.endswith(".running_var")]
+        renamed |= {f"{norm}num_batches_tracked": torch.zeros((), dtype=torch.int64, device="cpu") for norm in norms}
+    return renamed
+
+
+def rename(
+    state: Mapping[str, Tensor], table: Mapping[str, str | None], layout: str, what: str = "an ISANet"
+) -> dict[str, Tensor]:
+    """Apply one table of prefixes, longest first, to every name; `what` the tensors should be is for messages."""
+    renamed: dict[str, Tensor] = {}
+    unknown: list[str] = []
+    dropped = 0
+    prefixes = sorted(table, key=len, reverse=True)
+    for name, value in state.items():
+        prefix = next((p for p in prefixes if name.startswith(p + ".")), None)
+        if prefix is None:
+            unknown.append(name)
+        elif (ours := table[prefix]) is None:
+            dropped += 1
+        else:
+            renamed[ours + name[len(prefix) :]] = value
+    if unknown:
+        raise CheckpointMismatchError(
+            f"{len(unknown)} tensors are not part of {what} in {layout}'s layout: {', '.join(unknown[:5])}"
+        )
+    if same := len(state) - dropped - len(renamed):
+        raise CheckpointMismatchError(f"{same} names of this {layout} checkpoint stand for the same tensor")
+    return renamed
+
+
+def notes_align_corners(checkpoint: object) -> bool:
+    """Whether mmsegmentation's notes in a checkpoint (`meta.config`, a text) say that logits are resized by corners."""
+    meta = checkpoint.get("meta") if isinstance(checkpoint, Mapping) else None
+    text = meta.get("config") if isinstance(meta, Mapping) else None
+    return isinstance(text, str) and re.search(r"align_corners['\"]?\s*[=:]\s*True", text) is not None
+
+
+def infer_architecture(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The arguments of `ISANet` that the shapes of a converted state dict tell.
+
+    `align_corners`, `residual_first` and `block_size` leave no trace in shapes.
+
+    Raises:
+        CheckpointMismatchError: A tensor that tells is missing or has no such shape, or no known backbone fits.
+    """
+    try:
+        value = state["long_range.value_project.weight"].shape
+        blocks = tuple(
+            len({name.split(".")[2] for name in state if name.startswith(f"backbone.layer{i}.")}) for i in (1, 2, 3, 4)
+        )
+        backbone = next((name for name, known in BACKBONES.items() if known == blocks), None)
+        if backbone is None:
+            raise CheckpointMismatchError(f"no known backbone has {blocks} blocks; known are {BACKBONES}")
+        channels = {
+            "num_classes": state["classifier.weight"].shape[0],
+            "width": state["backbone.layer1.0.conv3.weight"].shape[0] // EXPANSION,
+            "head_channels": value[0],
+            "key_channels": state["long_range.key_project.0.conv.weight"].shape[0],
+            "aux_channels": state["aux_classifier.weight"].shape[1],
+            "fusion_kernel": state["fuse.conv.weight"].shape[-1],
+        }
+        # A tensor without elements may claim any shape, and a network is made in every one of these sizes
+        if odd := [f"{name} = {count}" for name, count in channels.items() if not 0 < count <= MAX_CHANNELS]:
+            raise CheckpointMismatchError(f"no ISANet has these sizes: {', '.join(odd)}")
+        return {"backbone": backbone, **channels, "value_bias": "long_range.value_project.bias" in state}
+    except (KeyError, IndexError) as error:
+        raise CheckpointMismatchError(f"cannot tell the architecture: no usable tensor {error}") from error
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, Mapping):
+        keys = [repr(key)[:MAX_NAME] for key in islice(value, 7)]
+        return (
+            f"a dictionary with {', '.join(keys[:6])}{', ...' if len(keys) > 6 else ''}"
+            if keys
+            else "an empty dictionary"
+        )
+    return f"a {type(value).__name__}"

@@ -1,0 +1,358 @@
+"""The manifest: what weights.json says of each released model and of each backbone to start from, read strictly.
+
+Standard library only, so that `isanet list` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, ClassVar
+
+from isanet.errors import ManifestError
+from isanet.protocols import PROTOCOLS
+
+SCHEMA = 1
+"""Version of the layout of weights.json that this code reads."""
+
+MAX_INPUT_PIXELS = 2**25
+"""Most pixels that somebody else's configuration may make of an image: preparing them takes about a gigabyte."""
+
+MAX_EDGE = 2**14
+"""Largest edge in pixels to which images are resized; the published models have 2048."""
+
+PACKAGE = Path(__file__).parents[1]
+"""The folder of the package; the models that travel in it are under assets/."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One released model, as weights.json describes it.
+
+    Attributes:
+        name: Its name in the zoo.
+        architecture: Arguments of `isanet.ISANet` that shape the network.
+        label_space: What its classes are: a key of `isanet.labels.LABEL_SPACES`.
+        preprocessing: Arguments of `isanet.images.preprocess.preprocess`.
+        layout: Whose key names the released file has, a key of `isanet.weights.convert.LAYOUTS`; "isanet" of a bundled one.
+        bundled: Whether the file travels inside the package: `<name>.safetensors`, in our own layout. Then there are
+            no `urls`, and `sha256` and `size` are known. Floating-point tensors may be float16 there.
+        urls: Addresses of the released file, in the order in which they are tried.
+        log_urls: Addresses of the training log.
+        sha256: Hash of the released file, or None where nobody has published one yet.
+        size: Its size in bytes, or None.
+        tensors: Number of tensors of the model.
+        payload: Bytes of those tensors in the file, which is a little larger, or about twice that with the optimizer's
+            state.
+        parameters: Number of trained values, auxiliary head included.
+        metrics: `dataset`, `split`, `miou` (a fraction) and the `protocol` by which it was measured, a key of
+            `isanet.protocols.PROTOCOLS`.
+        recipe: How it was trained.
+        license: Terms of the weights, and of the data behind them.
+        paper: Address of the paper.
+    """
+
+    name: str
+    architecture: Mapping[str, Any]
+    label_space: str
+    preprocessing: Mapping[str, Any]
+    layout: str
+    bundled: bool
+    urls: tuple[str, ...]
+    log_urls: tuple[str, ...]
+    sha256: str | None
+    size: int | None
+    tensors: int
+    payload: int
+    parameters: int
+    metrics: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    license: str
+    paper: str
+
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        """Names under which the released file is published."""
+        return _file_names(self.urls)
+
+    @property
+    def known_digits(self) -> str:
+        """The hexadecimal digits of the released file's sha256 that are published, from the first: all 64, or none."""
+        return self.sha256 or ""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A backbone trained on ImageNet, for models that start from it, as weights.json describes it.
+
+    Attributes:
+        name: Its name in the manifest and in the cache.
+        backbone: The network: a key of `isanet.backbone.BACKBONES`, of width 64.
+        layout: Whose key names the released file has, a key of `isanet.weights.convert.BACKBONE_LAYOUTS`.
+        urls: Addresses of the released file, in the order in which they are tried.
+        sha256_prefix: First 8 hexadecimal digits of the released file's sha256, which its name ends in. They show
+            damage; 32 bits are too few against somebody who forges a file.
+        sha256: All 64, or None where nobody has published them.
+        size: Size of the released file in bytes, or None.
+        tensors: Number of tensors of the backbone, counters of batch norm included.
+        payload: Bytes of those tensors; the file has ImageNet's classifier too.
+        license: Terms of the weights, and of the data behind them.
+    """
+
+    name: str
+    backbone: str
+    layout: str
+    urls: tuple[str, ...]
+    sha256_prefix: str
+    sha256: str | None
+    size: int | None
+    tensors: int
+    payload: int
+    license: str
+    bundled: ClassVar[bool] = False
+
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        """Names under which the released file is published."""
+        return _file_names(self.urls)
+
+    @property
+    def known_digits(self) -> str:
+        """The hexadecimal digits of the released file's sha256 that are published, from the first: all 64, or 8."""
+        return self.sha256 or self.sha256_prefix
+
+
+Released = Weights | Backbone
+"""What is fetched, verified, converted and cached."""
+
+
+def manifest_path() -> Path:
+    """Where weights.json is: inside an installed package, or at the top of a checkout."""
+    installed = PACKAGE / "weights.json"
+    return installed if installed.exists() else PACKAGE.parent / "weights.json"
+
+
+def bundled_path(name: str) -> Path:
+    """Where the file of a bundled model is."""
+    return PACKAGE / "assets" / f"{name}.safetensors"
+
+
+def load_manifest(path: Path | None = None) -> dict[str, Weights]:
+    """All released models by name.
+
+    Args:
+        path: A manifest other than the package's own.
+
+    Raises:
+        ManifestError: The file is missing or malformed; the message names the place.
+    """
+    return _read(path)[0]
+
+
+def load_backbones(path: Path | None = None) -> dict[str, Backbone]:
+    """All backbones to start from, by name; arguments and errors as of `load_manifest`."""
+    return _read(path)[1]
+
+
+def load_released() -> dict[str, Released]:
+    """All that was released, by name: the models of the zoo, and the backbones to start from."""
+    return {**load_manifest(), **load_backbones()}
+
+
+def _read(path: Path | None) -> tuple[dict[str, Weights], dict[str, Backbone]]:
+    path = manifest_path() if path is None else path
+    try:
+        return _parse(json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_no_duplicates))
+    except OSError as error:
+        raise ManifestError(f"cannot read the manifest {path}: {error.strerror}; install isanet again") from error
+    except ManifestError as error:
+        raise ManifestError(f"{path}: {str(error)[:1000]}") from error  # a value may be of any length
+    except RecursionError as error:
+        raise ManifestError(f"{path} is nested too deeply") from error
+    except ValueError as error:  # broken JSON, or bytes that are not UTF-8
+        raise ManifestError(f"{path} is not JSON: {error}") from error
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the released models.
+
+    Args:
+        pattern: Only names that fit, with the wildcards `*`, `?` and `[...]`.
+    """
+    return [name for name in load_manifest() if fnmatchcase(name, pattern)]
+
+
+def model_info(name: str) -> Weights:
+    """What the manifest says of one released model.
+
+    Raises:
+        ValueError: There is no model of that name; the message lists the nearest.
+    """
+    manifest = load_manifest()
+    if name not in manifest:
+        raise ValueError(unknown_model(name))
+    return manifest[name]
+
+
+def unknown_model(name: str) -> str:
+    """A message for a name that is not in the zoo."""
+    names = list(load_manifest())
+    near = get_close_matches(name, names, n=3, cutoff=0.5)
+    return f"no model {name!r} in the zoo; " + (
+        f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names)}"
+    )
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ManifestError(f"the key {key!r} appears twice in one object")
+        result[key] = value
+    return result
+
+
+def _parse(document: Any) -> tuple[dict[str, Weights], dict[str, Backbone]]:
+    if not isinstance(document, dict) or "schema" not in document:
+        raise ManifestError("expected an object with the keys 'schema', 'weights' and 'backbones'")
+    schema = document["schema"]  # first of all, because a newer one may have other keys
+    if type(schema) is not int or schema != SCHEMA:
+        raise ManifestError(f"schema: expected {SCHEMA}, got {schema!r}; a newer isanet may read it")
+    if set(document) != {"schema", "weights", "backbones"}:
+        raise ManifestError(f"expected exactly the keys 'schema', 'weights' and 'backbones', got {sorted(document)}")
+    for section in ("weights", "backbones"):
+        if not isinstance(document[section], dict):
+            raise ManifestError(f"{section}: expected an object of entries by name")
+    weights = {name: Weights(**_entry(name, entry, Weights)) for name, entry in document["weights"].items()}
+    backbones = {name: Backbone(**_entry(name, entry, Backbone)) for name, entry in document["backbones"].items()}
+    if both := sorted(set(weights) & set(backbones)):  # they share the cache
+        raise ManifestError(f"{both[0]!r} is the name of a model and of a backbone")
+    for model in weights.values():
+        if model.bundled and (model.urls or None in (model.sha256, model.size) or model.layout != "isanet"):
+            raise ManifestError(f"{model.name}.bundled: expected no urls, a sha256, a size and the layout 'isanet'")
+        if not (model.bundled or model.urls):
+            raise ManifestError(f"{model.name}.urls: expected at least one, because the model is not bundled")
+    for backbone in backbones.values():
+        digits = backbone.sha256_prefix
+        if not backbone.urls or not all(name.endswith(f"-{digits}.pth") for name in backbone.file_names):
+            raise ManifestError(
+                f"{backbone.name}.urls: expected at least one, of files whose names end in -{digits}.pth"
+            )
+        if not backbone.known_digits.startswith(digits):
+            raise ManifestError(f"{backbone.name}.sha256: expected one that starts with {digits}")
+    return weights, backbones
+
+
+def _entry(name: str, entry: Any, kind: type[Weights] | type[Backbone]) -> dict[str, Any]:
+    """The values of an entry, each checked by itself."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_]{0,99}", name):
+        raise ManifestError(f"a name is lower-case letters, digits and '_', got {name!r}")
+    expected = {field.name for field in fields(kind)} - {"name"}
+    if not isinstance(entry, dict):
+        raise ManifestError(f"{name}: expected an object, got {entry!r}")
+    if unknown := sorted(set(entry) - expected):
+        raise ManifestError(f"{name}: unknown field {unknown[0]!r}")
+    if missing := sorted(expected - set(entry)):
+        raise ManifestError(f"{name}: missing field {missing[0]!r}")
+    for field, value in entry.items():
+        fits, wanted = CHECKS[field]
+        if not (_is_finite(value) and fits(value)):
+            raise ManifestError(f"{name}.{field}: expected {wanted}, got {value!r}")
+    return {"name": name, **{key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}}
+
+
+def _file_names(urls: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(map(_file_name, urls)))
+
+
+def _file_name(url: str) -> str:
+    return url.rpartition("/")[2]
+
+
+def _is_address(value: Any) -> bool:
+    host, folder, file = (
+        r"[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]{1,5})?",
+        r"[A-Za-z0-9._~%+-]+",
+        r"[A-Za-z0-9_][A-Za-z0-9._-]*",
+    )
+    return isinstance(value, str) and re.fullmatch(f"https://{host}/({folder}/)*{file}", value) is not None
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether there is no NaN and no infinity in it, which Python's JSON has and others' has not."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return all(_is_finite(part) for part in inside)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value.strip() != ""
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_metrics(value: Any) -> bool:
+    keys = {"dataset", "split", "miou", "protocol"}
+    if not isinstance(value, dict) or set(value) != keys:
+        return False
+    miou = value["miou"]
+    texts = all(_is_text(value[key]) for key in keys - {"miou"})
+    return texts and value["protocol"] in PROTOCOLS and isinstance(miou, float) and 0 <= miou <= 1
+
+
+def _is_preprocessing(value: Any) -> bool:
+    if not isinstance(value, dict) or set(value) != {"short_edge", "long_edge", "mean", "std"}:
+        return False
+    triples = all(
+        isinstance(value[key], list)
+        and len(value[key]) == 3
+        and all(type(x) in (int, float) and abs(x) < 1e6 for x in value[key])
+        for key in ("mean", "std")
+    )
+    edges = all(_is_positive(value[key]) and value[key] <= MAX_EDGE for key in ("short_edge", "long_edge"))
+    small = edges and value["short_edge"] * value["long_edge"] <= MAX_INPUT_PIXELS
+    return triples and small and min(value["std"]) > 0
+
+
+CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "architecture": (
+        lambda v: isinstance(v, dict) and _is_positive(v.get("num_classes")) and _is_text(v.get("backbone")),
+        "an object with at least 'backbone' and 'num_classes'",
+    ),
+    "label_space": (_is_text, "the name of a label space"),
+    "preprocessing": (_is_preprocessing, "'short_edge', 'long_edge', and 'mean' and 'std' of three numbers each"),
+    "layout": (_is_text, "the name of a layout"),
+    "bundled": (lambda v: isinstance(v, bool), "true or false"),
+    "backbone": (_is_text, "the name of a network"),
+    "urls": (
+        lambda v: isinstance(v, list) and all(map(_is_address, v)),
+        "a list of https addresses, without user, query, fragment or odd file names",
+    ),
+    "log_urls": (lambda v: isinstance(v, list) and all(map(_is_address, v)), "a list of https addresses"),
+    "sha256_prefix": (
+        lambda v: isinstance(v, str) and re.fullmatch("[0-9a-f]{8}", v) is not None,
+        "8 lower-case hexadecimal digits",
+    ),
+    "sha256": (
+        lambda v: v is None or (isinstance(v, str) and re.fullmatch("[0-9a-f]{64}", v) is not None),
+        "64 lower-case hexadecimal digits, or null",
+    ),
+    "size": (lambda v: v is None or _is_positive(v), "a number of bytes, or null"),
+    "tensors": (_is_positive, "a positive whole number"),
+    "payload": (_is_positive, "a number of bytes"),
+    "parameters": (_is_positive, "a positive whole number"),
+    "metrics": (_is_metrics, "texts 'dataset' and 'split', the name of a 'protocol', and 'miou' between 0 and 1"),
+    "recipe": (lambda v: isinstance(v, dict), "an object of finite values"),
+    "license": (_is_text, "a text"),
+    "paper": (_is_address, "an https address"),
+}
+"""What each field of an entry must be: a test, and the words for a message."""

@@ -1,0 +1,407 @@
+"""The files of torch.save, read without running them.
+
+A .pth file is a pickle, a program that may call anything. It is read in layers, each of which stops what the
+one before cannot see, and none of which has a fallback:
+
+1. The first bytes must be those of a zip archive or of torch's older format; anything else is named.
+2. The archive must be as torch.save writes it: stored, not compressed; inside the file; no name twice, no byte in two
+   entries, and each entry called the same in both places.
+3. The pickle is read, not run: of its instructions only those that make plain values and containers are known,
+   in bounded number, and none of them calls anything, sets an attribute or hashes more than a plain value.
+4. What it names must be an `OrderedDict` or a description of a tensor, and stays a name: no function of torch, or
+   of anyone, is reachable; a file that names another is refused with that name.
+5. A tensor is a view of the bytes already in memory, and only if it lies inside its storage, and the storage
+   inside the file. Views of the same bytes are bounded too. Nothing is allocated on a file's word.
+
+Neither `torch.load` nor the standard library's unpickler is used: `BUILD` alone reaches `Tensor.__setstate__`, and
+through it a tensor of any size. With one parser there are no two readings of one file, and its weights need no copy.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickletools
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from isanet.errors import CheckpointFormatError, UnsafeCheckpointError
+
+Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]
+
+
+class File(NamedTuple):
+    """The bytes of a file in memory, and their hash."""
+
+    name: str
+    data: Bytes
+    sha256: str
+
+
+MAX_DESCRIPTION_BYTES = 4 << 20
+"""Largest description (pickle, header, directory, config.json); those of the published files have less than 1 MB.
+
+As objects it takes up to 25 times its size.
+"""
+
+MAX_STEPS = 1 << 19
+"""Most instructions of a pickle; a ResNet-101 with its optimizer's state takes 50,000."""
+
+MAX_TENSORS = 1 << 14
+"""Most tensors of a file; a ResNet-101 with its optimizer's state has 1,100. Each takes memory even if it is empty."""
+
+MAX_NUMBERED = 1 << 12
+"""Most entries of a dictionary with numbers as keys; an optimizer's state has one for each of 348 parameters."""
+
+MAX_SHARING = 4
+"""How many times the size of their file the tensors in it may be, where several show the same bytes."""
+
+STORAGES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+"""Names of typed storages in a pickle."""
+
+LEGACY_MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
+"""The first pickle of the format before torch 1.6: a constant."""
+
+ALLOWED = frozenset(
+    {"collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"}
+    | {f"torch.{name}" for name in STORAGES}
+)
+"""All that a pickle may name."""
+
+
+@dataclass(frozen=True)
+class _Name:
+    text: str
+
+
+@dataclass(frozen=True)
+class _Storage:
+    values: Tensor | None
+    """None in the first reading of the older format, where the bytes come after the pickle."""
+
+
+class _Pickle:
+    """A reader of pickles that builds containers and views, and nothing else.
+
+    Args:
+        storages: The bytes of each storage, by its key; None if they are not known yet.
+        budget: Bytes that all tensors together may show.
+    """
+
+    def __init__(self, storages: Mapping[str, Bytes] | None, budget: int) -> None:
+        self.storages = storages
+        self.budget = budget
+        self.tensors = 0
+        self.asked: dict[str, tuple[torch.dtype, int]] = {}
+        self.known: dict[str, _Storage] = {}
+
+    def load(self, pickled: bytes) -> tuple[object, int]:
+        """What one pickle describes, and where it ends."""
+        stack: list[Any] = []
+        marked: list[list[Any]] = []  # what was on the stack at each MARK
+        memo: dict[int, Any] = {}
+        argument: Any
+        for step, (opcode, argument, position) in enumerate(pickletools.genops(pickled)):
+            if step >= MAX_STEPS:
+                raise CheckpointFormatError(f"its description of tensors has more than {MAX_STEPS:,} steps")
+            items: list[Any] = []
+            if opcode.name in ("TUPLE", "APPENDS", "SETITEMS"):  # these take all since the last MARK
+                items, stack = stack, marked.pop()
+            match opcode.name:
+                case "PROTO" | "FRAME":
+                    pass
+                case "STOP":
+                    return stack.pop(), (position or 0) + 1
+                case "MARK":
+                    marked.append(stack)
+                    stack = []
+                case "NONE":
+                    stack.append(None)
+                case "NEWTRUE" | "NEWFALSE":
+                    stack.append(opcode.name == "NEWTRUE")
+                case "BININT" | "BININT1" | "BININT2" | "INT" | "LONG1" | "LONG4":
+                    if argument.bit_length() > 128:  # arithmetic on larger ones takes long
+                        raise CheckpointFormatError("it holds a number of more than 128 bits")
+                    stack.append(argument)
+                case "BINFLOAT" | "SHORT_BINUNICODE" | "BINUNICODE" | "BINUNICODE8" | "SHORT_BINSTRING" | "BINSTRING":
+                    stack.append(argument)
+                case "SHORT_BINBYTES" | "BINBYTES" | "BINBYTES8":
+                    stack.append(argument)
+                case "BINPUT" | "LONG_BINPUT":
+                    if argument > step:
+                        raise CheckpointFormatError(f"it asks for {argument:,} places after {step:,} steps")
+                    memo[argument] = stack[-1]
+                case "MEMOIZE":
+                    memo[len(memo)] = stack[-1]
+                case "BINGET" | "LONG_BINGET":
+                    stack.append(memo[argument])
+                case "EMPTY_TUPLE" | "TUPLE":
+                    stack.append(tuple(items))
+                case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                    items = [stack.pop() for _ in range(int(opcode.name[-1]))]
+                    stack.append(tuple(reversed(items)))
+                case "EMPTY_LIST":
+                    stack.append([])
+                case "EMPTY_DICT":
+                    stack.append({})
+                case "APPEND":
+                    value = stack.pop()
+                    _expect(stack[-1], list).append(value)
+                case "APPENDS":
+                    _expect(stack[-1], list).extend(items)
+                case "SETITEM":
+                    value, key = stack.pop(), stack.pop()
+                    _fill(_expect(stack[-1], dict), [(key, value)])
+                case "SETITEMS":
+                    _fill(_expect(stack[-1], dict), zip(items[::2], items[1::2], strict=True))
+                case "GLOBAL" | "STACK_GLOBAL":
+                    stack.append(_allowed(argument.split(" ", 1) if argument else [stack.pop(-2), stack.pop()]))
+                case "BINPERSID":
+                    stack.append(self.storage(stack.pop()))
+                case "REDUCE":
+                    arguments, name = _expect(stack.pop(), tuple), _expect(stack.pop(), _Name)
+                    stack.append(self.build(name.text, arguments))
+                case "BUILD":  # a state dict's `_metadata`, which nobody needs
+                    stack.pop()
+                    _expect(stack[-1], dict)
+                case _:
+                    what = "" if argument is None else f" for {str(argument)[:200]!r}"
+                    raise _unsafe(f"uses the instruction {opcode.name}{what}")
+        raise CheckpointFormatError("its description of tensors has no end")
+
+    def build(self, name: str, arguments: tuple[Any, ...]) -> object:
+        if name == "collections.OrderedDict":
+            pairs = [_expect(pair, list) for pair in _expect(arguments[0], list)] if arguments else []
+            return _fill({}, pairs)
+        if name == "torch._utils._rebuild_tensor_v2":
+            self.tensors += 1
+            if self.tensors > MAX_TENSORS:
+                raise CheckpointFormatError(f"it has more than {MAX_TENSORS:,} tensors")
+            tensor = _view(*arguments[:4])
+            self.budget -= tensor.nbytes
+            if self.budget < 0:
+                raise CheckpointFormatError(f"its tensors show its bytes more than {MAX_SHARING} times")
+            return tensor
+        if name == "torch._utils._rebuild_parameter":
+            return _expect(arguments[0], Tensor)
+        raise CheckpointFormatError(f"{name} is called, which is not a function")
+
+    def storage(self, reference: Any) -> _Storage:
+        if type(reference) is not tuple or len(reference) < 5 or reference[0] != "storage":
+            raise CheckpointFormatError("it refers to something that is not a storage")
+        kind, key, numel = _expect(reference[1], _Name).text, _expect(reference[2], str), _expect(reference[4], int)
+        dtype = STORAGES.get(kind.removeprefix("torch."))
+        if dtype is None or numel < 0:
+            raise CheckpointFormatError(f"it describes the storage {key[:80]!r} wrongly: {numel} elements of {kind}")
+        if len(reference) > 5 and reference[5] is not None:
+            raise CheckpointFormatError(
+                f"its storage {key[:80]!r} is a view of another, as only torch before 0.4 wrote"
+            )
+        if self.asked.setdefault(key, (dtype, numel)) != (dtype, numel):
+            raise CheckpointFormatError(f"it describes the storage {key[:80]!r} in two ways")
+        if self.storages is None:
+            return _Storage(None)
+        if key not in self.known:
+            data = self.storages.get(key)
+            if data is None or len(data) != numel * dtype.itemsize:
+                found = "is missing" if data is None else f"has {len(data):,}"
+                raise CheckpointFormatError(
+                    f"its storage {key[:80]!r} should have {numel * dtype.itemsize:,} bytes, but {found}"
+                )
+            self.known[key] = _Storage(typed(data, dtype))  # once: it may have to be copied
+        return self.known[key]
+
+
+def _allowed(parts: list[Any]) -> _Name:
+    name = ".".join(_expect(part, str) for part in parts)
+    if name not in ALLOWED:
+        raise _unsafe(f"names {name[:200]!r}")
+    return _Name(name)
+
+
+def _unsafe(what: str) -> UnsafeCheckpointError:
+    return UnsafeCheckpointError(
+        f"it {what}, which is neither a plain tensor nor a container; nothing in it was run. "
+        "If you trust where it comes from, keep only the weights: "
+        "torch.save({'state_dict': weights}, new_file), in the environment that made it"
+    )
+
+
+def _expect(value: Any, kind: type) -> Any:
+    if type(value) is not kind:
+        raise CheckpointFormatError(f"it has a {type(value).__name__} in the place of a {kind.__name__}")
+    return value
+
+
+def _fill(target: dict[Any, Any], pairs: Iterable[Sequence[Any]]) -> dict[Any, Any]:
+    for key, value in pairs:
+        # The hash of nested tuples takes as long as the file likes, and numbers can be chosen to share one hash
+        if type(key) is not str and (type(key) is not int or key.bit_length() > 60 or len(target) >= MAX_NUMBERED):
+            raise CheckpointFormatError(f"a dictionary has a {type(key).__name__} as its key {len(target):,}")
+        target[key] = value
+    return target
+
+
+def _view(storage: Any, offset: Any, size: Any, stride: Any) -> Tensor:
+    values = _expect(storage, _Storage).values
+    if values is None:
+        return torch.empty(0)
+    if len(_expect(size, tuple)) != len(_expect(stride, tuple)) or len(size) > 8:
+        raise CheckpointFormatError(f"a tensor of {len(size)} dimensions has {len(stride)} strides")
+    if min([_expect(n, int) for n in (offset, *size, *stride)]) < 0:
+        raise CheckpointFormatError(f"a tensor has an impossible shape: {offset}, {size}, {stride}")
+    numel = math.prod(size)
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if numel else offset - 1
+    if last >= len(values) or numel > len(values):
+        raise CheckpointFormatError(f"a tensor of shape {size} reaches beyond its storage of {len(values):,} elements")
+    if numel == 0:
+        return torch.empty(size, dtype=values.dtype)
+    return torch.as_strided(values, size, stride, offset)
+
+
+def typed(data: Bytes, dtype: torch.dtype) -> Tensor:
+    """Bytes as a flat tensor of some type; of the same memory, if that is aligned."""
+    if not len(data):
+        return torch.empty(0, dtype=dtype)
+    if data.ctypes.data % dtype.itemsize:
+        data = data.copy()  # numpy aligns its own memory
+    if dtype is torch.bool:
+        return torch.from_numpy(data) != 0  # any byte but 0 and 1 is undefined behavior as a truth value
+    return torch.from_numpy(data).view(dtype)
+
+
+class _Memory:
+    """Memory read as a file by zipfile, without the copy that io.BytesIO makes."""
+
+    def __init__(self, memory: memoryview) -> None:
+        self.memory = memory
+        self.position = 0
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: len(self.memory)}[whence]
+        if base + offset < 0:
+            raise OSError("seek before the start")
+        self.position = base + offset
+        return self.position
+
+    def tell(self) -> int:
+        return self.position
+
+    def read(self, size: int = -1) -> bytes:
+        chunk = self.memory[self.position :] if size < 0 else self.memory[self.position : self.position + size]
+        if len(chunk) > MAX_DESCRIPTION_BYTES:  # each of a directory's entries becomes an object many times its size
+            raise OSError(f"its directory is larger than {MAX_DESCRIPTION_BYTES:,} bytes")
+        self.position += len(chunk)
+        return chunk.tobytes()
+
+
+def read_archive(file: File) -> object:
+    """What a file in the format since torch 1.6 holds: a zip archive of one pickle and its storages."""
+    raw = file.data.data
+    try:
+        with zipfile.ZipFile(_Memory(raw)) as archive:
+            entries = archive.infolist()
+    except Exception as error:  # zipfile raises all kinds, warnings among them
+        raise CheckpointFormatError(
+            f"{file.name} is a truncated or broken archive ({error}); fetch it again"
+        ) from error
+    if min((entry.header_offset for entry in entries), default=0) != 0:
+        raise CheckpointFormatError(
+            f"{file.name} is an archive with something else before it; torch.save starts with it"
+        )
+    records: dict[str, Bytes] = {}
+    end = 0
+    for entry in sorted(entries, key=lambda entry: entry.header_offset):
+        # torch.save stores; a compressed entry is how a small file becomes a large one
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size or entry.flag_bits & 1:
+            raise CheckpointFormatError(f"{file.name}: its entry {entry.filename!r} is compressed; torch.save stores")
+        # The local header has the same fixed part in every zip file: 30 bytes, and two lengths at 26 and 28
+        start = entry.header_offset
+        header = raw[start : start + 30].tobytes()
+        named = start + 30 + int.from_bytes(header[26:28], "little")
+        coding = "utf-8" if entry.flag_bits & 0x800 else "cp437"  # as zipfile reads the name in the directory
+        called = raw[start + 30 : named].tobytes().decode(coding, "replace")
+        overlaps = start < end
+        start = named + int.from_bytes(header[28:30], "little")
+        end = start + entry.file_size
+        if header[:4] != b"PK\x03\x04" or end > len(raw):
+            raise CheckpointFormatError(
+                f"{file.name}: its entry {entry.filename!r} lies outside the file; fetch it again"
+            )
+        if overlaps or called != entry.filename:
+            raise CheckpointFormatError(
+                f"{file.name}: its entry {entry.filename!r} lies over another, or is called {called[:80]!r} elsewhere "
+                "in the file; torch.save writes neither"
+            )
+        name = entry.filename.partition("/")[2] or entry.filename
+        if name in records:
+            raise CheckpointFormatError(f"{file.name}: the entry {name!r} appears twice")
+        records[name] = file.data[start:end]
+    if "data.pkl" not in records:
+        raise CheckpointFormatError(
+            f"{file.name} is a zip archive, but not one that torch.save wrote: no data.pkl in it"
+        )
+    if records.get("byteorder", np.frombuffer(b"little", np.uint8)).tobytes() != b"little":
+        raise CheckpointFormatError(f"{file.name} was written on a big-endian machine")
+    storages = {name.removeprefix("data/"): data for name, data in records.items() if name.startswith("data/")}
+    return _unpickle(file, records["data.pkl"], storages)[0]
+
+
+def read_legacy(file: File) -> object:
+    """The format before torch 1.6: five pickles, then each storage with its length before it."""
+    position = len(LEGACY_MAGIC)
+    _, _, length = _unpickle(file, file.data[position:], {})  # a version, a constant
+    position += length
+    system, _, length = _unpickle(file, file.data[position:], {})
+    if not isinstance(system, dict) or system.get("little_endian") is not True:
+        raise CheckpointFormatError(f"{file.name} was not written on a little-endian machine")
+    tensors = file.data[position + length :]
+    _, asked, length = _unpickle(file, tensors, None)  # which storages there are; their bytes come later
+    keys, _, skipped = _unpickle(file, tensors[length:], {})
+    if not isinstance(keys, list) or any(type(key) is not str for key in keys) or sorted(keys) != sorted(asked):
+        raise CheckpointFormatError(f"{file.name}: its list of storages does not fit its tensors")
+    rest = tensors[length + skipped :]
+    storages: dict[str, Bytes] = {}
+    for key in keys:
+        dtype, numel = asked[key]
+        end = 8 + numel * dtype.itemsize
+        if end > len(rest) or int.from_bytes(rest[:8].tobytes(), "little") != numel:
+            raise CheckpointFormatError(
+                f"{file.name} is truncated, or lies about the storage {key[:80]!r}; fetch it again"
+            )
+        storages[key], rest = rest[8:end], rest[end:]
+    return _unpickle(file, tensors, storages)[0]
+
+
+def _unpickle(
+    file: File, data: Bytes, storages: Mapping[str, Bytes] | None
+) -> tuple[object, dict[str, tuple[torch.dtype, int]], int]:
+    """What the pickle at the start of some bytes describes, the storages it asks for, and its length."""
+    reader = _Pickle(storages, MAX_SHARING * len(file.data))
+    try:
+        contents, length = reader.load(data[:MAX_DESCRIPTION_BYTES].tobytes())
+        return contents, reader.asked, length
+    except (UnsafeCheckpointError, CheckpointFormatError) as error:
+        raise type(error)(f"{file.name}: {error}") from error
+    except Exception as error:  # a broken pickle may raise anything at all, and every way is the same news
+        raise CheckpointFormatError(
+            f"{file.name}: its description of tensors is broken, or has over {MAX_DESCRIPTION_BYTES:,} bytes "
+            f"({type(error).__name__}: {error}); fetch it again"
+        ) from error

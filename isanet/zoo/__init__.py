@@ -1,0 +1,1 @@
+"""Joins weights and networks: the only place that does."""

@@ -1,0 +1,103 @@
+"""A zoo of one tiny model in upstream's layout, for tests that need many files and little time."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from isanet.backbone import BACKBONES, ResNet
+from isanet.labels import LABEL_SPACES
+from isanet.model import ISANet
+from isanet.weights import convert, manifest
+from tests.helpers import stand_in
+
+NAME = "isanet_tiny_voc"
+FILE_NAME = "isanet_tiny_train.pth"
+ARCHITECTURE: dict[str, Any] = {
+    "backbone": "resnet14",
+    "num_classes": 21,
+    "width": 8,
+    "head_channels": 16,
+    "key_channels": 8,
+    "aux_channels": 8,
+}
+
+
+def upstream_state(layout: str = "sssegmentation", **architecture: Any) -> dict[str, Tensor]:
+    """Stand-in weights of a tiny ISANet under upstream's names."""
+    if layout == "mmsegmentation":
+        architecture = {"value_bias": True, "fusion_kernel": 1, **architecture}
+    with torch.device("meta"):
+        ours = ISANet(**{**ARCHITECTURE, **architecture}).state_dict()
+    table = {ours_prefix: theirs for theirs, ours_prefix in convert.LAYOUTS[layout].items()}
+    theirs = convert.rename(ours, table, layout)
+    return {name: stand_in.tensor(name, tuple(value.shape)) for name, value in theirs.items()}
+
+
+def saved(contents: object, **options: Any) -> bytes:
+    """What torch.save writes."""
+    buffer = io.BytesIO()
+    torch.save(contents, buffer, **options)
+    return buffer.getvalue()
+
+
+def manifest_of_one(path: Path, **changes: Any) -> Path:
+    """A manifest with the tiny model alone, whose own addresses refuse every connection."""
+    document = json.loads(manifest.manifest_path().read_text())
+    entry = document["weights"]["isanet_r50_voc"]
+    state = upstream_state()
+    entry |= {
+        "architecture": ARCHITECTURE,
+        "urls": [f"https://127.0.0.1:1/{FILE_NAME}", "https://127.0.0.1:1/isanet_tiny.pth"],
+        "tensors": len(state),
+        "payload": sum(value.numel() * value.element_size() for value in state.values()),
+        **changes,
+    }
+    assert entry["label_space"] in LABEL_SPACES
+    path.write_text(json.dumps({"schema": 1, "weights": {NAME: entry}, "backbones": {}}))
+    return path
+
+
+def backbone_state(backbone: str = "resnet14") -> dict[str, Tensor]:
+    """Stand-in weights of a ResNet-V1c under mmcv's names, with ImageNet's classifier."""
+    with torch.device("meta"):
+        ours = ResNet(BACKBONES[backbone]).state_dict()
+    shapes = {name: tuple(value.shape) for name, value in ours.items()} | {
+        "fc.weight": (1000, 2048),
+        "fc.bias": (1000,),
+    }
+    return {name: stand_in.tensor(name, shape) for name, shape in shapes.items()}
+
+
+def publish_backbone(
+    manifest_file: Path, files: dict[str, bytes | Path], data: bytes, backbone: str = "resnet14"
+) -> str:
+    """Put a backbone's file on a server, under a name that tells its hash, and its entry into a manifest.
+
+    Gives the file's name. The entry's own address refuses every connection.
+    """
+    digits = hashlib.sha256(data).hexdigest()[:8]
+    file_name = f"{backbone}_v1c-{digits}.pth"
+    files[f"/{file_name}"] = data
+    with torch.device("meta"):
+        state = ResNet(BACKBONES[backbone]).state_dict()
+    document = json.loads(manifest_file.read_text())
+    document["backbones"][f"{backbone}_v1c"] = {
+        "backbone": backbone,
+        "layout": "mmcv_v1c",
+        "urls": [f"https://127.0.0.1:1/{file_name}"],
+        "sha256_prefix": digits,
+        "sha256": None,
+        "size": None,
+        "tensors": len(state),
+        "payload": sum(value.numel() * value.element_size() for value in state.values()),
+        "license": "none",
+    }
+    manifest_file.write_text(json.dumps(document))
+    return file_name

@@ -1,0 +1,408 @@
+"""A network made over for inference gives the labels of the one that it was made of."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from skimage import data
+from torch import Tensor, nn
+
+import isanet
+from isanet.datasets.toystreets import ToyStreets
+from isanet.inference import predict as inference
+from isanet.inference.fast import int8
+from isanet.inference.fast import layers as fused
+from isanet.inference.fast.optimize import FastISANet, optimize, why_not_optimizable
+from isanet.inference.predict import averaged, predict, prepare, stored
+from isanet.inference.segmenter import Segmenter
+from isanet.weights import convert
+from isanet.zoo.released import model_config
+from tests.helpers import stand_in
+
+NANO = "isanet_nano_toystreets"
+
+
+def tiny(**changes: Any) -> isanet.ISANet:
+    """A small network in which every batch norm does something."""
+    torch.manual_seed(0)
+    options = {"num_classes": 5, "backbone": "resnet26", "width": 4, "head_channels": 12, "key_channels": 6}
+    model = isanet.ISANet(**{**options, "aux_channels": 4, **changes}).eval()
+    random = torch.Generator().manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.normal_(0, 0.1, generator=random)
+            module.running_var.uniform_(0.5, 1.5, generator=random)
+            nn.init.uniform_(module.weight, 0.5, 1.5, generator=random)
+            nn.init.normal_(module.bias, 0, 0.1, generator=random)
+    nn.init.normal_(model.classifier.weight, generator=random)
+    return model
+
+
+def images(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def close(got: Tensor, expected: Tensor, bound: float) -> None:
+    error = float((got - expected).abs().max() / expected.abs().max())
+    assert got.shape == expected.shape
+    assert error <= bound, error
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "sssegmentation": {},
+    "mmsegmentation": {"value_bias": True, "fusion_kernel": 1, "align_corners": True},
+    "openseg": {"residual_first": True, "fusion_kernel": 1, "align_corners": True},
+    "small blocks": {"block_size": 3, "backbone": "resnet14"},
+}
+
+
+@pytest.mark.parametrize("size", [(1, 1), (33, 200), (130, 97), (192, 256)])
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.inference_mode()
+def test_float64_is_the_same_but_for_rounding(variant: str, size: tuple[int, int]) -> None:
+    # All that is done is exact algebra; 16 blocks of float64 leave 1e-13.
+    model, x = tiny(**VARIANTS[variant]).double(), images(2, 3, *size)
+    fast = optimize(model)
+    close(fast.coarse_logits(x), model.coarse_logits(x), 1e-11)
+    close(fast(x), model(x), 1e-11)
+
+
+@pytest.mark.parametrize("band", [4, 5, 9, 16])
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.inference_mode()
+def test_bands_of_rows_give_what_the_whole_gives(variant: str, band: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny(**VARIANTS[variant]).double()
+    monkeypatch.setattr(fused, "PART_BYTES", 20_000)  # attention in parts too, down to single queries
+    fast = optimize(model, max_memory=0)
+    monkeypatch.setattr(fast, "_band", lambda _n, _w: band)
+    for size in ((1, 70), (65, 40), (202, 131), (256, 64)):
+        x = images(2, 3, *size)
+        close(fast.coarse_logits(x), model.coarse_logits(x), 1e-11)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+@torch.inference_mode()
+def test_bands_in_8_and_16_bits_too(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = tiny(), images(1, 3, 202, 131).float()
+    fast = optimize(model, precision, images=[x])
+    whole = fast.coarse_logits(x)
+    fast.max_memory = 0
+    monkeypatch.setattr(fast, "_band", lambda _n, _w: 5)
+    close(fast.coarse_logits(x), whole, 1e-5)  # the same kernels see the same rows
+
+
+@pytest.mark.parametrize(
+    ("listing", "height", "width"),
+    [
+        ("sssegmentation_r50_voc", 128, 192),
+        ("sssegmentation_r50_voc", 101, 117),
+        ("mmsegmentation_r50_voc12aug_512x512", 101, 117),
+    ],
+)
+@torch.inference_mode()
+def test_logits_are_upstreams(listing: str, height: int, width: int) -> None:
+    reference = load_file(stand_in.DATA / f"{listing}_{height}x{width}.safetensors")["logits"].double()
+    state = stand_in.state_dict(listing)
+    layout = convert.detect_layout(state)
+    state = convert.convert(state, layout)
+    model = isanet.ISANet(**convert.infer_architecture(state))
+    model.load_state_dict(state)
+    x = stand_in.image(height, width)
+    close(optimize(model.eval().double()).coarse_logits(x.double()), reference, 1e-6)  # stored in float32
+    model.float()
+    for max_memory in (4 << 30, 0):
+        close(optimize(model, max_memory=max_memory).coarse_logits(x).double(), reference, 2e-4)
+    # The stand-in weights are random and the image is noise, so that attention is sharp and errors grow as they never
+    # do on an image: here the bounds only keep out mistakes, labels are compared below.
+    for precision, error in (("bfloat16", 0.15), ("int8", 0.4)):
+        given = optimize(model, precision, images=[x]).coarse_logits(x).double()
+        rms = float((given - reference).square().mean().sqrt() / reference.square().mean().sqrt())
+        assert rms <= error, (precision, rms)
+
+
+# Shares of labels kept that are promised; float32 differs in rounding alone.
+KEPT = {"float32": 0.999, "bfloat16": 0.995, "int8": 0.98}
+
+
+def r50() -> isanet.ISANet:
+    model = isanet.ISANet(**model_config(isanet.model_info("isanet_r50_voc")))
+    model.load_state_dict(convert.convert(stand_in.state_dict("sssegmentation_r50_voc"), "sssegmentation"))
+    return model.eval()
+
+
+@pytest.mark.parametrize("precision", KEPT)
+def test_labels_of_a_image_are_upstreams(precision: str) -> None:
+    image, truth = (stand_in.DATA / name for name in ("image_187x250.png", "image_187x250.voc_r50_labels.png"))
+    segmenter = Segmenter(r50(), device="cpu", precision=precision, calibration=[image])
+    with Image.open(truth) as labels:
+        same = np.mean(segmenter(image).labels == np.asarray(labels))
+    assert same >= KEPT[precision]
+
+
+def photographs() -> list[np.ndarray[Any, Any]]:
+    return [data.astronaut(), data.coffee(), data.chelsea(), data.rocket()]
+
+
+def kept(model: isanet.ISANet, images: list[Any]) -> dict[str, float]:
+    """For each precision the share of labels that the model as it was loaded gives too."""
+    inputs = [prepare(np.asarray(image), model.preprocessing or {}) for image in images]
+    sizes = [np.asarray(image).shape[:2] for image in images]
+    plain = [labels for labels, _ in predict(model, inputs, sizes)]  # type: ignore[misc]
+    result = {}
+    for precision in KEPT:
+        fast = optimize(model, precision, images=[tensors[0][None] for tensors in inputs[:4]])
+        given = [labels for labels, _ in predict(fast, inputs, sizes)]  # type: ignore[misc]
+        result[precision] = float(np.mean([float((a == b).double().mean()) for a, b in zip(given, plain, strict=True)]))
+    return result
+
+
+@pytest.mark.parametrize("images", ["streets", "photographs"])
+def test_labels_of_images_are_kept(images: str) -> None:
+    streets = ToyStreets(6, split="test")
+    shown = [streets[index][0] for index in range(6)] if images == "streets" else photographs()
+    shares = kept(isanet.from_pretrained(NANO), shown)
+    assert all(shares[precision] >= share for precision, share in KEPT.items()), shares
+
+
+def test_labels_of_photographs_are_kept_at_full_size() -> None:
+    shares = kept(r50(), photographs())
+    assert all(shares[precision] >= share for precision, share in KEPT.items()), shares
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+@torch.inference_mode()
+def test_neither_model_nor_images_change(precision: str) -> None:
+    model, x = tiny(), images(1, 3, 70, 90).float()
+    state, before = {name: value.clone() for name, value in model.state_dict().items()}, x.clone()
+    fast = optimize(model, precision, images=[x])
+    first = fast.coarse_logits(x)
+    assert torch.equal(fast.coarse_logits(x), first)
+    assert torch.equal(x, before)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert torch.equal(fast.coarse_logits(x), first)  # weights as they were
+
+
+def test_what_was_changed_is_not_optimized() -> None:
+    class Other(isanet.ISANet):
+        pass
+
+    hooked, synced, half = tiny(), nn.SyncBatchNorm.convert_sync_batchnorm(tiny()), tiny().half()
+    hooked.fuse.register_forward_hook(lambda *_: None)
+    wrapped = tiny()
+    wrapped.fuse.conv = nn.Sequential(wrapped.fuse.conv)  # type: ignore[assignment]
+    biased, reflected, plain_norm = tiny(), tiny(), tiny()
+    biased.fuse.conv = nn.Conv2d(24, 12, 3, padding=1)
+    reflected.reduce.conv.padding_mode = "reflect"
+    plain_norm.reduce.bn = nn.BatchNorm2d(12, affine=False)
+    for model, reason in (
+        (biased, "'fuse.conv' has 24, 12"),
+        (reflected, "padding_mode=reflect"),
+        (plain_norm, "affine=False"),
+        (Other(num_classes=2, backbone="resnet14", width=2), "it is a Other, not an ISANet"),
+        (hooked, "its part 'fuse' has hooks"),
+        (synced, "is SyncBatchNorm, not BatchNorm2d"),
+        (half, "its weights are torch.float16"),
+        (wrapped, "'fuse.conv' is Sequential, not Conv2d"),
+    ):
+        assert reason in why_not_optimizable(model)
+        with pytest.raises(ValueError, match="cannot be optimized"):
+            optimize(model)
+    assert why_not_optimizable(tiny()) == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "int4"}, "valid are float32, bfloat16, float16, int8"),
+        ({"precision": "int8"}, "int8 needs a few images"),
+    ],
+)
+def test_wrong_arguments(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        optimize(tiny(), **options)
+
+
+@pytest.mark.parametrize("part", ["layers.0", "layers.4.conv2", "layers.20", "fuse"])
+def test_int8_of_damaged_weights_gives_no_labels(part: str) -> None:
+    model = tiny(backbone="resnet50")
+    names = {"layers.0": "backbone.stem.0", "layers.4.conv2": "backbone.layer1.0.conv2", "layers.20": "reduce.conv"}
+    conv = model.get_submodule(names.get(part, "fuse.conv"))
+    for damage in (float("nan"), float("inf")):
+        with torch.no_grad():
+            conv.weight[0] = damage
+        with pytest.raises(ValueError, match="not finite"):
+            optimize(model, "int8", images=[images(1, 3, 64, 64).float()])
+
+
+LARGE_SUMS = """
+import torch
+from torch import nn
+from isanet.inference.fast.layers import Conv
+from isanet.inference.fast.int8 import Int8Conv
+like = nn.Conv2d(64, 8, 3, padding=1)
+conv = Conv(torch.ones(8, 64, 3, 3), torch.zeros(8), like, relu=True)
+print(float(Int8Conv(conv, 1 / 255, None)(torch.ones(1, 64, 8, 8))[0, 0, 4, 4]))
+"""
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="int8 needs oneDNN")  # type: ignore[no-untyped-call]
+def test_int8_sums_do_not_overflow_on_this_processor() -> None:
+    done = subprocess.run([sys.executable, "-c", LARGE_SUMS], capture_output=True, text=True, check=True, timeout=120)
+    assert abs(float(done.stdout) - 576) < 3
+
+
+def test_int8_leaves_a_bit_where_sums_of_two_products_would_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    for found, expected in (
+        ({"architecture": "x86_64", "avx512_vnni": True}, 127),
+        ({"architecture": "x86_64", "avx_vnni": True}, 127),
+        ({"architecture": "x86_64", "avx2": True}, 63),
+        ({"architecture": "aarch64"}, 127),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found)
+        assert int8._largest_weight() == expected
+
+
+@pytest.mark.parametrize(
+    "x", [torch.zeros(3, 8, 8), torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.zeros(1, 1, 8, 8)]
+)
+def test_wrong_images(x: Tensor) -> None:
+    with pytest.raises(ValueError, match="expected normalized floating-point images"):
+        optimize(tiny()).coarse_logits(x)
+
+
+def test_int8_is_for_the_cpu() -> None:
+    with torch.device("meta"), pytest.raises(ValueError, match="int8 is for the CPU, not for meta"):
+        optimize(tiny().to("meta"), "int8")
+
+
+# --- by the segmenter ---------------------------------------------------------------------------------------
+
+
+def test_the_segmenter_follows_weights_that_change() -> None:
+    model = tiny(preprocessing={"short_edge": 40, "long_edge": 99, "mean": [0] * 3, "std": [255] * 3})
+    segmenter, image = Segmenter(model, device="cpu"), data.astronaut()[:60, :80]
+    before = segmenter(image).labels
+    network = segmenter.network()
+    assert segmenter.network() is network
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+        assert model.classifier.bias is not None
+        model.classifier.bias.copy_(torch.tensor([0.0, 0, 0, 1, 0]))
+    assert not (before == 3).all()
+    assert (segmenter(image).labels == 3).all()
+    model.load_state_dict(tiny().state_dict())
+    assert np.array_equal(segmenter(image).labels, before)
+    network = segmenter.network()
+    segmenter.max_memory = 2 << 30
+    assert segmenter.network() is network
+    assert isinstance(network, FastISANet)
+    assert network.max_memory == 2 << 30
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()  # as a swap of averaged weights does
+    assert segmenter.network() is not network
+
+
+def test_a_senseless_limit_of_memory_is_an_error() -> None:
+    segmenter = Segmenter(NANO, device="cpu", max_memory=4)
+    with pytest.raises(ValueError, match="it is in bytes"):
+        segmenter(data.astronaut())
+
+
+def test_int8_is_calibrated_on_a_folder(tmp_path: Path) -> None:
+    for index, image in enumerate(photographs()[:2]):
+        Image.fromarray(image).save(tmp_path / f"{index}.png")
+    by_folder = Segmenter(NANO, device="cpu", precision="int8", calibration=tmp_path)
+    by_list = Segmenter(NANO, device="cpu", precision="int8", calibration=photographs()[:2])
+    image = photographs()[2]
+    assert np.array_equal(by_folder(image).labels, by_list(image).labels)
+    with pytest.raises(ValueError, match="int8 needs a few images"):
+        Segmenter(NANO, device="cpu", precision="int8")
+
+
+def test_windows_that_fade_show_no_seam() -> None:
+    model = isanet.from_pretrained(NANO)
+    image = np.asarray(ToyStreets(1, split="test")[0][0])
+    inputs = [prepare(image, model.preprocessing or {})]
+    height, width = inputs[0][0].shape[1:]
+    fast = optimize(model)
+    ((whole, _),) = predict(fast, inputs, [(height, width)])  # type: ignore[misc]
+    fast.max_memory = fast._whole(1, height // 8, width // 8) * 2 // 3
+    assert not fast.fits((1, 3, height, width))
+    window = inference._largest_window(fast, height, width)
+    assert fast.fits((1, 3, *window))
+    assert window != (height, width)
+    ((labels, _),) = predict(fast, inputs, [(height, width)])  # type: ignore[misc]
+    same = labels == whole
+    # Attention sees less in a window, so that labels differ, but no more so where windows meet than elsewhere
+    assert same.float().mean() > 0.9
+    starts = inference.window_starts(width, window[1], window[1] - window[1] // 4)
+    assert len(starts) > 1
+    edges = [edge for start in starts for edge in (start, start + window[1]) if 0 < edge < width]
+    jumps = (labels[:, 1:] != labels[:, :-1]).float().mean(0)
+    assert max(float(jumps[edge - 1]) for edge in edges) <= 2 * float(jumps.max())
+    assert min(float(same[:, edge - 2 : edge + 2].float().mean()) for edge in edges) > 0.8
+
+
+def test_fading_windows_of_one_map_give_the_map() -> None:
+    logits = images(3, 20, 30)
+    pieces = [
+        (top, left, stored(logits[:, top : top + 12, left : left + 16])) for top in (0, 8) for left in (0, 10, 14)
+    ]
+    given = averaged(pieces, (20, 30), fade=(4, 5)).rows(0, 20)
+    torch.testing.assert_close(given, logits, rtol=1e-12, atol=1e-12)
+
+
+PEAK = """
+import sys, torch
+from pathlib import Path
+from isanet import from_pretrained
+from isanet.inference.fast import optimize
+torch.set_num_threads(1)
+limit, height, width = map(int, sys.argv[1:])
+fast = optimize.optimize(from_pretrained("isanet_nano_toystreets"), max_memory=limit)
+x = torch.zeros(1, 3, height, width)
+def status(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+with torch.inference_mode():
+    fast.coarse_logits(x[:, :, :256, :256])
+    before = status("VmRSS:")
+    fast.coarse_logits(x)
+print(status("VmHWM:") - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc")
+def test_memory_is_bounded() -> None:
+    height, width = 3072, 4096
+    limit = 900 << 20
+    peaks = []
+    for allowed in (limit, 1 << 40):
+        call = [sys.executable, "-c", PEAK, str(allowed), str(height), str(width)]
+        peaks.append(int(subprocess.run(call, capture_output=True, text=True, check=True, timeout=120).stdout))
+    assert peaks[0] <= limit + (32 << 20), peaks  # what the allocator holds on to
+    assert peaks[1] > limit, peaks
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of torch.compile's own parts
+def test_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    model, x = tiny(backbone="resnet14"), images(1, 3, 64, 72).float()
+    with torch.inference_mode():
+        close(optimize(model, compile=True).coarse_logits(x), model.coarse_logits(x), 2e-4)

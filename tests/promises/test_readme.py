@@ -1,0 +1,143 @@
+"""Every command and snippet of the README is run, and its table is the manifest's."""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from isanet.cli import run as cli
+from isanet.evaluation.report import Report
+from isanet.labels import LABEL_SPACES
+from isanet.protocols import PROTOCOLS
+from tests.helpers import replicas, tiny_zoo
+from tests.helpers.file_server import FileServer
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.S)
+SHELL = [line for language, text in BLOCKS if language == "sh" for line in text.splitlines()]
+PYTHON = [text for language, text in BLOCKS if language == "python"]
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with what the README speaks of, and torch.hub's cache with a checkout in it."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    shutil.copy(ROOT / "examples" / "chelsea.jpg", folder / "photo.jpg")
+    replicas.voc(folder / "VOCdevkit", home="VOC2012", val=2)
+    replicas.folder(
+        folder / "pets",
+        classes=("animal", "rest"),
+        count=2,
+        write=lambda path, mask: replicas.save(
+            path, np.where(mask == 255, 255, 10 * mask.astype(int) + 1).astype("u1")
+        ),
+    )
+    (folder / "mapping.json").write_text(re.search(r"holds `(\{.*?\})`", README)[1])  # type: ignore[index]
+    (folder / "checkpoint.pth").write_bytes(tiny_zoo.saved({"model": tiny_zoo.upstream_state()}))
+    checkout = tmp_path / "torch" / "hub" / "org_isanet_v1.0"
+    checkout.mkdir(parents=True)
+    for name in ("hubconf.py", "weights.json"):
+        shutil.copy(ROOT / name, checkout)
+    shutil.copytree(ROOT / "isanet", checkout / "isanet", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_shell_commands(r50: FileServer, work: Path) -> None:
+    commands = [line for line in SHELL if not line.startswith("pip ")]  # those two are what .ci/run runs
+    assert len(commands) >= 9
+    (work / "bin").mkdir()
+    script = work / "bin" / "isanet"
+    script.write_text(
+        f'#!/bin/sh\nPYTHONPATH={shlex.quote(str(ROOT))} exec {shlex.quote(sys.executable)} -m isanet.cli "$@"\n'
+    )
+    script.chmod(0o755)
+    torchrun = work / "bin" / "torchrun"
+    torchrun.write_text(
+        f"#!/bin/sh\nexport PYTHONPATH={shlex.quote(str(ROOT))}\n"
+        f'exec {shlex.quote(sys.executable)} -m torch.distributed.run "$@"\n'
+    )
+    torchrun.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{work / 'bin'}:{os.environ['PATH']}"}
+    for command in commands:
+        result = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", command], env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert result.returncode == 0, (command, result.stdout, result.stderr)
+    for name in ("evaluated", "evaluated_twice", "evaluated_pets"):
+        assert Path(name, "index.html").exists()
+    assert Report.load("evaluated_pets").classes == ("animal", "rest")
+    for name in ("segmented/photo_overlay.png", "segmented/photo_labels.png", "segmented/photo_areas.json", "my_model"):
+        assert Path(name).exists()
+
+
+def test_the_two_set_up_commands_are_those_that_ci_runs() -> None:
+    ci = (ROOT / ".ci" / "run").read_text()
+    for pattern in re.findall(r"grep -m1 (?:'([^']+)'|\"([^\"]+)\") README\.md", ci):
+        assert len([line for line in SHELL if re.search(pattern[0] or pattern[1], line)]) == 1
+    assert len([line for line in SHELL if line.startswith("pip ")]) == 2
+
+
+def test_python_snippets(r50: FileServer, work: Path) -> None:
+    # One session, top to bottom; in a process of its own, because torch.hub changes what is imported
+    prelude = "import torch\nimages = torch.zeros(2, 3, 65, 65)\n"
+    code = prelude + "\n".join(PYTHON)
+    assert code.count("torch.hub.load") == 1
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    for name in ("overlay.png", "labels.png", "my_model/model.safetensors"):
+        assert Path(name).exists()
+
+
+def test_the_table_is_the_manifests(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list", "--markdown"]) == 0
+    table = capsys.readouterr().out
+    between = re.search(r"<!-- models: .*?-->\n(.*?)<!-- end of models -->", README, re.S)
+    assert between is not None
+    assert between[1] == table, "the README's table is stale: `make table` prints the new one"
+
+
+def test_figures_in_the_text_are_the_codes() -> None:
+    from isanet.images import preprocess
+
+    assert f"{preprocess.MAX_PIXELS:,} pixels" in README
+    assert torch.__version__ >= "2.10"
+
+
+def test_example_of_areas(tiny: FileServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("b.jpg", "a.jpg"):
+        shutil.copy(ROOT / "examples" / "chelsea.jpg", tmp_path / name)
+    runpy.run_path(str(ROOT / "examples" / "areas.py"))["main"](str(tmp_path), tiny_zoo.NAME)
+    head, *rows = (line.split(",") for line in capsys.readouterr().out.splitlines())
+    assert head == ["image", *LABEL_SPACES["voc21"].classes]
+    assert [Path(row[0]).name for row in rows] == ["a.jpg", "b.jpg"]
+    for row in rows:
+        assert sum(map(float, row[1:])) == pytest.approx(1, abs=0.01)
+
+
+def test_protocols_of_the_text_are_those_that_there_are() -> None:
+    table = re.search(r"\| `--protocol` \|.*?\n\n", README, re.S)
+    assert table is not None
+    names = re.findall(
+        r"`([a-z0-9-]+)`", "\n".join(line.split("|")[1] for line in table[0].splitlines()[2:] if "|" in line)
+    )
+    assert set(names) == set(PROTOCOLS)

@@ -1,0 +1,78 @@
+"""`isanet benchmark`: what its figures are of."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import isanet
+from isanet.cli.run import main
+from isanet.tools.benchmark import benchmark, table
+
+NANO = "isanet_nano_toystreets"
+
+
+def image(seed: int = 0) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(seed).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+
+
+def test_every_way_at_every_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = isanet.from_pretrained(NANO)
+    before = dict(model.preprocessing)
+    seen: list[tuple[int, ...]] = []
+    plain = isanet.ISANet.coarse_logits
+
+    def slow(self: isanet.ISANet, images: torch.Tensor, **options: Any) -> Any:
+        seen.append(tuple(images.shape))
+        time.sleep(0.3)
+        return plain(self, images, **options)
+
+    monkeypatch.setattr(isanet.ISANet, "coarse_logits", slow)
+    sizes = [(64, 128), (96, 64)]
+    rows = benchmark(model, [image(), image(1)], sizes=sizes, device="cpu", repeats=2, progress=False)
+    assert [(row.size, row.way) for row in rows] == [
+        (size, way) for size in sizes for way in ("plain", "float32", "bfloat16", "int8")
+    ]
+    assert set(seen) == {(1, 3, 64, 128), (1, 3, 96, 64)}  # images are not resized once more
+    for row in rows:
+        assert len(row.seconds) == 4
+        assert row.seconds == tuple(sorted(row.seconds))
+        assert row.agreement > 0.9
+        assert (row.median >= 0.3) == (row.way == "plain")  # what is timed is what is named
+    assert [row.agreement for row in rows if row.way == "plain"] == [1, 1]
+    assert model.preprocessing == before
+    lines = table(rows)
+    assert len({len(line) for line in lines}) == 1
+    assert [line[5] for line in lines[1:] if line[1] == "plain"] == ["1.00x", "1.00x"]
+    assert float(lines[2][5].rstrip("x")) > 1
+
+
+def test_nothing_to_measure() -> None:
+    with pytest.raises(ValueError, match="needs at least one image"):
+        benchmark(isanet.from_pretrained(NANO), [])
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(image()).save(tmp_path / "a.png")
+    call = ["benchmark", NANO, "--device", "cpu", "--sizes", "64x64", "--repeats", "1", "--images", str(tmp_path)]
+    assert main(call) == 0
+    out = capsys.readouterr().out
+    assert "64x64" in out
+    assert "int8" in out
+    assert main([*call, "--precisions", "float32", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [row["way"] for row in report["rows"]] == ["plain", "float32"]
+
+
+def test_segment_in_8_bits(tmp_path: Path) -> None:
+    Image.fromarray(image()).save(tmp_path / "a.png")
+    call = ["segment", str(tmp_path / "a.png"), "--model", NANO, "--output", str(tmp_path / "out"), "--device", "cpu"]
+    assert main([*call, "--precision", "int8"]) == 0
+    assert (tmp_path / "out/a_overlay.png").exists()

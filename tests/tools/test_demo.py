@@ -1,0 +1,82 @@
+"""The demonstration, and the figure of the model that the package carries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import isanet
+from isanet.cli.run import main
+from isanet.datasets import ToyStreets
+from isanet.evaluation.metrics import ConfusionMatrix
+from isanet.tools.demo import MODEL, demo
+
+
+def test_a_scene_is_segmented_and_scored() -> None:
+    shown = demo(7, device="cpu")
+    image, truth = ToyStreets(count=1, seed=7, split="test").read(0)
+    result = isanet.Segmenter(MODEL, device="cpu")(image)
+    np.testing.assert_array_equal(shown.result.labels, result.labels)
+    matrix = ConfusionMatrix(len(result.classes))
+    matrix.update(torch.from_numpy(result.labels), torch.from_numpy(truth))
+    assert shown.matrix.miou() == matrix.miou()
+    assert shown.image.width > 3 * 400
+
+
+def test_the_command_needs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], home: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ISANET_OFFLINE", "1")
+    assert main(["demo", "--seed", "7"]) == 0
+    shown = capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir() if path != home] == ["demo_7.png"]
+    assert not home.exists()
+    with Image.open("demo_7.png") as image:
+        assert image.format == "PNG"
+    areas = demo(7, device="cpu").result.areas()
+    lines = {line.rsplit(maxsplit=2)[0]: line.rsplit(maxsplit=2)[1] for line in shown.splitlines() if "%  " in line}
+    assert lines == {name: f"{share:.1%}" for name, share in areas.items()}
+    assert f"mIoU {demo(7, device='cpu').matrix.miou():.1%}" in shown
+
+
+def test_each_call_draws_another_street(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", "--quiet"]) == main(["demo", "--quiet"]) == 0
+    assert len(list(tmp_path.glob("demo_*.png"))) == 2
+
+
+def test_an_earlier_image_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mine.png"
+    path.write_text("mine")
+    assert main(["demo", "--seed", "1", "--output", str(path)]) == 1
+    assert "--force" in capsys.readouterr().err
+    assert path.read_text() == "mine"
+    assert main(["demo", "--seed", "1", "--output", str(path), "--force"]) == 0
+    assert path.read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("output", ["scene.jpg", "no/such/folder/scene.png"])
+def test_a_image_that_cannot_be_written_is_one_line(
+    tmp_path: Path, output: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", "--quiet", "--seed", "1", "--output", str(tmp_path / output)]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_figure_of_the_package_is_measured_again() -> None:
+    """On the scenes that it was measured on, none of which training saw; rounding may differ by machine."""
+    published = isanet.model_info(MODEL).metrics
+    assert (published["dataset"], published["split"]) == ("ToyStreets", "test")
+    report = isanet.evaluate(MODEL, ToyStreets(count=200, split="test"), workers=1, device="cpu")
+    assert report.miou == pytest.approx(published["miou"], abs=0.005)
+
+
+def test_the_weights_fit_into_the_package() -> None:
+    weights = isanet.model_info(MODEL)
+    assert weights.size is not None
+    assert weights.size <= 3_000_000

@@ -1,0 +1,303 @@
+"""ToyStreets draws the same scenes everywhere, with masks that agree with the images, and scenes that differ."""
+
+from __future__ import annotations
+
+import pickle
+import random
+from hashlib import sha256
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from isanet import datasets
+from isanet.datasets import SegmentationDataset, ToyStreets
+from isanet.errors import DatasetError
+from isanet.evaluation.evaluate import evaluate
+from isanet.labels import LABEL_SPACES
+from isanet.toystreets import draw as toystreets_camera
+from isanet.toystreets import photo as toystreets_photo
+from isanet.toystreets import scene as toystreets
+from isanet.toystreets import street as toystreets_street
+from isanet.toystreets import things as toystreets_things
+from isanet.toystreets.scene import CLASSES, SKY, SPACE, SPLITS, scene, scene_seed
+from tests.helpers.color_model import ColorModel
+
+Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+N = len(CLASSES)
+SMALL = (64, 128)
+
+HASHES = {
+    (0, (64, 128)): ("9cd349c30710d943", "09df794c0d5f640c"),
+    (1, (64, 128)): ("95189175152e02d1", "8cbf332826fedbee"),
+    (2, (128, 256)): ("96086a3ebc021c6b", "fcdf1b022931e07d"),
+    (3, (96, 80)): ("9bf3eeca9e866527", "00dbb106d2d1907e"),
+    (4, (128, 256)): ("26bbe7fef08f5e16", "ed0b6c2977fbace1"),
+    (7, (64, 128)): ("18802d568ff82989", "d06f42932dfa14ff"),
+    (11, (64, 128)): ("9c5f9a8dd39f4bbd", "ff598d6657406440"),
+    (1099511627781, (96, 192)): ("0163bc65477b1913", "bf8fcf56cbcfc183"),
+}
+"""Of mask and image, by seed and size. If they change on purpose, so must VERSION."""
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[Pair]:
+    dataset = ToyStreets(200, size=SMALL)
+    return [dataset.read(i) for i in range(len(dataset))]
+
+
+def fingerprint(seed: int, size: tuple[int, int]) -> tuple[str, str]:
+    image, mask = scene(seed, size)
+    return sha256(mask.tobytes()).hexdigest()[:16], sha256(image.tobytes()).hexdigest()[:16]
+
+
+# --- the dataset ---------------------------------------------------------------------------------------------
+
+
+def test_it_has_what_other_datasets_have() -> None:
+    dataset = ToyStreets(3, size=SMALL, split="val")
+    assert isinstance(dataset, SegmentationDataset)
+    assert (dataset.name, dataset.split, len(dataset)) == ("ToyStreets", "val", 3)
+    assert (dataset.has_masks, dataset.official_size, dataset.root) == (True, None, Path())
+    assert (dataset.label_space, dataset.classes, dataset.palette) == (SPACE, SPACE.classes, SPACE.palette)
+    assert len(set(dataset.keys)) == 3
+    assert "Split: val" in repr(dataset)
+    image, mask = dataset[1]
+    assert (image.mode, image.size, mask.mode, mask.size) == ("RGB", (128, 64), "L", (128, 64))
+    pixels, labels = dataset.read(1)
+    assert (pixels.dtype, labels.dtype) == (np.uint8, np.uint8)
+    np.testing.assert_array_equal(np.asarray(image), pixels)
+    np.testing.assert_array_equal(np.asarray(mask), labels)
+    np.testing.assert_array_equal(dataset.read(-2)[1], labels)
+    with pytest.raises(IndexError):
+        dataset.read(3)
+    with pytest.raises(DatasetError, match="no files"):
+        dataset.image_path(0)
+    with pytest.raises(DatasetError, match="no files"):
+        dataset.mask_path(0)
+
+
+def test_the_classes_are_called_and_painted_as_in_cityscapes() -> None:
+    official = LABEL_SPACES["cityscapes19"]
+    assert SPACE.classes == CLASSES
+    assert [official.palette[official.classes.index(name)] for name in CLASSES] == list(SPACE.palette)
+    for name in (
+        "ROAD",
+        "SIDEWALK",
+        "BUILDING",
+        "POLE",
+        "LIGHT",
+        "SIGN",
+        "VEGETATION",
+        "TERRAIN",
+        "SKY",
+        "PERSON",
+        "CAR",
+    ):
+        assert CLASSES[getattr(toystreets, name)].endswith(name.lower())
+
+
+def test_transforms_are_those_of_torchvision() -> None:
+    flip = v2.Compose([v2.RandomHorizontalFlip(1.0), v2.ToDtype({tv_tensors.Image: torch.float32, "others": None})])
+
+    def augment(image: object, mask: object) -> object:
+        return flip(tv_tensors.Image(image), tv_tensors.Mask(mask))
+
+    image, mask = ToyStreets(1, size=SMALL, transforms=augment)[0]
+    plain, labels = ToyStreets(1, size=SMALL).read(0)
+    np.testing.assert_array_equal(mask.squeeze().numpy(), labels[:, ::-1])
+    np.testing.assert_array_equal(image.numpy(), plain[:, ::-1].transpose(2, 0, 1).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"count": 0}, {"count": 2**32 + 1}, {"seed": -1}, {"size": (31, 64)}, {"split": "training"}]
+)
+def test_arguments_that_make_no_sense_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(DatasetError, match="ToyStreets"):
+        ToyStreets(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("seed", "size"), [(-1, SMALL), (0, (64, 31))])
+def test_scenes_that_cannot_be_drawn_are_refused(seed: int, size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="needs a seed of at least 0"):
+        scene(seed, size)
+
+
+def test_splits_and_seeds_never_overlap_whatever_the_count() -> None:
+    ranges = sorted(
+        (scene_seed(seed, split, 0), scene_seed(seed, split, 2**32 - 1)) for seed in range(9) for split in SPLITS
+    )
+    assert ranges[0][0] == 0
+    assert all(last < start for (_, last), (start, _) in pairwise(ranges))
+    firsts = [ToyStreets(1, seed, SMALL, split).read(0)[1].tobytes() for seed in (0, 1) for split in SPLITS]
+    assert len(set(firsts)) == 6
+    keys = {
+        ToyStreets(1, seed, size, split).keys[0] for seed in (0, 1) for size in (SMALL, (32, 32)) for split in SPLITS
+    }
+    assert len(keys) == 12
+
+
+def test_the_count_does_not_change_the_scenes() -> None:
+    few, many = ToyStreets(2, size=SMALL), ToyStreets(500, size=SMALL)
+    np.testing.assert_array_equal(few.read(1)[0], many.read(1)[0])
+    assert few.keys == many.keys[:2]
+
+
+def test_workers_and_pickled_copies_draw_the_same() -> None:
+    dataset = ToyStreets(4, size=SMALL, transforms=_tensors)
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert (copy.keys, copy.label_space) == (dataset.keys, dataset.label_space)
+    loader = DataLoader(copy, batch_size=2, num_workers=2)
+    found = [torch.cat(parts) for parts in zip(*loader, strict=True)]
+    wanted = [torch.stack(parts) for parts in zip(*(dataset[i] for i in range(4)), strict=True)]
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+
+
+def _tensors(image: object, mask: object) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.from_numpy(np.array(image)), torch.from_numpy(np.array(mask))
+
+
+# --- determinism ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("seed", "size"), HASHES)
+def test_scenes_are_the_same_on_every_machine(seed: int, size: tuple[int, int]) -> None:
+    assert fingerprint(seed, size) == HASHES[seed, size]
+
+
+def test_scenes_neither_read_nor_move_the_global_generators() -> None:
+    before = fingerprint(5, SMALL)
+    random.seed(1)
+    np.random.seed(1)
+    states = random.getstate(), np.random.get_state()[1].tolist()
+    assert fingerprint(5, SMALL) == before
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == states
+
+
+# --- masks and images ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(64, 64), (96, 300), (200, 64), (32, 32), (256, 512)])
+def test_any_size(size: tuple[int, int]) -> None:
+    for seed in range(4):
+        image, mask = scene(seed, size)
+        assert (image.height, image.width) == mask.shape == size
+        assert mask.max() < N
+
+
+def test_a_larger_image_shows_the_same_scene() -> None:
+    for seed in range(6):
+        small, large = scene(seed, (128, 256))[1], scene(seed, (384, 768))[1]
+        assert (large[1::3, 1::3] == small).mean() > 0.97, seed  # [1::3]: the middles of the small one's pixels
+
+
+def test_every_class_has_its_paint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the colors of the palette, in neutral light, the image is the colored mask, but for the blur."""
+    pixel = toystreets_camera.pixel
+
+    def plain(what: int, _: object, z: float = 0, grain: int = 0, shines: bool = False) -> int:
+        return pixel(what, SPACE.palette[what], z, 0, shines)
+
+    sky = SPACE.palette[SKY]
+    neutral = toystreets_camera.Weather(1, sky, sky, (256, 256, 256), 0, 256, 0, 128, 0)
+    for room in (toystreets_camera, toystreets_street, toystreets_things):
+        monkeypatch.setattr(room, "pixel", plain)
+    monkeypatch.setattr(toystreets_camera, "WEATHERS", {"plain": neutral})
+    seen = set()
+    for seed in range(8):
+        drawn = toystreets_camera.Scene(random.Random(seed), 128, 256)
+        toystreets._draw(drawn)
+        mask = scene(seed, (128, 256))[1]
+        monkeypatch.setattr(drawn, "between", lambda low, high: (low + high) / 2)  # neither exposure nor tint
+        image = toystreets_photo.develop(drawn, seed)
+        nearest = ((image[:, :, None].astype(int) - np.array(SPACE.palette)) ** 2).sum(-1).argmin(-1)
+        around = [np.roll(mask, (dy, dx), (0, 1)) for dy in range(-2, 3) for dx in range(-2, 3)]
+        inner = np.all([other == mask for other in around], 0)  # where no other class is blurred in
+        np.testing.assert_array_equal(nearest[inner], mask[inner])
+        seen |= set(np.unique(mask[inner]).tolist())
+    assert seen >= set(range(N)) - {toystreets.LIGHT}  # often too small to have an inside
+
+
+def test_edges_of_image_and_mask_are_in_one_place(scenes: list[Pair]) -> None:
+    """Of all shifts, the image changes most where the mask does with none."""
+    shifts = [(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3)]
+    change = dict.fromkeys(shifts, 0.0)
+    for image, mask in scenes[:60]:
+        gray = image.astype(float).mean(-1)
+        steps = (abs(np.diff(gray, axis=0)), abs(np.diff(gray, axis=1)))
+        edges = (np.diff(mask.astype(int), axis=0) != 0, np.diff(mask.astype(int), axis=1) != 0)
+        for shift in shifts:
+            change[shift] += sum(float(s[np.roll(e, shift, (0, 1))].mean()) for s, e in zip(steps, edges, strict=True))
+    assert max(change, key=lambda shift: change[shift]) == (0, 0)
+    assert change[0, 0] > 1.15 * max(value for shift, value in change.items() if shift != (0, 0))
+
+
+# --- variety --------------------------------------------------------------------------------------------------
+
+
+def test_no_two_scenes_are_equal(scenes: list[Pair]) -> None:
+    assert len({mask.tobytes() for _, mask in scenes}) == len(scenes)
+    assert len({image.tobytes() for image, _ in scenes}) == len(scenes)
+
+
+def test_every_class_is_there_often_enough_and_never_alike(scenes: list[Pair]) -> None:
+    parts = np.array([np.bincount(mask.ravel(), minlength=N) / mask.size for _, mask in scenes])
+    shares, there = parts.mean(0), (parts > 0).mean(0)
+    least = {  # share of the pixels, and of the scenes that show the class
+        "road": (0.15, 0.95), "sidewalk": (0.04, 0.95), "building": (0.2, 0.95), "pole": (0.005, 0.9),
+        "traffic light": (0.0005, 0.4), "traffic sign": (0.003, 0.7), "vegetation": (0.04, 0.8),
+        "terrain": (0.005, 0.5), "sky": (0.06, 0.9), "person": (0.004, 0.8), "car": (0.04, 0.9),
+    }  # fmt: skip
+    assert tuple(least) == CLASSES
+    for name, share, seen in zip(CLASSES, shares, there, strict=True):
+        assert (share >= least[name][0], seen >= least[name][1]) == (True, True), (name, share, seen)
+    assert shares.max() < 0.5
+    # the shares vary from scene to scene by no less than a quarter of their mean
+    assert (parts.std(0) > shares / 4).all()
+
+
+def test_light_varies(scenes: list[Pair]) -> None:
+    brightness = np.array([image.mean() for image, _ in scenes])
+    assert brightness.min() < 60
+    assert brightness.max() > 150
+    assert brightness.std() > 20
+
+
+def test_color_and_height_alone_do_not_tell_the_classes(scenes: list[Pair]) -> None:
+    """A table from quantized color and row to the most frequent class there, which is all but useless."""
+
+    def places(image: NDArray[np.uint8]) -> NDArray[np.intp]:
+        levels = (image >> 5).astype(np.intp)
+        row = (np.arange(image.shape[0]) // 4)[:, None]
+        return ((row * 8 + levels[..., 0]) * 8 + levels[..., 1]) * 8 + levels[..., 2]
+
+    counts = np.zeros((16 * 512, N))
+    for image, mask in scenes[:150]:
+        np.add.at(counts, (places(image), mask), 1)
+    confusion = np.zeros((N, N))
+    for image, mask in scenes[150:]:
+        np.add.at(confusion, (mask, counts.argmax(1)[places(image)]), 1)
+    hits = np.diag(confusion)
+    iou = hits / (confusion.sum(0) + confusion.sum(1) - hits)
+    assert iou.mean() < 0.35
+    assert (iou[[CLASSES.index(name) for name in ("sidewalk", "person", "car", "pole")]] < 0.3).all()
+
+
+def test_it_is_evaluated_like_any_dataset(tmp_path: Path) -> None:
+    model: Any = ColorModel(toystreets.SPACE, short_edge=64)
+    options: dict[str, Any] = {"workers": 0, "device": "cpu", "progress": False}
+    report = evaluate(model, datasets.ToyStreets(3, size=(64, 128), split="val"), output=tmp_path, **options)
+    assert (report.dataset, report.split, report.samples, report.ignored) == ("ToyStreets", "val", 3, 0)
+    assert report.confusion.sum() == 3 * 64 * 128
+    prints = [
+        datasets.ToyStreets(3, seed, (64, width), split).fingerprint(range(3))
+        for seed, width, split in ((0, 128, "val"), (1, 128, "val"), (0, 64, "val"), (0, 128, "test"))
+    ]
+    assert len(set(prints)) == 4

@@ -1,0 +1,689 @@
+"""The cache: records, locks, files that appear whole, and what a damaged, foreign, busy or read-only one does."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+import isanet
+from isanet._files import atomic_write
+from isanet.weights import cache, checkpoint, convert
+from isanet.weights.cache import Record
+from isanet.zoo import released
+from tests.helpers import tiny_zoo
+from tests.helpers.file_server import FileServer
+from tests.helpers.processes import python
+from tests.helpers.tiny_zoo import FILE_NAME, NAME
+
+ROOT = Path(__file__).parents[2]
+VICTIM = b"a file of the user"
+
+posix = pytest.mark.skipif(os.name != "posix", reason="needs fork, umask and symbolic links")
+
+
+def record(name: str = NAME, digits: str = "01234567", **changes: Any) -> Record:
+    values = {
+        "file": f"{name}-{digits}.safetensors",
+        "file_sha256": "a" * 64,
+        "source": "https://host/f.pth",
+        "source_sha256": "b" * 64,
+        "source_size": 7,
+        "layout": "sssegmentation",
+        "converter": 1,
+        "date": "2025-01-01T00:00:00+00:00",
+    }
+    return Record(**{**values, **changes})
+
+
+def names(folder: Path) -> set[str]:
+    """Everything in a folder that is not a lock."""
+    return {path.name for path in folder.iterdir() if path.suffix != ".lock"} if folder.is_dir() else set()
+
+
+def same(state: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return state.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in state.items())
+
+
+# --- where it is --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"ISANET_HOME": "/a/b", "TORCH_HOME": "/t", "XDG_CACHE_HOME": "/x"}, "/a/b"),
+        ({"ISANET_HOME": "~/mine"}, "/user/mine"),
+        ({"ISANET_HOME": "", "TORCH_HOME": "/t"}, "/t/hub/isanet"),
+        ({"TORCH_HOME": "/t", "XDG_CACHE_HOME": "/x"}, "/t/hub/isanet"),
+        ({"TORCH_HOME": "~/t"}, "/user/t/hub/isanet"),
+        ({"XDG_CACHE_HOME": "/x"}, "/x/torch/hub/isanet"),
+        ({"XDG_CACHE_HOME": "~/x"}, "/user/x/torch/hub/isanet"),
+        ({}, "/user/.cache/torch/hub/isanet"),
+        ({"TORCH_HOME": ""}, "hub/isanet"),
+        ({"XDG_CACHE_HOME": ""}, "torch/hub/isanet"),
+    ],
+)
+def test_home_is_the_same_with_and_without_torch(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], expected: str
+) -> None:
+    for name in ("ISANET_HOME", "TORCH_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/user")
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    assert cache.home() == Path(expected)
+    if not settings.get("ISANET_HOME"):
+        assert cache.home() == Path(torch.hub.get_dir()) / "isanet"
+    monkeypatch.delitem(sys.modules, "torch.hub")
+    assert cache.home() == Path(expected)
+
+
+def test_home_follows_torch_hub_set_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("ISANET_HOME")
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    torch.hub.set_dir(tmp_path / "chosen")
+    assert cache.home() == tmp_path / "chosen" / "isanet"
+
+
+def test_asking_makes_no_folder(home: Path) -> None:
+    assert cache.read_record(NAME) is None
+    assert cache.cached_file(NAME) is None
+    cache.sweep()
+    assert not home.exists()
+
+
+# --- records ------------------------------------------------------------------------------------------------
+
+
+def test_a_record_is_read_as_it_was_written(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    home.mkdir()
+    cache.write_record(NAME, record())
+    assert cache.read_record(NAME) == record()
+    assert cache.cached_file(NAME) is None, "its file is not there"
+    (home / record().file).write_bytes(b"x")
+    assert cache.cached_file(NAME) == home / record().file
+    assert not caplog.records
+
+
+GOOD = json.dumps(asdict(record()))
+DAMAGED: list[str | bytes] = [
+    *("", "{}", "[]", "null", "1", '"text"', GOOD[:-1], GOOD + "x", b"\xff\xfe", b"\0" * 300, "[" * 100_000),
+    *(json.dumps({k: v for k, v in asdict(record()).items() if k != field.name}) for field in fields(Record)),
+    *(
+        json.dumps({**asdict(record()), field.name: value})
+        for field in fields(Record)
+        for value in (None, True, 1.5, [], 7 if field.type == "str" else "7")
+    ),
+    *(
+        json.dumps({**asdict(record()), field: value})
+        for field in ("file_sha256", "source_sha256")
+        for value in ("", "a" * 63, "a" * 65, "A" * 64, "g" * 64, "a" * 64 + "\n")
+    ),
+    *(
+        json.dumps({**asdict(record()), "file": value})
+        for value in (
+            *("", "..", "../../etc/passwd", "/etc/passwd", f"../{NAME}-01234567.safetensors", f"x/{record().file}"),
+            *(f"{NAME}.json", f"{NAME}-0123456.safetensors", f"{NAME}-0123456G.safetensors", f"{record().file}\n"),
+            *("isanet_tiny_voc2-01234567.safetensors", f"{NAME}-../a.safetensors", f"{NAME}-01234567.pth"),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("text", DAMAGED, ids=range(len(DAMAGED)))
+def test_a_damaged_record_is_ignored_and_told_of(
+    home: Path, caplog: pytest.LogCaptureFixture, text: str | bytes
+) -> None:
+    home.mkdir()
+    (home / record().file).write_bytes(b"x")
+    (home / f"{NAME}.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert cache.cached_file(NAME) is None
+    assert [(entry.levelno, entry.name) for entry in caplog.records] == [(logging.WARNING, "isanet")]
+    assert str(home / f"{NAME}.json") in caplog.text
+
+
+def test_a_folder_in_the_place_of_a_record_is_ignored(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (home / f"{NAME}.json").mkdir(parents=True)
+    assert cache.read_record(NAME) is None
+    assert "damaged" in caplog.text
+
+
+OTHERS = (
+    *("isanet_tiny_voc2-01234567.safetensors", "isanet_tiny_voc_b-01234567.safetensors", f"{NAME}.pth"),
+    *(f"{NAME}-012345678.safetensors", f"{NAME}-mine.safetensors", f"{NAME}-b-01234567.safetensors"),
+    *("isanet_tiny-01234567.safetensors", "isanet_tiny_voc2.json", FILE_NAME, f"my-{NAME}-01234567.safetensors"),
+)
+"""Files that are not converted files of the model, though some look like it."""
+
+
+def test_a_new_record_removes_the_old_files_of_that_model_only(home: Path) -> None:
+    home.mkdir()
+    for name in (*OTHERS, record(digits="00000000").file, record(digits="ffffffff").file, record().file):
+        (home / name).write_bytes(b"x")
+    cache.write_record(NAME, record())
+    assert names(home) == {*OTHERS, record().file, f"{NAME}.json"}
+
+
+def test_a_file_that_cannot_be_removed_does_not_undo_the_record(home: Path) -> None:
+    (home / record(digits="00000000").file).mkdir(parents=True)
+    cache.write_record(NAME, record())
+    assert cache.read_record(NAME) == record()
+
+
+@pytest.mark.parametrize("forget", [False, True])
+def test_clear_keeps_the_hash_unless_told_to_forget(home: Path, forget: bool) -> None:
+    home.mkdir()
+    for name in (*OTHERS, record().file, record(digits="00000000").file):
+        (home / name).write_bytes(b"12345")
+    cache.write_record("isanet_tiny_voc2", record("isanet_tiny_voc2"))
+    (home / record().file).write_bytes(b"12345")
+    (home / f"{NAME}.json").write_text(GOOD)
+    assert cache.clear(NAME, forget=forget) == 10
+    assert cache.read_record(NAME) == (None if forget else record())
+    assert names(home) == {*OTHERS, *(() if forget else [f"{NAME}.json"])}
+    assert cache.clear(NAME, forget=forget) == 0
+
+
+@posix
+def test_clear_removes_links_and_never_what_they_point_to(home: Path, tmp_path: Path) -> None:
+    home.mkdir()
+    victim = tmp_path / "victim"
+    victim.write_bytes(VICTIM)
+    (home / record().file).symlink_to(victim)
+    (home / record(digits="00000000").file).symlink_to(tmp_path / "nowhere")
+    (home / f"{NAME}.json").symlink_to(victim)
+    cache.clear(NAME, forget=True)
+    assert names(home) == set()
+    assert victim.read_bytes() == VICTIM
+
+
+# --- files that appear whole --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("existing", [None, b"old"])
+@pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt, OSError(28, "No space left on device"), None])
+def test_a_file_appears_whole_or_not_at_all(
+    tmp_path: Path, existing: bytes | None, failure: type[BaseException] | BaseException | None
+) -> None:
+    target = tmp_path / "target"
+    if existing is not None:
+        target.write_bytes(existing)
+
+    def write() -> None:
+        with atomic_write(target) as temporary:
+            assert temporary.parent == tmp_path
+            temporary.write_bytes(b"new, but")
+            assert (target.read_bytes() if target.exists() else None) == existing
+            if failure is not None:
+                raise failure
+
+    if failure is None:
+        write()
+        assert target.read_bytes() == b"new, but"
+    else:
+        with pytest.raises(failure if isinstance(failure, type) else type(failure)):
+            write()
+        assert (target.read_bytes() if target.exists() else None) == existing
+    assert names(tmp_path) == ({"target"} if target.exists() else set())
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_failure_at_the_end_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    (tmp_path / "target").write_bytes(b"old")
+    monkeypatch.setattr(os if step == "fsync" else Path, step, fail)
+    with pytest.raises(OSError), atomic_write(tmp_path / "target") as temporary:
+        temporary.write_bytes(b"new")
+    assert names(tmp_path) == {"target"}
+    assert (tmp_path / "target").read_bytes() == b"old"
+
+
+def test_data_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: steps.append("fsync") or fsync(descriptor))
+    monkeypatch.setattr(Path, "replace", lambda path, target: steps.append("replace") or replace(path, target))
+    with atomic_write(tmp_path / "target") as temporary:
+        temporary.write_bytes(b"new")
+    assert steps == ["fsync", "replace"]
+
+
+def test_a_vanished_temporary_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "target") as temporary:
+        temporary.unlink()
+    assert names(tmp_path) == set()
+
+
+@posix
+@pytest.mark.parametrize("planted", ["target", "temporary", "dangling"])
+def test_a_planted_link_is_replaced_and_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planted: str
+) -> None:
+    victim, target = tmp_path / "victim", tmp_path / "target"
+    if planted != "dangling":
+        victim.write_bytes(VICTIM)
+    monkeypatch.setattr("secrets.token_hex", lambda n: "0" * 2 * n)
+    if planted == "temporary":
+        (tmp_path / f".isanet-{'0' * 16}.part").symlink_to(victim)
+        with pytest.raises(FileExistsError), atomic_write(target):
+            pass
+        assert not target.exists()
+    else:
+        target.symlink_to(victim)
+        with atomic_write(target) as temporary:
+            temporary.write_bytes(b"new")
+        assert target.read_bytes() == b"new"
+        assert not target.is_symlink()
+    assert (victim.read_bytes() if victim.exists() else None) == (None if planted == "dangling" else VICTIM)
+
+
+@posix
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664), (0o027, 0o640)])
+def test_the_users_umask_holds(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        with atomic_write(tmp_path / "target") as temporary:
+            temporary.write_bytes(b"new")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "target").stat().st_mode & 0o777 == mode
+
+
+def test_sweeping_takes_what_killed_processes_left(home: Path) -> None:
+    home.mkdir()
+    for name, age in ((".isanet-old.part", 3700), (".isanet-young.part", 3500), ("isanet.part", 9999), ("a.pth", 9999)):
+        (home / name).write_bytes(b"x")
+        os.utime(home / name, (time.time() - age,) * 2)
+    (home / ".isanet-folder.part").mkdir()
+    os.utime(home / ".isanet-folder.part", (0, 0))
+    cache.sweep()
+    assert names(home) == {".isanet-young.part", "isanet.part", "a.pth", ".isanet-folder.part"}
+
+
+# --- locks --------------------------------------------------------------------------------------------------
+
+HOLD = f"from isanet.weights import cache\nwith cache.lock({NAME!r}):\n    print('held', flush=True)\n    input()\n"
+
+
+def test_a_lock_excludes_another_process_and_dies_with_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "LOCK_TIMEOUT", 0.2)
+    with python(HOLD) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(isanet.CacheError, match="another process") as caught, cache.lock(NAME):
+            pass
+        assert str(home / f"{NAME}.lock") in str(caught.value)
+        with cache.lock("isanet_other"):
+            pass
+        holder.kill()
+        holder.wait()
+        monkeypatch.setattr(cache, "LOCK_TIMEOUT", 10)
+        started = time.monotonic()
+        with cache.lock(NAME):
+            assert time.monotonic() - started < 5
+    with cache.lock(NAME):
+        pass
+
+
+def test_a_lock_is_freed_by_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "LOCK_TIMEOUT", 0.2)
+    with pytest.raises(KeyError), cache.lock(NAME):
+        raise KeyError
+    with cache.lock(NAME):
+        pass
+
+
+@pytest.mark.parametrize("obstacle", ["home", "parent"])
+def test_a_file_where_the_folder_should_be_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, obstacle: str
+) -> None:
+    (tmp_path / "plain").write_bytes(VICTIM)
+    folder = tmp_path / "plain" / ("" if obstacle == "home" else "deep/er")
+    monkeypatch.setenv("ISANET_HOME", str(folder))
+    with pytest.raises(isanet.CacheError, match="ISANET_HOME") as caught, cache.lock(NAME):
+        pass
+    assert str(folder) in str(caught.value)
+
+
+# --- a whole model: fetched once, verified at every load ----------------------------------------------------
+
+
+@pytest.fixture
+def good() -> dict[str, Tensor]:
+    """The tensors of the tiny model, under our names."""
+    return convert.convert(tiny_zoo.upstream_state(), "sssegmentation")
+
+
+@pytest.fixture
+def no_sockets(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Call it, and from then on a connection fails the test."""
+
+    def refuse(*_: object) -> None:
+        pytest.fail("a socket was opened")
+
+    def forbid() -> None:
+        for name in ("connect", "connect_ex"):
+            monkeypatch.setattr(socket.socket, name, refuse)
+
+    return forbid
+
+
+def other_version() -> bytes:
+    """The same network upstream, trained anew."""
+    state = tiny_zoo.upstream_state()
+    return tiny_zoo.saved({"model": {**state, "decoder.1.bias": state["decoder.1.bias"] + 1}})
+
+
+def gets(server: FileServer) -> list[str]:
+    return [path for _, path, _ in server.requests]
+
+
+def the_file(home: Path) -> Path:
+    found = cache.cached_file(NAME)
+    assert found is not None
+    assert found.parent == home
+    return found
+
+
+def test_a_cached_model_loads_without_a_socket(
+    tiny: FileServer,
+    home: Path,
+    good: dict[str, Tensor],
+    no_sockets: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = isanet.from_pretrained(NAME)
+    assert names(home) == {f"{NAME}.json", the_file(home).name}, "neither the upstream file nor a .part stays"
+    no_sockets()
+    for offline in ("0", "1"):
+        monkeypatch.setenv("ISANET_OFFLINE", offline)
+        again = isanet.from_pretrained(NAME)
+        assert same(again.state_dict(), good)
+        assert same(first.state_dict(), good)
+        assert again.provenance == first.provenance
+    assert gets(tiny) == [f"/{FILE_NAME}"]
+
+
+def test_the_converted_file_says_where_it_came_from(tiny: FileServer, home: Path) -> None:
+    model = isanet.from_pretrained(NAME)
+    upstream = tiny.files[f"/{FILE_NAME}"]
+    assert isinstance(upstream, bytes)
+    with safe_open(the_file(home), "pt") as file:
+        metadata = file.metadata()
+    expected = {
+        "name": NAME,
+        "source": f"{tiny.url}/{FILE_NAME}",
+        "source_sha256": sha256(upstream).hexdigest(),
+        "layout": "sssegmentation",
+        "converter_version": str(convert.CONVERTER_VERSION),
+        "isanet_version": isanet.__version__,
+    }
+    assert metadata.items() >= expected.items()
+    assert model.provenance == expected
+    assert json.loads(metadata["config"]) == model.config
+    written = cache.read_record(NAME)
+    assert written is not None
+    data = the_file(home).read_bytes()
+    assert written.file == f"{NAME}-{sha256(data).hexdigest()[:8]}.safetensors"
+    assert written.file_sha256 == sha256(data).hexdigest()
+    assert (written.source, written.source_sha256) == (expected["source"], expected["source_sha256"])
+    assert (written.source_size, written.layout) == (len(upstream), "sssegmentation")
+    assert written.converter == convert.CONVERTER_VERSION
+    assert released.verify(isanet.model_info(NAME)) == written
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_the_upstream_file_stays_only_if_asked(tiny: FileServer, home: Path, keep: bool) -> None:
+    released.load_cached(isanet.model_info(NAME), keep=keep)
+    kept = home / FILE_NAME
+    assert kept.exists() == keep
+    assert not list(home.glob("*.part"))
+    if keep:
+        assert kept.read_bytes() == tiny.files[f"/{FILE_NAME}"]
+        assert kept.stat().st_mode == (home / f"{NAME}.json").stat().st_mode
+
+
+def flip_header(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[data.index(b"source_sha256") + 20] ^= 1
+    path.write_bytes(data)
+
+
+def flip_value(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 1)
+
+
+def another_model(path: Path) -> None:
+    """A well-formed file of other tensors under the right name."""
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(path)
+    save_file({**state, "classifier.bias": state["classifier.bias"] + 1}, path)
+
+
+def a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def record_of_other(path: Path) -> None:
+    """The record is what was changed: it names another hash."""
+    target = path.parent / f"{NAME}.json"
+    target.write_text(target.read_text().replace(sha256(path.read_bytes()).hexdigest(), "0" * 64))
+
+
+DAMAGES = [
+    *(flip_header, flip_value, truncate, another_model, Path.unlink, a_folder, record_of_other),
+    *(lambda path: path.write_bytes(b""), lambda path: path.write_bytes(bytes(path.stat().st_size))),
+    *(
+        lambda path: (path.parent / f"{NAME}.json").write_text("{"),
+        lambda path: (path.parent / f"{NAME}.json").unlink(),
+    ),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_noticed_and_never_loaded(
+    tiny: FileServer,
+    home: Path,
+    good: dict[str, Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    damage: Callable[[Path], object],
+) -> None:
+    isanet.from_pretrained(NAME)
+    damage(the_file(home))
+    monkeypatch.setenv("ISANET_OFFLINE", "1")
+    with pytest.raises(isanet.OfflineError) as caught:
+        isanet.from_pretrained(NAME)
+    assert str(home) in str(caught.value)
+    assert FILE_NAME in str(caught.value)
+    with pytest.raises((isanet.CacheError, isanet.IntegrityError)):
+        released.verify(isanet.model_info(NAME))
+    monkeypatch.setenv("ISANET_OFFLINE", "0")
+    if damage is a_folder:
+        next(path for path in home.iterdir() if path.is_dir()).rmdir()
+    assert same(isanet.from_pretrained(NAME).state_dict(), good)
+    assert gets(tiny) == [f"/{FILE_NAME}"] * 2
+    monkeypatch.setenv("ISANET_OFFLINE", "1")
+    assert same(isanet.from_pretrained(NAME).state_dict(), good)
+
+
+def test_damage_is_told_of(tiny: FileServer, home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    isanet.from_pretrained(NAME)
+    flip_value(the_file(home))
+    isanet.from_pretrained(NAME)
+    assert "it was changed or damaged" in caplog.text
+
+
+def test_a_model_never_cached_is_asked_for_offline(
+    tiny: FileServer, home: Path, no_sockets: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_sockets()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(isanet.OfflineError) as caught:
+        isanet.from_pretrained(NAME)
+    for hint in (str(home), FILE_NAME, f"https://127.0.0.1:1/{FILE_NAME}"):
+        assert hint in str(caught.value)
+    assert names(home) == set()
+
+
+@pytest.mark.parametrize("file_name", [FILE_NAME, "isanet_tiny.pth"])
+@pytest.mark.parametrize("offline", ["1", "0"])
+def test_a_file_put_there_by_hand_is_used(
+    tiny: FileServer,
+    home: Path,
+    good: dict[str, Tensor],
+    no_sockets: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+    file_name: str,
+    offline: str,
+) -> None:
+    home.mkdir()
+    upstream = tiny.files[f"/{FILE_NAME}"]
+    assert isinstance(upstream, bytes)
+    (home / file_name).write_bytes(upstream)
+    no_sockets()
+    monkeypatch.setenv("ISANET_OFFLINE", offline)
+    model = isanet.from_pretrained(NAME)
+    assert same(model.state_dict(), good)
+    assert model.provenance["source"] == f"{file_name}, put into the cache by hand"  # no path of this machine
+    assert (home / file_name).read_bytes() == upstream
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>log in</html>", b"PK\x03\x04 truncated"])
+def test_a_bad_file_put_there_by_hand_is_passed_over_online_only(
+    tiny: FileServer, home: Path, good: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    home.mkdir()
+    (home / FILE_NAME).write_bytes(content)
+    monkeypatch.setenv("ISANET_OFFLINE", "1")
+    with pytest.raises(isanet.IsanetError, match=FILE_NAME):
+        isanet.from_pretrained(NAME)
+    monkeypatch.setenv("ISANET_OFFLINE", "0")
+    assert same(isanet.from_pretrained(NAME).state_dict(), good)
+    assert (home / FILE_NAME).read_bytes() == content, "it is the user's"
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_a_later_copy_must_match_the_recorded_hash(
+    tiny: FileServer, home: Path, good: dict[str, Tensor], by_hand: bool
+) -> None:
+    isanet.from_pretrained(NAME)
+    first = cache.read_record(NAME)
+    assert first is not None
+    cache.clear(NAME)
+    changed = other_version()
+    tiny.files[f"/{FILE_NAME}"] = changed
+    if by_hand:
+        (home / FILE_NAME).write_bytes(changed)
+    with pytest.raises(isanet.DownloadError) as caught:
+        isanet.from_pretrained(NAME)
+    assert "wrong bytes" in str(caught.value)
+    assert first.source_sha256 in str(caught.value)
+    assert sha256(changed).hexdigest() in str(caught.value)
+    assert names(home) - {FILE_NAME} == {f"{NAME}.json"}
+    assert cache.read_record(NAME) == first
+    cache.clear(NAME, forget=True)
+    model = isanet.from_pretrained(NAME)
+    assert torch.equal(model.classifier.bias, good["classifier.bias"] + 1)
+    assert model.provenance["source_sha256"] == sha256(changed).hexdigest()
+
+
+def test_forcing_does_not_trust_anew(tiny: FileServer, home: Path, good: dict[str, Tensor]) -> None:
+    isanet.from_pretrained(NAME)
+    before = {path.name: path.read_bytes() for path in home.iterdir()}
+    tiny.files[f"/{FILE_NAME}"] = other_version()
+    with pytest.raises(isanet.DownloadError, match="wrong bytes"):
+        released.load_cached(isanet.model_info(NAME), force=True)
+    assert {path.name: path.read_bytes() for path in home.iterdir()} == before
+    assert same(isanet.from_pretrained(NAME).state_dict(), good)
+
+
+def test_a_pinned_hash_overrules_what_is_cached(
+    tiny: FileServer, home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    isanet.from_pretrained(NAME)
+    old = the_file(home)
+    changed = other_version()
+    pinned = sha256(changed).hexdigest()
+    document = json.loads((tmp_path / "weights.json").read_text())
+    document["weights"][NAME] |= {"sha256": pinned, "size": len(changed)}
+    (tmp_path / "weights.json").write_text(json.dumps(document))
+    with pytest.raises(isanet.IntegrityError, match=pinned):
+        released.verify(isanet.model_info(NAME))
+    with pytest.raises(isanet.DownloadError, match="expected"):
+        isanet.from_pretrained(NAME)
+    assert pinned in caplog.text
+    assert the_file(home) == old
+    tiny.files[f"/{FILE_NAME}"] = changed
+    assert isanet.from_pretrained(NAME).provenance["source_sha256"] == pinned
+    assert names(home) == {f"{NAME}.json", the_file(home).name}
+    assert the_file(home) != old
+
+
+def test_another_version_of_the_conversion_makes_it_again(
+    tiny: FileServer, home: Path, good: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    isanet.from_pretrained(NAME)
+    monkeypatch.setattr(convert, "CONVERTER_VERSION", convert.CONVERTER_VERSION + 1)
+    model = isanet.from_pretrained(NAME)
+    assert same(model.state_dict(), good)
+    assert model.provenance["converter_version"] == str(convert.CONVERTER_VERSION)
+    assert len(gets(tiny)) == 2
+    assert names(home) == {f"{NAME}.json", the_file(home).name}
+
+
+@posix
+@pytest.mark.parametrize("exists", [True, False])
+@pytest.mark.parametrize("planted", ["record", "converted", "kept", "lock"])
+def test_a_link_planted_in_the_cache_is_never_written_through(
+    tiny: FileServer,
+    home: Path,
+    tmp_path: Path,
+    good: dict[str, Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    planted: str,
+    exists: bool,
+) -> None:
+    isanet.from_pretrained(NAME)
+    file, data = the_file(home).name, the_file(home).read_bytes()
+    monkeypatch.setattr(checkpoint, "serialize", lambda *_: data)  # so that the name is known before
+    for path in home.iterdir():
+        path.unlink()
+    victim = tmp_path / "victim"
+    if exists:
+        victim.write_bytes(VICTIM)
+    place = home / {"record": f"{NAME}.json", "converted": file, "kept": FILE_NAME, "lock": f"{NAME}.lock"}[planted]
+    place.symlink_to(victim)
+    if planted == "lock":
+        with pytest.raises(isanet.CacheError, match="ISANET_HOME"):
+            isanet.from_pretrained(NAME)
+        assert names(home) == set()
+    else:
+        network, _ = released.load_cached(isanet.model_info(NAME), keep=True)
+        assert same(network.state_dict(), good)
+        assert not place.is_symlink()
+        assert names(home) == {f"{NAME}.json", file, FILE_NAME}
+    assert (victim.read_bytes() if victim.exists() else None) == (VICTIM if exists else None)

@@ -1,0 +1,292 @@
+"""Every upstream listing becomes exactly the network that its names and shapes describe, or is refused by name."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from isanet.errors import CheckpointFormatError, CheckpointMismatchError
+from isanet.model import ISANet
+from isanet.weights import convert
+from isanet.weights.checkpoint import fit_state_dict, read_checkpoint, read_file
+from isanet.weights.manifest import load_manifest
+from tests.helpers import hostile, stand_in, tiny_zoo
+
+LISTINGS = sorted(path.name.removesuffix(".keys.json") for path in stand_in.DATA.glob("*.keys.json"))
+RELEASED = {
+    f"sssegmentation_{name.removeprefix('isanet_')}": weights
+    for name, weights in load_manifest().items()
+    if not weights.bundled
+}
+
+
+def meta_state(listing: str) -> dict[str, Tensor]:
+    """Names, shapes and kinds of a listing, without values."""
+    return {
+        name: torch.empty(shape, device="meta", dtype=torch.int64 if name.endswith("tracked") else torch.float32)
+        for name, shape in stand_in.shapes(listing).items()
+    }
+
+
+def inverse(layout: str) -> dict[str, str]:
+    return {ours: theirs for theirs, ours in convert.LAYOUTS[layout].items()}
+
+
+def test_there_are_ten_listings_and_six_of_them_are_the_zoos() -> None:
+    assert len(LISTINGS) == 10
+    assert set(RELEASED) < set(LISTINGS)
+    assert len(RELEASED) == 6
+
+
+@pytest.mark.parametrize("listing", LISTINGS)
+def test_a_listing_is_exactly_the_network_inferred_from_it(listing: str) -> None:
+    state = meta_state(listing)
+    layout = convert.detect_layout(state)
+    assert layout == listing.partition("_")[0]
+    converted = convert.convert(state, layout)
+    with torch.device("meta"):
+        model = ISANet(**convert.infer_architecture(converted))
+    expected = model.state_dict()
+    assert {name: value.shape for name, value in converted.items()} == {n: value.shape for n, value in expected.items()}
+    assert {name: value.dtype for name, value in converted.items()} == {n: value.dtype for n, value in expected.items()}
+    fit_state_dict(converted, expected, values=False)
+
+
+@pytest.mark.parametrize("listing", LISTINGS)
+def test_a_table_is_invertible(listing: str) -> None:
+    state = meta_state(listing)
+    layout = convert.detect_layout(state)
+    converted = convert.convert(state, layout)
+    back = convert.rename(converted, inverse(layout), layout)
+    assert back.keys() == state.keys()
+    assert all(back[name] is value for name, value in state.items())
+    assert convert.detect_layout(converted) == "isanet"
+    again = convert.convert(converted, "isanet")
+    assert again == converted
+    assert again is not converted
+
+
+@pytest.mark.parametrize("layout", convert.LAYOUTS)
+def test_no_two_prefixes_of_a_table_become_one_and_all_are_needed(layout: str) -> None:
+    table = convert.LAYOUTS[layout]
+    assert len(set(table.values())) == len(table)
+    names = [name for listing in LISTINGS if listing.startswith(layout) for name in stand_in.shapes(listing)]
+    for prefix in table:
+        assert any(name.startswith(prefix + ".") for name in names), prefix
+
+
+@pytest.mark.parametrize("listing", RELEASED)
+def test_the_manifest_says_what_the_listing_says(listing: str) -> None:
+    weights, state = RELEASED[listing], meta_state(listing)
+    architecture = convert.infer_architecture(convert.convert(state, "sssegmentation"))
+    with torch.device("meta"):
+        promised, inferred = ISANet(**weights.architecture), ISANet(**architecture)
+    assert promised.config == inferred.config
+    assert weights.layout == "sssegmentation"
+    assert weights.tensors == len(state)
+    assert weights.payload == sum(value.nbytes for value in state.values())
+
+
+@pytest.mark.parametrize("listing", [listing for listing in LISTINGS if listing.startswith("mmsegmentation")])
+def test_mmsegmentations_networks_differ_from_the_zoos(listing: str) -> None:
+    architecture = convert.infer_architecture(convert.convert(meta_state(listing), "mmsegmentation"))
+    classes = {"ade20k": 150, "cityscapes": 19, "voc12aug": 21}[listing.split("_")[2]]
+    assert architecture == {
+        "backbone": {"r50": "resnet50", "r101": "resnet101"}[listing.split("_")[1]],
+        "num_classes": classes,
+        "width": 64,
+        "head_channels": 512,
+        "key_channels": 256,
+        "aux_channels": 256,
+        "value_bias": True,
+        "fusion_kernel": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"num_classes": 3},
+        {"width": 4, "head_channels": 24, "key_channels": 10, "aux_channels": 6},
+        {"backbone": "resnet26", "value_bias": True, "fusion_kernel": 5},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("layout", convert.LAYOUTS)
+def test_shapes_tell_every_argument_that_leaves_a_trace(layout: str, arguments: dict[str, Any]) -> None:
+    state = tiny_zoo.upstream_state(layout, **arguments)
+    architecture = convert.infer_architecture(convert.convert(state, layout))
+    other = {"value_bias": layout == "mmsegmentation", "fusion_kernel": 1 if layout == "mmsegmentation" else 3}
+    assert architecture == {**tiny_zoo.ARCHITECTURE, **other, **arguments}
+
+
+# --- out of the wrapper ---------------------------------------------------------------------------------------
+
+STATE = tiny_zoo.upstream_state()
+OTHER = {name: value + 1 for name, value in STATE.items()}
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        pytest.param(STATE, id="bare"),
+        pytest.param({"epoch": 60, "model": STATE, "optimizer": stand_in.sgd_state(STATE)}, id="2021"),
+        pytest.param(
+            {
+                "cur_epoch": 60,
+                "cur_iter": 39_000,
+                "optimizer": stand_in.sgd_state(STATE),
+                "model_ema": OTHER,
+                "grad_scaler": {"scale": 65536.0},
+                "model": STATE,
+            },
+            id="2023",
+        ),
+        pytest.param({"model": STATE}, id="weights"),
+        pytest.param({"meta": {"epoch": 1, "CLASSES": ("a",)}, "state_dict": STATE, "optimizer": {}}, id="mmcv"),
+        pytest.param({"model": {"state_dict": STATE}, "epoch": 1}, id="nested"),
+        pytest.param({"model": {f"module.{name}": value for name, value in STATE.items()}}, id="module"),
+        pytest.param({f"module.module.{name}": value for name, value in STATE.items()}, id="module twice"),
+    ],
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_the_weights_come_out_of_every_wrapper(tmp_path: Path, contents: object, zipped: bool) -> None:
+    data = tiny_zoo.saved(contents, _use_new_zipfile_serialization=zipped)
+    state = convert.unwrap(read_checkpoint(read_file(hostile.file(tmp_path, data)))[0])
+    assert list(state) == list(STATE)
+    assert all(torch.equal(state[name], value) for name, value in STATE.items())
+
+
+def test_unwrapping_and_converting_leave_what_they_are_given_as_it_was() -> None:
+    given = {"model": {f"module.{name}": value for name, value in STATE.items()}}
+    state = convert.unwrap(given)
+    converted = convert.convert(state, "sssegmentation")
+    assert list(given["model"]) == [f"module.{name}" for name in STATE]
+    assert list(state) == list(STATE)
+    assert {value.data_ptr() for value in converted.values()} == {value.data_ptr() for value in STATE.values()}
+
+
+def test_module_stays_where_not_every_name_has_it() -> None:
+    mixed = {"module.a": torch.ones(1), "b": torch.ones(1)}
+    assert convert.unwrap(mixed) == mixed
+
+
+ITSELF: dict[str, Any] = {}
+ITSELF["model"] = ITSELF["state_dict"] = ITSELF
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        pytest.param({}, "an empty dictionary", id="empty"),
+        pytest.param({"model": {}}, "an empty dictionary", id="empty inside"),
+        pytest.param([torch.ones(1)], "a list", id="list"),
+        pytest.param(torch.ones(1), "a Tensor", id="tensor"),
+        pytest.param(None, "a NoneType", id="none"),
+        pytest.param({"model": torch.ones(1), "epoch": 3}, "'epoch' is no tensor", id="counter"),
+        pytest.param({"net": STATE}, "dictionary with 'net', of which 'net' is no tensor", id="unknown wrapper"),
+        pytest.param({0: torch.ones(1)}, "of which 0 is no tensor", id="number for a name"),
+        pytest.param({None: torch.ones(1)}, "of which None is no tensor", id="none for a name"),
+        pytest.param({str(i): i for i in range(9)}, "'0', '1', '2', '3', '4', '5', ..., of which", id="many"),
+        pytest.param({"x" * 10_000: 1}, "^.{,900}$", id="endless key"),
+        pytest.param(ITSELF, "'model' is no tensor", id="itself"),
+        pytest.param({"module." * 100_000: torch.ones(1)}, r"^'module.{,200}' is no name", id="endless prefix"),
+        pytest.param({"a\x1b[2J": torch.ones(1)}, r"^'a\\x1b\[2J' is no name", id="terminal codes"),
+        pytest.param({"a\nb": torch.ones(1)}, r"^'a\\nb' is no name", id="two lines"),
+    ],
+)
+def test_what_holds_no_state_dict_is_described(contents: object, message: str) -> None:
+    with pytest.raises(CheckpointFormatError, match=message):
+        convert.unwrap(contents)
+
+
+# --- what is no ISANet ----------------------------------------------------------------------------------------
+
+
+def test_another_network_is_no_isanet() -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    with pytest.raises(CheckpointFormatError, match=r"7 tensors are no ISANet in a known layout .*0\.weight, 0\.bias"):
+        convert.detect_layout(network.state_dict())
+
+
+@pytest.mark.parametrize("layout", convert.LAYOUTS)
+@pytest.mark.parametrize("name", ["decoder.9.weight", "backbone_network.conv1.weight", "backbone", "fc.weight", ""])
+def test_a_name_beyond_the_table_is_named(layout: str, name: str) -> None:
+    state = {**tiny_zoo.upstream_state(layout), name: torch.ones(1)}
+    with pytest.raises(CheckpointMismatchError, match=rf"^1 tensors are not part .* {layout}'s layout: {name}$"):
+        convert.convert(state, layout)
+
+
+def test_one_layouts_names_are_not_anothers() -> None:
+    with pytest.raises(
+        CheckpointMismatchError, match=r"not part of an ISANet in mmsegmentation's layout: backbone_net"
+    ):
+        convert.convert(STATE, "mmsegmentation")
+
+
+def test_two_names_for_one_tensor_are_refused() -> None:
+    state = {"a.weight": torch.ones(1), "b.weight": torch.ones(1), "a.bias": torch.ones(1)}
+    with pytest.raises(CheckpointMismatchError, match="1 names of this test checkpoint stand for the same tensor"):
+        convert.rename(state, {"a": "x", "b": "x"}, "test")
+
+
+def test_the_longest_prefix_wins_and_only_whole_parts_count() -> None:
+    state = {"a.b.weight": torch.ones(1), "a.bb.weight": torch.ones(1)}
+    assert list(convert.rename(state, {"a": "x", "a.b": "y"}, "test")) == ["y.weight", "x.bb.weight"]
+
+
+OURS = convert.convert(STATE, "sssegmentation")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"classifier.weight": None}, "classifier.weight"),
+        ({"fuse.conv.weight": torch.tensor(1.0)}, "no usable tensor"),
+        ({"long_range.value_project.weight": torch.tensor(1.0)}, "no usable tensor"),
+        ({"aux_classifier.weight": torch.ones(1)}, "no usable tensor"),
+        ({"backbone.layer3.1.conv1.weight": torch.ones(1)}, r"no known backbone has \(1, 1, 2, 1\) blocks"),
+        # shapes that only a tensor without elements can have, and that would be made in earnest
+        ({"classifier.weight": torch.empty(1 << 40, 0, 1, 1)}, "sizes: num_classes = 1099511627776"),
+        ({"classifier.weight": torch.empty(0, 16, 1, 1)}, "sizes: num_classes = 0"),
+        ({"aux_classifier.weight": torch.empty(0, 1 << 50)}, "sizes: aux_channels"),
+        ({"fuse.conv.weight": torch.empty(0, 1 << 50)}, "sizes: fusion_kernel"),
+        ({"backbone.layer1.0.conv3.weight": torch.ones(3)}, "sizes: width = 0"),
+        (
+            {"long_range.value_project.weight": torch.empty(0), "long_range.key_project.0.conv.weight": torch.empty(0)},
+            "sizes: head_channels = 0, key_channels = 0",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_shapes_of_no_isanet_are_named(change: dict[str, Tensor | None], message: str) -> None:
+    state = {name: value for name, value in {**OURS, **change}.items() if value is not None}
+    with pytest.raises(CheckpointMismatchError, match=message):
+        convert.infer_architecture(state)
+
+
+# --- notes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("contents", "expected"),
+    [
+        ({"meta": {"config": "decode_head=dict(align_corners=True)"}}, True),
+        ({"meta": {"config": "'align_corners': True"}}, True),
+        ({"meta": {"config": '"align_corners" : True'}}, True),
+        ({"meta": {"config": "align_corners = True"}}, True),
+        ({"meta": {"config": "align_corners=False"}}, False),
+        ({"meta": {"config": "align_corners=False, keep=True"}}, False),
+        ({"meta": {"config": {"align_corners": True}}}, False),
+        ({"meta": {}}, False),
+        ({"meta": None}, False),
+        ({}, False),
+        ([], False),
+        (None, False),
+    ],
+    ids=str,
+)
+def test_mmsegmentations_notes_tell_how_logits_are_resized(contents: object, expected: bool) -> None:
+    assert convert.notes_align_corners(contents) is expected
