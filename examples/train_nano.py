@@ -22,7 +22,7 @@ from PIL import Image
 import isanet
 from isanet.datasets import Folder, ToyStreets
 from isanet.toystreets.scene import MEASURED
-from isanet.zoo.released import bundle
+from isanet.zoo.released import package_model
 
 TRAINING, VALIDATION = 3000, 50
 """Scenes. They are drawn once and written to the disk, because drawing takes longer than reading."""
@@ -119,7 +119,7 @@ def put_into_package(model: isanet.ISANet) -> None:
         "ignore_index": 255,
         "started_from": "a first stage at short_edge 256: see examples/train_nano.py",
     }
-    bundle(
+    package_model(
         model,
         "isanet_nano_toystreets",
         metrics={"dataset": "ToyStreets", "split": "test", "miou": round(report.miou, 4), "protocol": "whole"},

@@ -41,16 +41,16 @@ class Processes:
     """
 
     def __init__(self) -> None:
-        self.rank, self.world = 0, 1
+        self.rank, self.world_size = 0, 1
         self.group: Any = None
         if distributed.is_available() and distributed.is_initialized():
-            self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
+            self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
             self.group = distributed.new_group(backend="gloo", timeout=timedelta(days=30))
 
     def loader_workers(self, device: torch.device) -> int:
         """How many processes should read for this one: enough to keep the model busy, not so many that they slow it."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        own = cores // int(os.environ.get("LOCAL_WORLD_SIZE", self.world))
+        own = cores // int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size))
         return max(1, min(own // 4 if device.type == "cpu" else own, 8))
 
     def close(self) -> None:
@@ -58,25 +58,25 @@ class Processes:
         if self.group is not None:
             distributed.destroy_process_group(self.group)
 
-    def all(self, value: T) -> list[T]:
+    def gather(self, value: T) -> list[T]:
         """The value of each process."""
         if self.group is None:
             return [value]
-        values: list[Any] = [None] * self.world
+        values: list[Any] = [None] * self.world_size
         distributed.all_gather_object(values, value, group=self.group)
         return values
 
-    def agree(self, work: Callable[[], T]) -> T:
+    def run_on_all(self, work: Callable[[], T]) -> T:
         """Do it in each process; if it fails in one, it fails in all: none waits for what never comes."""
         failure: Exception | None = None
         try:
             result = work()
         except Exception as error:
             failure = error
-            if self.world > 1:  # said now, because the others may take long
-                log.error("process %d of %d: %s", self.rank, self.world, error)
+            if self.world_size > 1:  # said now, because the others may take long
+                log.error("process %d of %d: %s", self.rank, self.world_size, error)
         try:
-            failures = self.all(None if failure is None else str(failure) or type(failure).__name__)
+            failures = self.gather(None if failure is None else str(failure) or type(failure).__name__)
         except Exception:
             if failure is None:
                 raise
@@ -84,10 +84,10 @@ class Processes:
             raise failure
         for rank, text in enumerate(failures):
             if text is not None:
-                raise IsanetError(f"process {rank} of {self.world} failed: {text}")
+                raise IsanetError(f"process {rank} of {self.world_size} failed: {text}")
         return result
 
-    def first(self, work: Callable[[], T]) -> T:
+    def run_on_first(self, work: Callable[[], T]) -> T:
         """Do it in the first process alone; all have the result."""
-        result = self.agree(lambda: work() if self.rank == 0 else None)
-        return cast(T, self.all(result)[0])
+        result = self.run_on_all(lambda: work() if self.rank == 0 else None)
+        return cast(T, self.gather(result)[0])

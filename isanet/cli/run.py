@@ -32,13 +32,13 @@ from isanet.weights import cache
 from isanet.weights.manifest import (
     Released,
     Weights,
-    bundled_path,
     list_models,
     load_backbones,
     load_manifest,
     load_released,
     manifest_path,
     model_info,
+    packaged_path,
     unknown_model,
 )
 
@@ -154,18 +154,18 @@ def _parser() -> argparse.ArgumentParser:
         "names",
         nargs="*",
         metavar="NAME",
-        help="also a model's folder or file; default: all that are cached or bundled",
+        help="also a model's folder or file; default: all that are cached or packaged",
     )
     verify.add_argument("--pin", action="store_true", help="write the measured hashes and sizes into the manifest")
     verify.add_argument("--manifest", type=Path, metavar="FILE", help="the weights.json that --pin writes to")
 
-    bundle = command("bundle", _bundle, "pack models into an archive for a machine without a network")
-    bundle.add_argument("names", nargs="+", metavar="NAME", help="models, or backbones such as resnet50_v1c")
-    bundle.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.zip")
-    bundle.add_argument("--force", action="store_true", help="replace an existing archive")
+    pack = command("pack", _pack, "pack models into an archive for a machine without a network")
+    pack.add_argument("names", nargs="+", metavar="NAME", help="models, or backbones such as resnet50_v1c")
+    pack.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.zip")
+    pack.add_argument("--force", action="store_true", help="replace an existing archive")
 
     install = command("install", _install, "put the models of an archive into the cache, without a network")
-    install.add_argument("archive", type=Path, metavar="FILE.zip", help="what isanet bundle wrote")
+    install.add_argument("archive", type=Path, metavar="FILE.zip", help="what isanet pack wrote")
     install.add_argument("--force", action="store_true", help="replace models that are recorded with another hash")
 
     selftest = command("selftest", _selftest, "run a drawn street through models and compare with what was recorded")
@@ -283,7 +283,7 @@ def _list(options: argparse.Namespace) -> int:
         weights = manifest[name]
         dataset = f"{weights.metrics['dataset']} {weights.metrics['split']}"
         miou, parameters = f"{100 * weights.metrics['miou']:.2f}", f"{weights.parameters / 1e6:.1f} M"
-        cached = "-" if weights.bundled else "yes" if cache.cached_file(name) else "no"
+        cached = "-" if weights.packaged else "yes" if cache.cached_file(name) else "no"
         rows.append((name, dataset, miou, parameters, _download_size(weights), cached))
     if options.markdown:
         print("| name | dataset | mIoU | parameters | download |\n|---|---|---|---|---|")
@@ -310,13 +310,13 @@ def _info(options: argparse.Namespace) -> int:
         ("download", _download_size(weights)),
         *(("address", url) for url in weights.urls),
         *(("training log", url) for url in weights.log_urls),
-        *([("file", bundled_path(weights.name))] if weights.bundled else []),
+        *([("file", packaged_path(weights.name))] if weights.packaged else []),
         ("sha256", weights.sha256 or "not published; recorded at the first download"),
         ("preprocessing", _pairs(weights.preprocessing)),
         ("recipe", _pairs(weights.recipe)),
         ("license", weights.license),
         ("paper", weights.paper),
-        ("cached", "not needed" if weights.bundled else str(path) if path else "no"),
+        ("cached", "not needed" if weights.packaged else str(path) if path else "no"),
         *((("recorded sha256", record.source_sha256), ("fetched from", record.source)) if record else ()),
     ]
     for key, value in facts:
@@ -338,8 +338,8 @@ def _download(options: argparse.Namespace) -> int:
     if bool(options.names) == options.all:
         raise ValueError("name the models, or say --all; `isanet list` shows them")
     for weights in _chosen(options.names, list_models()):
-        if weights.bundled:
-            print(f"{weights.name} is in the package: {bundled_path(weights.name)}; there is nothing to do")
+        if weights.packaged:
+            print(f"{weights.name} is in the package: {packaged_path(weights.name)}; there is nothing to do")
             continue
         released.load_cached(weights, keep=options.keep, force=options.force)
         print(f"{weights.name} is ready: {cache.cached_file(weights.name)}")
@@ -357,7 +357,9 @@ def _verify(options: argparse.Namespace) -> int:
     options.names = [name for name in options.names if name not in places]
     if places and not options.names:
         return 1 if failed else 0
-    there = [weights.name for weights in load_released().values() if weights.bundled or cache.cached_file(weights.name)]
+    there = [
+        weights.name for weights in load_released().values() if weights.packaged or cache.cached_file(weights.name)
+    ]
     if not options.names and not there:
         raise CacheError(f"nothing is cached in {cache.home()}")
     records = {}
@@ -402,7 +404,7 @@ def _explain(path: Path) -> bool:
     return True
 
 
-def _bundle(options: argparse.Namespace) -> int:
+def _pack(options: argparse.Namespace) -> int:
     from isanet.zoo import archive as airgap
 
     records = airgap.pack(options.names, options.output, overwrite=options.force)
@@ -807,7 +809,7 @@ def _cache(options: argparse.Namespace) -> int:
             print(f"nothing is cached in {cache.home()}")
             return 0
         chosen = _chosen(options.names, [weights.name for weights in load_released().values()])
-        freed = sum(cache.clear(weights.name, forget=options.forget) for weights in chosen if not weights.bundled)
+        freed = sum(cache.clear(weights.name, forget=options.forget) for weights in chosen if not weights.packaged)
         kept = "" if options.forget else "; hashes are kept, so a later download must still match (--forget drops them)"
         print(f"freed {_megabytes(freed)}{kept}")
     return 0
@@ -848,7 +850,7 @@ def _doctor(options: argparse.Namespace) -> int:
     print(f"  cached: {', '.join(cached) or 'nothing'}")
     healthy = True
     for weights in load_manifest().values():
-        if weights.bundled:
+        if weights.packaged:
             try:
                 released.verify(weights)
             except IsanetError as error:
@@ -859,7 +861,7 @@ def _doctor(options: argparse.Namespace) -> int:
     print("settings:")
     for name in SETTINGS:
         value = os.environ.get(name, "")
-        print(f"  {name}={download.shown(value) if '://' in value else value}")
+        print(f"  {name}={download.redacted(value) if '://' in value else value}")
     for name in SECRET_SETTINGS:
         print(f"  {name} is {'set' if os.environ.get(name) or os.environ.get(name.lower()) else 'not set'}")
 
@@ -868,7 +870,7 @@ def _doctor(options: argparse.Namespace) -> int:
         return 0 if healthy else 1
     print("addresses:")
     hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    first = next((weights.urls for weights in load_manifest().values() if not weights.bundled), ())
+    first = next((weights.urls for weights in load_manifest().values() if not weights.packaged), ())
     reached = 0
     for url in [*download.addresses(first), hub]:
         try:
@@ -877,7 +879,7 @@ def _doctor(options: argparse.Namespace) -> int:
             answer = f"FAILED: {_one_line(error)}"
         else:
             reached += 1
-        print(f"  {download.shown(url)}: {answer}")
+        print(f"  {download.redacted(url)}: {answer}")
     return 0 if reached and healthy else 1
 
 
@@ -972,7 +974,7 @@ def _print_table(rows: Sequence[Sequence[str]]) -> None:
 
 
 def _download_size(weights: Weights) -> str:
-    if weights.bundled:
+    if weights.packaged:
         return "none: in the package"
     if weights.size is not None:
         return _megabytes(weights.size)

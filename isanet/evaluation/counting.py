@@ -82,7 +82,7 @@ class Count:
 
     def gather(self, processes: Processes) -> None:
         """Make it the count of all processes, on each of them."""
-        parts = processes.all(self.to_json())
+        parts = processes.gather(self.to_json())
         if len(parts) > 1:
             self.matrix.matrix.zero_()
             if self.boundary is not None:

@@ -122,19 +122,19 @@ def evaluate(
     modes = [] if isinstance(model, str | os.PathLike) else [(part, part.training) for part in model.modules()]
     processes = Processes()
     try:
-        run = processes.agree(
+        run = processes.run_on_all(
             lambda: _plan(
                 model, dataset, how, mapping, places, boundary, output, predictions, device, precision, processes
             )
         )
-        done = processes.first(lambda: run.begin(overwrite=overwrite))
+        done = processes.run_on_first(lambda: run.begin(overwrite=overwrite))
         if done:
             log.info("going on where an earlier run stopped: %d of %d images are counted", len(done), number)
-        todo = [place for place in places if place not in done][processes.rank :: processes.world]
+        todo = [place for place in places if place not in done][processes.rank :: processes.world_size]
         with _exact_float32(run.segmenter):
             shown = progress if processes.rank == 0 else False  # the bar of the first speaks for all
             readers = processes.loader_workers(run.segmenter.device) if workers is None else workers
-            processes.agree(lambda: run.count_all(todo, batch_size, readers, shown))
+            processes.run_on_all(lambda: run.count_all(todo, batch_size, readers, shown))
             run.count.gather(processes)
             report = _report(run)
             if run.store is not None and processes.rank == 0:
@@ -367,7 +367,7 @@ def _plan(
     """Everything that can be known to be wrong before the first image; nothing is written."""
     if not dataset.has_masks:
         raise DatasetError(f"{dataset} has no masks to compare with; only its label maps can be written (predictions)")
-    if device == "auto" and processes.world > 1 and torch.cuda.is_available():
+    if device == "auto" and processes.world_size > 1 and torch.cuda.is_available():
         device = f"cuda:{os.environ.get('LOCAL_RANK', processes.rank % torch.cuda.device_count())}"
     name = os.fspath(model) if isinstance(model, str | os.PathLike) else model.provenance.get("name")
     segmenter = Segmenter(model, device=device, precision=precision, protocol=protocol)

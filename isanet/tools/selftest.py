@@ -30,7 +30,7 @@ from isanet.inference.segmenter import Segmenter
 from isanet.model import ISANet
 from isanet.toystreets import scene as toystreets
 from isanet.weights import cache, checkpoint
-from isanet.weights.manifest import Weights, bundled_path, model_info
+from isanet.weights.manifest import Weights, model_info, packaged_path
 from isanet.zoo.pretrained import from_pretrained
 
 SCHEMA = "1"
@@ -167,7 +167,7 @@ def compare(segmenter: Segmenter, name: str, answer: Answer) -> Outcome:
     given = _input_facts(segmenter)
     if fault or any(answer.facts[key] != value for key, value in given.items()):
         fault = f"{fault or 'the input differs'}; likely cause: {_cause(segmenter, name, answer)}"
-        if not (weights := model_info(name)).bundled:
+        if not (weights := model_info(name)).packaged:
             fault += f"; if what computes was changed on purpose, delete {answer_path(weights)} and run again"
     return Outcome(
         agreement, float(sure.mean()), difference, tolerance, str(segmenter.device), segmenter.precision, fault
@@ -219,7 +219,7 @@ def _write(weights: Weights, answer: Answer) -> None:
 
 def answer_path(weights: Weights) -> Path:
     """Where the answer of a model is."""
-    return bundled_path(weights.name).with_suffix(".selftest") if weights.bundled else cache.answer_path(weights.name)
+    return packaged_path(weights.name).with_suffix(".selftest") if weights.packaged else cache.answer_path(weights.name)
 
 
 def recorded_answer(weights: Weights) -> Answer | None:
@@ -243,11 +243,11 @@ def recorded_answer(weights: Weights) -> Answer | None:
         problem: Exception = error
     except (OSError, CheckpointFormatError, ValueError, KeyError) as error:
         problem = error
-        if not weights.bundled:
+        if not weights.packaged:
             log.warning("ignoring the recorded answer %s: %s", path, error)
     else:
         return answer
-    if weights.bundled:
+    if weights.packaged:
         raise IntegrityError(
             f"the recorded answer {path}, which travels inside the package, cannot be used ({problem}): install isanet "
             f"again; after changing the model itself, isanet.tools.selftest.record({weights.name!r}) makes a new one"
@@ -279,7 +279,7 @@ def _agree(now: Answer, answer: Answer, tolerance: Tolerance) -> bool:
 def _binding(weights: Weights) -> dict[str, str]:
     """What an answer must be of."""
     source = weights.sha256 or ""
-    if not weights.bundled and (record := cache.read_record(weights.name)) is not None:
+    if not weights.packaged and (record := cache.read_record(weights.name)) is not None:
         source = record.source_sha256
     return {"schema": SCHEMA, "source_sha256": source, "image": sha256(street().tobytes()).hexdigest()}
 

@@ -153,21 +153,21 @@ def finetune(
     ):
         processes = Processes()
         try:
-            plan = processes.agree(
+            plan = processes.run_on_all(
                 lambda: _plan(model, train, val, recipe, folder, workers, progress, accelerator, processes)
             )
-            if len(set(processes.all(plan.fingerprint))) > 1:
+            if len(set(processes.gather(plan.fingerprint))) > 1:
                 raise ValueError(
                     "the processes were given different models or data: call torch.manual_seed before building the "
                     "model, and open the same data in each"
                 )
-            training = processes.agree(lambda: _Training(plan, accelerator, processes))
-            going_on = processes.first(lambda: not overwrite and (folder / STATE).exists())
-            processes.agree(training.go_on if going_on else lambda: training.begin(overwrite=overwrite))
+            training = processes.run_on_all(lambda: _Training(plan, accelerator, processes))
+            going_on = processes.run_on_first(lambda: not overwrite and (folder / STATE).exists())
+            processes.run_on_all(training.go_on if going_on else lambda: training.begin(overwrite=overwrite))
             training.run()
             if val is None:
-                processes.agree(lambda: training.keep(None))
-            return processes.agree(training.finish)
+                processes.run_on_all(lambda: training.keep(None))
+            return processes.run_on_all(training.finish)
         finally:
             processes.close()
 
@@ -258,7 +258,7 @@ def _plan(
             raise ValueError(f"expected a dataset of isanet.datasets, got {type(dataset).__name__}")
         if dataset is not None and not dataset.has_masks:
             raise DatasetError(f"the truth of {dataset} is not published, so nothing can be learned from it")
-    batches = Batches(len(train), recipe, processes.rank, processes.world)
+    batches = Batches(len(train), recipe, processes.rank, processes.world_size)
     torch.manual_seed(seed_of("model", recipe.seed))  # new classifiers are drawn at random
     start = _start_model(model, train)
     if val is not None:
@@ -277,16 +277,18 @@ def _plan(
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 for parameter in module.parameters():
                     parameter.requires_grad_(False)
-    part = batches.total // batches.steps // processes.world // recipe.accumulate
-    if part == 1 and not recipe.freeze_batch_norm and not (recipe.sync_batch_norm and processes.world > 1):
+    part = batches.total // batches.steps // processes.world_size // recipe.accumulate
+    if part == 1 and not recipe.freeze_batch_norm and not (recipe.sync_batch_norm and processes.world_size > 1):
         log.warning(
             "batch norm will learn from a single image at a time, which often ends badly; take a larger batch_size, "
             "fewer parts (accumulate), or freeze_batch_norm=True"
         )
     free = free_memory(accelerator.device)
     if free is not None and train.transforms is None:  # else nobody knows the size of what comes
-        beside = int(os.environ.get("LOCAL_WORLD_SIZE", processes.world)) if accelerator.device.type == "cpu" else 1
-        images = -(-batches.total // batches.steps // processes.world)
+        beside = (
+            int(os.environ.get("LOCAL_WORLD_SIZE", processes.world_size)) if accelerator.device.type == "cpu" else 1
+        )
+        images = -(-batches.total // batches.steps // processes.world_size)
         check_memory(start, recipe, max(images, recipe.accumulate), free // beside)
     shared = 0 if val is None else len(_places(train) & _places(val))
     if shared:
@@ -386,7 +388,7 @@ class _Training:
         self.step, self.saved_step, self.best, self.miou = 0, 0, -math.inf, math.nan
         self.history: list[tuple[float, ...]] = []
 
-        if recipe.sync_batch_norm and processes.world > 1:
+        if recipe.sync_batch_norm and processes.world_size > 1:
             model = synchronized(model, accelerator.device)  # type: ignore[assignment]
         self.model = model.to(accelerator.device).to(memory_format=torch.channels_last)
         self.average: ISANet | None = None
@@ -562,7 +564,7 @@ class _Training:
 
     def _take(self, batch: tuple[Tensor, Tensor], stop: _Stop) -> _Step:
         """Forward and backward of one step, in parts; the loss of all processes, and whether one of them is to stop."""
-        recipe, device, world = self.recipe, self.accelerator.device, self.processes.world
+        recipe, device, world = self.recipe, self.accelerator.device, self.processes.world_size
         torch.manual_seed(seed_of("step", recipe.seed, self.step, self.processes.rank))
         images = batch[0].to(device, non_blocking=True, memory_format=torch.channels_last)
         masks = batch[1].to(device, non_blocking=True)
@@ -633,7 +635,7 @@ class _Training:
     def _validate(self) -> float:
         """The mIoU of the candidate, which is kept if it is the best so far."""
         assert self.val is not None
-        if self.processes.world > 1:  # batch norms that are not synchronized differ
+        if self.processes.world_size > 1:  # batch norms that are not synchronized differ
             for buffer in self.candidate.buffers():
                 torch.distributed.broadcast(buffer, 0)
         with _only_warnings():
@@ -643,7 +645,7 @@ class _Training:
         worth = -math.inf if math.isnan(miou) else miou
         if worth > self.best or (self.step == self.batches.steps and self.best == -math.inf):
             self.best = worth
-            self.processes.agree(lambda: self.keep(report))
+            self.processes.run_on_all(lambda: self.keep(report))
         self.miou = miou
         return miou
 

@@ -242,7 +242,7 @@ def fit_state_dict(
 
 
 @contextmanager
-def naming(file: File) -> Iterator[None]:
+def errors_mention(file: File) -> Iterator[None]:
     """Errors about the tensors of a file name the file."""
     try:
         yield

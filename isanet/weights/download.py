@@ -105,7 +105,9 @@ def addresses(urls: Sequence[str]) -> list[str]:
         return list(dict.fromkeys(urls))
     parts = _split(mirror)
     if parts is None or not (parts.scheme == "file" or _allowed(mirror, plain=True)):
-        raise DownloadError(f"ISANET_MIRROR must be https://, file://, or http:// on loopback, not {shown(mirror)!r}")
+        raise DownloadError(
+            f"ISANET_MIRROR must be https://, file://, or http:// on loopback, not {redacted(mirror)!r}"
+        )
     names = dict.fromkeys(name for url in urls if (name := _file_name(url)) not in {"", ".", ".."})
     copies = (urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}")) for name in names)
     return list(dict.fromkeys([*copies, *urls]))
@@ -162,7 +164,7 @@ def fetch(
             try:
                 if stay_offline and not local:
                     raise OfflineError("not tried, because ISANET_OFFLINE or HF_HUB_OFFLINE is set")
-                log.info("downloading %s", shown(url))
+                log.info("downloading %s", redacted(url))
                 with _temporary_file(folder) as (file, path):
                     part = _Part(file, folder, sha256, size, max_size, limits, deadline, bar)
                     (_from_disk if local else _from_web)(url, part)
@@ -170,10 +172,10 @@ def fetch(
                     file.close()  # before others open it: Windows is strict
                     if check is not None:
                         check(path)
-                return Fetched(path, url if url in urls else shown(url), part.digest.hexdigest(), part.have)
+                return Fetched(path, url if url in urls else redacted(url), part.digest.hexdigest(), part.have)
             except (NetworkError, IntegrityError, OfflineError, CheckpointError) as error:
                 if not stay_offline:
-                    log.warning("%s: %s", shown(url), error)
+                    log.warning("%s: %s", redacted(url), error)
                 failures.append((url, error))
     _give_up(failures, name, folder, stay_offline)
 
@@ -204,7 +206,7 @@ def probe(url: str) -> str:
 
 def _give_up(failures: list[tuple[str, Exception]], name: str, folder: Path, stay_offline: bool) -> NoReturn:
     """Raises the error that stands for all failures, with each address, its cause and the next step."""
-    causes = [f"{shown(url)}: {error}" for url, error in failures]
+    causes = [f"{redacted(url)}: {error}" for url, error in failures]
     listed = "".join(f"\n  {cause}" for cause in causes)
     if stay_offline:
         raise OfflineError(f"{name} is needed; unset the variable, or put the file into {folder} by hand:{listed}")
@@ -364,7 +366,7 @@ def _from_web(url: str, part: _Part) -> None:
             if wait is None or not 0 <= wait <= min(_LONGEST_WAIT, part.remaining()):
                 wait = min(limits.backoff * 2 ** max(fruitless - 1, 0), _LONGEST_WAIT)
                 wait *= 1 + random.random() / 4  # noqa: S311 - jitter, so that many clients do not come back together
-            log.warning("%s: %s; trying again in %.1f s with %d bytes at hand", shown(url), cause, wait, part.have)
+            log.warning("%s: %s; trying again in %.1f s with %d bytes at hand", redacted(url), cause, wait, part.have)
             time.sleep(min(wait, part.remaining()))
 
 
@@ -451,7 +453,7 @@ def _get(session: requests.Session, url: str, wanted: dict[str, str], part: _Par
         with suppress(ValueError):
             location = urljoin(target, location)
         if not _allowed(target := location, plain=plain):
-            raise NetworkError(f"refused: redirects to {shown(target)!r}, and only https is followed")
+            raise NetworkError(f"refused: redirects to {redacted(target)!r}, and only https is followed")
     raise NetworkError(f"redirects more than {_REDIRECTS} times")
 
 
@@ -567,7 +569,7 @@ def _allowed(url: str, *, plain: bool) -> bool:
     return parts.scheme == "https" or (plain and parts.scheme == "http" and loopback)
 
 
-def shown(url: str) -> str:
+def redacted(url: str) -> str:
     """The address without user name, password and query."""
     parts = _split(url)
     if parts is None:

@@ -40,8 +40,8 @@ class Weights:
         architecture: Arguments of `isanet.ISANet` that shape the network.
         label_space: What its classes are: a key of `isanet.labels.LABEL_SPACES`.
         preprocessing: Arguments of `isanet.images.preprocess.preprocess`.
-        layout: Whose key names the released file has, a key of `isanet.weights.convert.LAYOUTS`; "isanet" of a bundled one.
-        bundled: Whether the file travels inside the package: `<name>.safetensors`, in our own layout. Then there are
+        layout: Whose key names the released file has, a key of `isanet.weights.convert.LAYOUTS`; "isanet" of a packaged one.
+        packaged: Whether the file travels inside the package: `<name>.safetensors`, in our own layout. Then there are
             no `urls`, and `sha256` and `size` are known. Floating-point tensors may be float16 there.
         urls: Addresses of the released file, in the order in which they are tried.
         log_urls: Addresses of the training log.
@@ -63,7 +63,7 @@ class Weights:
     label_space: str
     preprocessing: Mapping[str, Any]
     layout: str
-    bundled: bool
+    packaged: bool
     urls: tuple[str, ...]
     log_urls: tuple[str, ...]
     sha256: str | None
@@ -115,7 +115,7 @@ class Backbone:
     tensors: int
     payload: int
     license: str
-    bundled: ClassVar[bool] = False
+    packaged: ClassVar[bool] = False
 
     @property
     def file_names(self) -> tuple[str, ...]:
@@ -138,8 +138,8 @@ def manifest_path() -> Path:
     return installed if installed.exists() else PACKAGE.parent / "weights.json"
 
 
-def bundled_path(name: str) -> Path:
-    """Where the file of a bundled model is."""
+def packaged_path(name: str) -> Path:
+    """Where the file of a packaged model is."""
     return PACKAGE / "assets" / f"{name}.safetensors"
 
 
@@ -234,10 +234,10 @@ def _parse(document: Any) -> tuple[dict[str, Weights], dict[str, Backbone]]:
     if both := sorted(set(weights) & set(backbones)):  # they share the cache
         raise ManifestError(f"{both[0]!r} is the name of a model and of a backbone")
     for model in weights.values():
-        if model.bundled and (model.urls or None in (model.sha256, model.size) or model.layout != "isanet"):
-            raise ManifestError(f"{model.name}.bundled: expected no urls, a sha256, a size and the layout 'isanet'")
-        if not (model.bundled or model.urls):
-            raise ManifestError(f"{model.name}.urls: expected at least one, because the model is not bundled")
+        if model.packaged and (model.urls or None in (model.sha256, model.size) or model.layout != "isanet"):
+            raise ManifestError(f"{model.name}.packaged: expected no urls, a sha256, a size and the layout 'isanet'")
+        if not (model.packaged or model.urls):
+            raise ManifestError(f"{model.name}.urls: expected at least one, because the model is not packaged")
     for backbone in backbones.values():
         digits = backbone.sha256_prefix
         if not backbone.urls or not all(name.endswith(f"-{digits}.pth") for name in backbone.file_names):
@@ -331,7 +331,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "label_space": (_is_text, "the name of a label space"),
     "preprocessing": (_is_preprocessing, "'short_edge', 'long_edge', and 'mean' and 'std' of three numbers each"),
     "layout": (_is_text, "the name of a layout"),
-    "bundled": (lambda v: isinstance(v, bool), "true or false"),
+    "packaged": (lambda v: isinstance(v, bool), "true or false"),
     "backbone": (_is_text, "the name of a network"),
     "urls": (
         lambda v: isinstance(v, list) and all(map(_is_address, v)),

@@ -92,9 +92,9 @@ def pack(names: Iterable[str], target: str | os.PathLike[str], *, overwrite: boo
     path = Path(target)
     chosen = [load_released().get(name) or model_info(name) for name in dict.fromkeys(names)]
     for weights in chosen:
-        if weights.bundled:
+        if weights.packaged:
             log.warning("%s is left out: it is inside the package, wherever isanet is installed", weights.name)
-    chosen = [weights for weights in chosen if not weights.bundled]
+    chosen = [weights for weights in chosen if not weights.packaged]
     if not chosen:
         raise ValueError("there is nothing to put into the archive; `isanet list` shows the models")
     if path.resolve().parent == cache.home().resolve():
@@ -204,7 +204,7 @@ def read_directory(stream: BinaryIO) -> dict[str, Entry]:
         if flags & 1:
             raise CheckpointFormatError(f"{what} is encrypted")
         if method != zipfile.ZIP_STORED or packed != plain:
-            raise CheckpointFormatError(f"{what} is compressed; `isanet bundle` stores")
+            raise CheckpointFormatError(f"{what} is compressed; `isanet pack` stores")
         if name.endswith("/") or stat.S_IFMT(mode) not in (0, stat.S_IFREG):
             raise CheckpointFormatError(f"{what} is a folder, a link or a device, not a file")
         if name in entries:
@@ -212,7 +212,7 @@ def read_directory(stream: BinaryIO) -> dict[str, Entry]:
         # The head before the data repeats what the directory says; where the two differ, there would be two readings
         head = b"PK\x03\x04" + fixed[6:32] + raw
         if flags or extra or note or first_disk or start != next_entry or _bytes(stream, start, len(head)) != head:
-            raise CheckpointFormatError(f"{what} is not as `isanet bundle` writes it")
+            raise CheckpointFormatError(f"{what} is not as `isanet pack` writes it")
         entries[name] = Entry(start + len(head), plain, crc)
         position += 46 + name_length
         next_entry = start + len(head) + plain
@@ -238,7 +238,7 @@ def _read_index(stream: BinaryIO, entries: dict[str, Entry], known: dict[str, Re
             raise ValueError("expected exactly the keys 'schema' and 'models', and a model")
         records = {}
         for name, model in index["models"].items():
-            if name not in known or known[name].bundled:
+            if name not in known or known[name].packaged:
                 raise ValueError(f"{name[:100]!r} is no model that this isanet fetches; `isanet list` shows them")
             if set(model) != {"size", "record"}:
                 raise ValueError(f"{name}: expected exactly the keys 'size' and 'record'")

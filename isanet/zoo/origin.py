@@ -67,7 +67,7 @@ def _same_file(sha256: str) -> list[str]:
     for weights in load_released().values():
         record = cache.read_record(weights.name)
         if weights.sha256 == sha256:
-            where = "in the package" if weights.bundled else "as the manifest says"
+            where = "in the package" if weights.packaged else "as the manifest says"
             found.append(f"it is, byte for byte, the released file of {weights.name} ({where})")
         elif record is not None and sha256 == record.source_sha256:
             found.append(

@@ -266,7 +266,7 @@ def _read(path: Path) -> File:
 def load_file(file: File, config_file: Path | None = None) -> ISANet:
     """A model from any file, with its config beside it, inside it, or told from its shapes."""
     raw, metadata = checkpoint.read_checkpoint(file)
-    with checkpoint.naming(file):
+    with checkpoint.errors_mention(file):
         state = convert.unwrap(raw)
         layout = convert.detect_layout(state)
         state = convert.convert(state, layout)

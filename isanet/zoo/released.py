@@ -1,6 +1,6 @@
 """A released checkpoint on its way: manifest entry, cached file or download, verification, conversion, cache.
 
-Models and backbones to start from go the same way; bundled models have their file in the package and need no other.
+Models and backbones to start from go the same way; packaged models have their file in the package and need no other.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from isanet.errors import (
 from isanet.labels import LABEL_SPACES
 from isanet.model import ISANet
 from isanet.weights import cache, checkpoint, convert, download
-from isanet.weights.manifest import Backbone, Released, Weights, bundled_path, load_manifest, manifest_path
+from isanet.weights.manifest import Backbone, Released, Weights, load_manifest, manifest_path, packaged_path
 from isanet.weights.torchfile import File
 
-MAX_BUNDLED_BYTES = 3_000_000
+MAX_PACKAGED_BYTES = 3_000_000
 """Largest file of a model that travels inside the package: everybody who installs it downloads them all."""
 
 Loaded = tuple[nn.Module, dict[str, str]]
@@ -46,7 +46,7 @@ log = logging.getLogger("isanet")
 def load_cached(weights: Released, *, progress: bool | None = None, keep: bool = False, force: bool = False) -> Loaded:
     """What was released: from the cache, verified, or fetched, verified and converted.
 
-    A bundled model is read from the package and verified; no cache is needed or written.
+    A packaged model is read from the package and verified; no cache is needed or written.
 
     Args:
         weights: Which model or backbone.
@@ -54,8 +54,8 @@ def load_cached(weights: Released, *, progress: bool | None = None, keep: bool =
         keep: Leave the released file in the cache too, under its own name.
         force: Fetch it again even if it is cached.
     """
-    if weights.bundled:
-        return _read_bundled(weights)
+    if weights.packaged:
+        return _read_packaged(weights)
     cached = None if force else read_cached(weights)
     if cached is None:
         with cache.lock(weights.name):
@@ -69,15 +69,15 @@ def verify(weights: Released) -> cache.Record | None:
     """Compare a cached file with its record and the manifest, byte by byte and tensor by tensor.
 
     Returns:
-        The record; None of a bundled model, whose file in the package was compared with the manifest.
+        The record; None of a packaged model, whose file in the package was compared with the manifest.
 
     Raises:
         CacheError: It is not cached.
         IntegrityError: The file is not what was recorded, or not what the manifest says.
-        CheckpointError: Its tensors do not fit the model, or the file of a bundled one cannot be read.
+        CheckpointError: Its tensors do not fit the model, or the file of a packaged one cannot be read.
     """
-    if weights.bundled:
-        _read_bundled(weights)
+    if weights.packaged:
+        _read_packaged(weights)
         return None
     record, path = cache.read_record(weights.name), cache.cached_file(weights.name)
     if record is None or path is None:
@@ -104,7 +104,9 @@ def pin(records: Mapping[str, cache.Record], manifest: Path) -> None:
     _write_manifest(document, manifest)
 
 
-def bundle(model: ISANet, name: str, *, metrics: Mapping[str, Any], recipe: Mapping[str, Any], license: str) -> Weights:
+def package_model(
+    model: ISANet, name: str, *, metrics: Mapping[str, Any], recipe: Mapping[str, Any], license: str
+) -> Weights:
     """Put a small model into the package: its file, in float16, and its entry in the manifest of this checkout.
 
     The figures in `metrics` should be those of the file: measure `model.half().float()`, which rounds to the same.
@@ -120,7 +122,7 @@ def bundle(model: ISANet, name: str, *, metrics: Mapping[str, Any], recipe: Mapp
         The entry.
 
     Raises:
-        ValueError: The file would be larger than `MAX_BUNDLED_BYTES`, or the model has classes of its own.
+        ValueError: The file would be larger than `MAX_PACKAGED_BYTES`, or the model has classes of its own.
         CheckpointMismatchError: A value is not finite, or too large for float16.
         ManifestError: The entry is not what the manifest takes; manifest and package are unchanged.
     """
@@ -130,8 +132,8 @@ def bundle(model: ISANet, name: str, *, metrics: Mapping[str, Any], recipe: Mapp
     state = {key: value.half() if value.is_floating_point() else value for key, value in model.state_dict().items()}
     checkpoint.fit_state_dict(state, meta_model(model.config).state_dict())
     data = checkpoint.serialize(state, {**model.provenance, "config": json.dumps(model.config)})
-    if len(data) > MAX_BUNDLED_BYTES:
-        raise ValueError(f"{name} has {len(data):,} bytes; a bundled model has at most {MAX_BUNDLED_BYTES:,}")
+    if len(data) > MAX_PACKAGED_BYTES:
+        raise ValueError(f"{name} has {len(data):,} bytes; a packaged model has at most {MAX_PACKAGED_BYTES:,}")
     of_classes = ("classes", "palette", "label_space", "preprocessing", "gradient_checkpointing")
     manifest = manifest_path()
     document = json.loads(manifest.read_text(encoding="utf-8"))
@@ -140,7 +142,7 @@ def bundle(model: ISANet, name: str, *, metrics: Mapping[str, Any], recipe: Mapp
         "label_space": space.name,
         "preprocessing": model.preprocessing,
         "layout": "isanet",
-        "bundled": True,
+        "packaged": True,
         "urls": [],
         "log_urls": [],
         "sha256": sha256(data).hexdigest(),
@@ -153,7 +155,7 @@ def bundle(model: ISANet, name: str, *, metrics: Mapping[str, Any], recipe: Mapp
         "license": license,
         "paper": "https://arxiv.org/abs/1907.12273",
     }
-    with atomic_write(bundled_path(name)) as temporary:
+    with atomic_write(packaged_path(name)) as temporary:
         temporary.write_bytes(data)
         _write_manifest(document, manifest)
     return load_manifest()[name]
@@ -166,9 +168,9 @@ def _write_manifest(document: Mapping[str, Any], manifest: Path) -> None:
         load_manifest(temporary)
 
 
-def _read_bundled(weights: Released) -> Loaded:
+def _read_packaged(weights: Released) -> Loaded:
     """A model inside the package, verified."""
-    path = bundled_path(weights.name)
+    path = packaged_path(weights.name)
     try:
         file = checkpoint.read_file(path)
     except OSError as error:
@@ -221,10 +223,10 @@ def verified_file(
 def read_cached(weights: Released) -> Loaded | None:
     """What was released without fetching anything, verified; None where it is not cached or not usable.
 
-    A bundled model is always there; errors are those of `load_cached`.
+    A packaged model is always there; errors are those of `load_cached`.
     """
-    if weights.bundled:
-        return _read_bundled(weights)
+    if weights.packaged:
+        return _read_packaged(weights)
     record, path = cache.read_record(weights.name), cache.cached_file(weights.name)
     if record is None or path is None or record.converter != convert.CONVERTER_VERSION:
         return None
@@ -248,7 +250,7 @@ def _obtain(weights: Released, *, progress: bool | None, keep: bool, force: bool
             continue
         try:
             file = checkpoint.read_file(path)
-            with checkpoint.naming(file):
+            with checkpoint.errors_mention(file):
                 state = _convert(weights, file, expected)
             return _store(weights, state, f"{name}, put into the cache by hand", file, expected)
         except (IsanetError, OSError) as error:

@@ -1,6 +1,6 @@
 """Many images in proportion to the network alone: `python -m tests.benchmarks.stream [NANO [R50]]`.
 
-A folder of NANO photographs (default 200; R50 of them, default 6, for the large model) is segmented by the bundled
+A folder of NANO photographs (default 200; R50 of them, default 6, for the large model) is segmented by the packaged
 model, and by a full-size model of stand-in weights. In turns: the forwards alone, which is `predict` on images that
 were decoded and prepared before; `Segmenter.stream`; and `isanet segment`, overlays written, its start not counted.
 The photographs are scikit-image's (`pip install scikit-image`), as JPEG in sizes of several cameras and phones.

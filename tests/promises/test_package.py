@@ -43,7 +43,7 @@ SURFACE = {
 MODULES = {path.stem for path in (ROOT / "isanet").glob("*.py")}
 PUBLIC = set().union(*(names for module, names in SURFACE.items() if module in MODULES))
 
-PACKAGED = (".py", ".safetensors", ".selftest")  # code, the weights of bundled models, and their answers
+PACKAGED = (".py", ".safetensors", ".selftest")  # code, the weights of packaged models, and their answers
 
 BUILT = ("wheel", "wheel from sdist", "editable", "checkout")
 
@@ -129,7 +129,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of this checkout, with the litter of one that is worked in."""
     target = tmp_path_factory.mktemp("package") / "checkout"
     shutil.copytree(ROOT, target, ignore=shutil.ignore_patterns(".git", ".*_cache", "__pycache__", "dist", "build"))
-    (target / "isanet" / "isanet_stand_in.safetensors").write_bytes(b"a bundled model")
+    (target / "isanet" / "isanet_stand_in.safetensors").write_bytes(b"a packaged model")
     for litter in ("isanet/__pycache__/zoo.cpython-311.pyc", "tests/__pycache__/a.pyc", "runs/model.safetensors"):
         (target / litter).parent.mkdir(exist_ok=True)
         (target / litter).write_bytes(b"litter")

@@ -253,7 +253,7 @@ def test_an_answer_that_does_not_count_is_recorded_anew(
 
 
 def test_a_package_without_its_answer_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selftest, "bundled_path", lambda name: tmp_path / f"{name}.safetensors")
+    monkeypatch.setattr(selftest, "packaged_path", lambda name: tmp_path / f"{name}.safetensors")
     with pytest.raises(isanet.IntegrityError, match="install isanet again"):
         selftest.selftest(MODEL, device="cpu")
     assert not list(tmp_path.iterdir())

@@ -18,7 +18,7 @@ LISTINGS = sorted(path.name.removesuffix(".keys.json") for path in stand_in.DATA
 RELEASED = {
     f"sssegmentation_{name.removeprefix('isanet_')}": weights
     for name, weights in load_manifest().items()
-    if not weights.bundled
+    if not weights.packaged
 }
 
 

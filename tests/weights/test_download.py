@@ -44,7 +44,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
-        if name.upper().startswith(("ISANET_", "HF_")) or name.lower().endswith(("_proxy", "_bundle")):
+        if name.upper().startswith(("ISANET_", "HF_")) or name.lower().endswith(("_proxy", "_pack")):
             monkeypatch.delenv(name)
 
 

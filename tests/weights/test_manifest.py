@@ -55,12 +55,12 @@ Change = Callable[[Entry], object]
 # --- the package's own manifest -----------------------------------------------------------------------------
 
 
-BUNDLED = [name for name, weights in load_manifest().items() if weights.bundled]
-"""Not upstream's; see test_bundled.py."""
+PACKAGED = [name for name, weights in load_manifest().items() if weights.packaged]
+"""Not upstream's; see test_packaged.py."""
 
 
 def test_the_six_names_in_order() -> None:
-    assert isanet.list_models() == [*FACTS, *BUNDLED]
+    assert isanet.list_models() == [*FACTS, *PACKAGED]
 
 
 @pytest.mark.parametrize("name", FACTS)
@@ -295,7 +295,7 @@ BAD_VALUES: list[tuple[str, list[object]]] = [
     ("architecture", [{"backbone": "resnet50", "num_classes": 21, "width": NAN}]),
     ("label_space", [None, "", " ", 1, ["voc21"]]),
     ("layout", [None, "", 1, {}]),
-    ("bundled", [None, 0, 1, "true", []]),
+    ("packaged", [None, 0, 1, "true", []]),
     ("license", [None, "", "\n", 1]),
     ("urls", [None, "https://host/f.pth", [], {}, [["https://host/f.pth"]]]),
     ("log_urls", [None, "https://host/f.log", {}]),
@@ -360,16 +360,16 @@ def test_pinned_values_are_read(tmp_path: Path) -> None:
     assert (weights.sha256, weights.size) == ("0123456789abcdef" * 4, 7)
 
 
-# --- bundled models and backbones ---------------------------------------------------------------------------
+# --- packaged models and backbones ---------------------------------------------------------------------------
 
-KNOWN = {"layout": "isanet", "bundled": True, "urls": [], "sha256": "0" * 64, "size": 7}
+KNOWN = {"layout": "isanet", "packaged": True, "urls": [], "sha256": "0" * 64, "size": 7}
 
 
-def test_a_bundled_entry_is_read(tmp_path: Path) -> None:
-    bundled = document()
-    bundled["weights"]["m"] |= KNOWN
-    weights = load_manifest(written(tmp_path / "weights.json", json.dumps(bundled)))["m"]
-    assert weights.bundled
+def test_a_packaged_entry_is_read(tmp_path: Path) -> None:
+    packaged = document()
+    packaged["weights"]["m"] |= KNOWN
+    weights = load_manifest(written(tmp_path / "weights.json", json.dumps(packaged)))["m"]
+    assert weights.packaged
     assert weights.file_names == ()
 
 
@@ -377,10 +377,10 @@ def test_a_bundled_entry_is_read(tmp_path: Path) -> None:
     "change",
     [{"sha256": None}, {"size": None}, {"urls": ["https://host/f.pth"]}, {"layout": "sssegmentation"}],
 )
-def test_of_a_bundled_model_all_is_known(tmp_path: Path, change: Entry) -> None:
+def test_of_a_packaged_model_all_is_known(tmp_path: Path, change: Entry) -> None:
     broken = document()
     broken["weights"]["m"] |= KNOWN | change
-    assert "m.bundled: expected " in refused(tmp_path, json.dumps(broken))
+    assert "m.packaged: expected " in refused(tmp_path, json.dumps(broken))
 
 
 def backbone_document() -> dict[str, Any]:
@@ -461,7 +461,7 @@ def test_a_pinned_backbone_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("pattern", "expected"),
     [
-        ("*", [*FACTS, *BUNDLED]),
+        ("*", [*FACTS, *PACKAGED]),
         ("*cityscapes*", ["isanet_r50_cityscapes", "isanet_r101_cityscapes"]),
         ("isanet_r50_*", ["isanet_r50_voc", "isanet_r50_ade20k", "isanet_r50_cityscapes"]),
         ("isanet_r50_vo?", ["isanet_r50_voc"]),

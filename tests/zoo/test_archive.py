@@ -110,7 +110,7 @@ def test_a_model_moves_to_a_machine_without_a_network(alone: Path, tmp_path: Pat
 
 def test_the_commands(tiny: FileServer, tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     archive = tmp_path / "models.zip"
-    assert run("bundle", NAME, "-o", archive) == 0
+    assert run("pack", NAME, "-o", archive) == 0
     out = capsys.readouterr().out
     assert sha256(archive.read_bytes()).hexdigest() in out
     assert "isanet install models.zip" in out
@@ -135,11 +135,11 @@ def test_an_existing_archive_is_kept(archive: Path, tiny: FileServer, capsys: py
     before = archive.read_bytes()
     archive.write_bytes(b"mine")
     asked = len(tiny.requests)
-    assert run("bundle", NAME, "-o", archive) == 1
+    assert run("pack", NAME, "-o", archive) == 1
     assert "was kept; --force" in capsys.readouterr().err
     assert archive.read_bytes() == b"mine"
     assert len(tiny.requests) == asked  # said before anything is fetched
-    assert run("bundle", NAME, "-o", archive, "--force") == 0
+    assert run("pack", NAME, "-o", archive, "--force") == 0
     again, first = parts(archive)[0]["models"][NAME], zipfile.ZipFile(io.BytesIO(before)).read(airgap.INDEX)
     assert again["record"]["file_sha256"] == json.loads(first)["models"][NAME]["record"]["file_sha256"]
 
@@ -175,7 +175,7 @@ def test_a_backbone_too(tiny: FileServer, tmp_path: Path, home: Path) -> None:
 
 
 def test_models_in_the_package_need_no_archive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("bundle", "isanet_nano_toystreets", "-o", tmp_path / "x.zip") == 1
+    assert run("pack", "isanet_nano_toystreets", "-o", tmp_path / "x.zip") == 1
     error = capsys.readouterr().err
     assert "isanet_nano_toystreets is left out: it is inside the package" in error
     assert "nothing to put into the archive" in error

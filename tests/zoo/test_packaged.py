@@ -22,7 +22,7 @@ from isanet.cli import run as cli
 from isanet.model import ISANet
 from isanet.toystreets import scene as toystreets
 from isanet.weights import checkpoint
-from isanet.weights.manifest import bundled_path, load_manifest
+from isanet.weights.manifest import load_manifest, packaged_path
 from isanet.zoo import pretrained as zoo
 from isanet.zoo import released
 from tests.helpers import stand_in, tiny_zoo
@@ -49,7 +49,7 @@ def trained(**options: Any) -> ISANet:
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in the place of the installed package: a manifest of two models, and the file of the bundled one.
+    """A folder in the place of the installed package: a manifest of two models, and the file of the packaged one.
 
     Nothing answers on the network, and every connection fails the test.
     """
@@ -57,7 +57,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     tiny_zoo.manifest_of_one(folder / "weights.json")
     monkeypatch.setattr("isanet.weights.manifest.PACKAGE", folder)
-    released.bundle(trained(), NAME, **FACTS)
+    released.package_model(trained(), NAME, **FACTS)
 
     def refuse(*_: object) -> None:
         pytest.fail("a socket was opened")
@@ -92,9 +92,9 @@ def test_it_loads_as_every_other_model_without_network_or_cache(package: Path, h
 
 
 def test_it_says_where_it_came_from(package: Path) -> None:
-    data = bundled_path(NAME).read_bytes()
+    data = packaged_path(NAME).read_bytes()
     weights = isanet.model_info(NAME)
-    assert weights.bundled
+    assert weights.packaged
     assert (weights.sha256, weights.size) == (sha256(data).hexdigest(), len(data))
     assert isanet.from_pretrained(NAME).provenance == {
         "name": NAME,
@@ -107,7 +107,7 @@ def test_it_says_where_it_came_from(package: Path) -> None:
 
 
 def test_the_file_is_small_and_tells_its_own_architecture(package: Path) -> None:
-    path = bundled_path(NAME)
+    path = packaged_path(NAME)
     tensors, metadata = checkpoint.read_safetensors(checkpoint.read_file(path))
     assert {value.dtype for value in tensors.values()} == {torch.float16, torch.int64}
     assert json.loads(metadata["config"]) == trained().config
@@ -143,7 +143,7 @@ def test_a_builder(package: Path, home: Path) -> None:
 def test_torch_hub_offers_it_with_one_line_in_zoo_and_hubconf(package: Path, tmp_path: Path, home: Path) -> None:
     checkout = tmp_path / "checkout"
     shutil.copytree(ROOT / "isanet", checkout / "isanet", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(bundled_path(NAME), checkout / "isanet")
+    shutil.copy(packaged_path(NAME), checkout / "isanet")
     shutil.copy(package / "weights.json", checkout)
     with (checkout / "isanet" / "zoo.py").open("a") as file:
         file.write(f'\n{NAME} = _builder("{NAME}")\n')
@@ -187,11 +187,11 @@ def test_a_damaged_file_is_refused_before_it_is_parsed(
     package: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], damage: str
 ) -> None:
     change, error, message = DAMAGES[damage]
-    change(bundled_path(NAME))
+    change(packaged_path(NAME))
     monkeypatch.setattr(checkpoint, "read_checkpoint", lambda _: pytest.fail("it was parsed"))
     with pytest.raises(error, match=message) as caught:
         isanet.from_pretrained(NAME)
-    assert str(bundled_path(NAME)) in str(caught.value)
+    assert str(packaged_path(NAME)) in str(caught.value)
     assert "install isanet again" in str(caught.value)
     assert run("verify") == 1
     assert f"{NAME}: FAILED" in capsys.readouterr().out
@@ -212,7 +212,7 @@ def test_the_bytes_that_were_hashed_are_those_that_are_parsed(package: Path, mon
 
     monkeypatch.setattr(checkpoint, "read_file", read_then_swap)
     assert torch.equal(logits(isanet.from_pretrained(NAME)), expected)
-    assert places == [bundled_path(NAME)]
+    assert places == [packaged_path(NAME)]
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_list_and_info(package: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "| none: in the package |" in capsys.readouterr().out.splitlines()[-1]
     assert run("info", NAME) == 0
     out = capsys.readouterr().out
-    for words in (str(bundled_path(NAME)), isanet.model_info(NAME).sha256, "not needed", "Label space toystreets"):
+    for words in (str(packaged_path(NAME)), isanet.model_info(NAME).sha256, "not needed", "Label space toystreets"):
         assert str(words) in out
 
 
@@ -249,7 +249,7 @@ def test_download_verify_and_cache_have_nothing_to_do(
 ) -> None:
     for options in ((), ("--force", "--keep")):
         assert run("download", NAME, *options) == 0
-        assert f"{NAME} is in the package: {bundled_path(NAME)}" in capsys.readouterr().out
+        assert f"{NAME} is in the package: {packaged_path(NAME)}" in capsys.readouterr().out
     for names in ((), (NAME,)):
         assert run("verify", *names) == 0
         out = capsys.readouterr().out
@@ -267,7 +267,7 @@ def test_download_verify_and_cache_have_nothing_to_do(
     assert run("cache", "clear", NAME) == 0
     assert "freed 0 MB" in capsys.readouterr().out
     assert not list(home.iterdir())
-    assert bundled_path(NAME).exists()
+    assert packaged_path(NAME).exists()
 
 
 def test_doctor(package: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -335,12 +335,12 @@ def beyond_half() -> ISANet:
         (trained, "../new", {}, "lower-case"),
     ],
 )
-def test_what_cannot_be_bundled_changes_nothing(
+def test_what_cannot_be_packaged_changes_nothing(
     package: Path, make: Callable[[], ISANet], name: str, facts: dict[str, Any], message: str
 ) -> None:
     before = {path: path.read_bytes() for path in package.parent.rglob("*") if path.is_file()}
     with pytest.raises(ValueError, match=message):
-        released.bundle(make(), name, **{**FACTS, **facts})
+        released.package_model(make(), name, **{**FACTS, **facts})
     assert {path: path.read_bytes() for path in package.parent.rglob("*") if path.is_file()} == before
 
 
@@ -349,7 +349,7 @@ def test_bundling_leaves_the_model_alone_and_replaces_the_entry(package: Path) -
     with torch.no_grad():
         model.classifier.bias += 1 / 3
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    weights = released.bundle(model, NAME, **{**FACTS, "metrics": {**FACTS["metrics"], "miou": 0.25}})
+    weights = released.package_model(model, NAME, **{**FACTS, "metrics": {**FACTS["metrics"], "miou": 0.25}})
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert weights == isanet.model_info(NAME)
     assert weights.metrics["miou"] == 0.25
@@ -359,11 +359,11 @@ def test_bundling_leaves_the_model_alone_and_replaces_the_entry(package: Path) -
     assert json.dumps(json.loads(text), indent=1) + "\n" == text
 
 
-def test_the_packages_own_bundled_models_are_what_its_manifest_says() -> None:
-    bundled = {name: weights for name, weights in load_manifest().items() if weights.bundled}
-    assert {path.stem for path in (ROOT / "isanet").glob("*.safetensors")} == set(bundled)
-    for name, weights in bundled.items():
-        assert weights.size == bundled_path(name).stat().st_size <= released.MAX_BUNDLED_BYTES
+def test_the_packages_own_packaged_models_are_what_its_manifest_says() -> None:
+    packaged = {name: weights for name, weights in load_manifest().items() if weights.packaged}
+    assert {path.stem for path in (ROOT / "isanet").glob("*.safetensors")} == set(packaged)
+    for name, weights in packaged.items():
+        assert weights.size == packaged_path(name).stat().st_size <= released.MAX_PACKAGED_BYTES
         assert released.verify(weights) is None
         model = isanet.from_pretrained(name)
         assert sum(value.numel() for value in model.parameters()) == weights.parameters
