@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from isanet.errors import OutputError
+
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
@@ -30,3 +32,42 @@ def atomic_write(path: Path) -> Iterator[Path]:
         with suppress(FileNotFoundError):
             temporary.unlink()
         raise
+
+
+def keep_existing(path: Path, *, overwrite: bool) -> None:
+    """Refuse to replace an output unless asked to.
+
+    Raises:
+        OutputError: Something is at `path`, if only a dangling link, and `overwrite` is not set.
+    """
+    if not overwrite and os.path.lexists(path):
+        raise OutputError(f"{path} exists and was kept; --force (overwrite=True) replaces it")
+
+
+@contextmanager
+def output_errors(path: Path) -> Iterator[None]:
+    """Around writing what the user asked for: an OSError becomes an OutputError that names `path`.
+
+    Raises:
+        OutputError: Instead of any OSError of the body.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_output(path: Path, content: bytes | memoryview | str) -> None:
+    """Write a file that the user asked for, atomically; its folder exists.
+
+    Args:
+        path: Replaced if it exists.
+        content: Text is encoded as UTF-8, lone surrogates of file names as escapes.
+
+    Raises:
+        OutputError: It cannot be written; an earlier file is unchanged.
+    """
+    if isinstance(content, str):
+        content = content.encode("utf-8", "backslashreplace")
+    with output_errors(path), atomic_write(path) as temporary:
+        temporary.write_bytes(content)

@@ -1,17 +1,32 @@
-"""Cleaning and wording of text: class names and file names of others, numbers, shares."""
+"""Cleaning and wording of text for terminals, logs, pages and images: names, numbers, shares, lists, tables.
+
+Class names, file names and metadata come from untrusted files; whatever shows them passes them through `clean` or
+`shortened`.
+"""
 
 from __future__ import annotations
 
-
-def shortened(name: str) -> str:
-    """A class name on one line, of at most 32 characters."""
-    name = " ".join(name.split())
-    return name if len(name) <= 32 else name[:31] + "…"
+import math
+import unicodedata
+from collections.abc import Iterable, Sequence
+from itertools import islice
 
 
 def clean(text: str) -> str:
-    """One line without control characters and halves of surrogates, which names and paths may have."""
+    """One line without control characters and lone surrogates; each of those becomes U+FFFD."""
     return "".join(char if char.isprintable() else "\ufffd" for char in " ".join(text.split()))
+
+
+def shortened(name: str, length: int = 32) -> str:
+    """A cleaned name of at most `length` characters."""
+    name = clean(name)
+    return name if len(name) <= length else name[: length - 1] + "…"
+
+
+def listed(items: Iterable[object], limit: int = 10) -> str:
+    """The first `limit` items, comma-separated, and an ellipsis if there are more."""
+    first = [str(item) for item in islice(items, limit + 1)]
+    return ", ".join(first[:limit]) + (", …" if len(first) > limit else "")
 
 
 def plural(number: int, one: str, many: str = "") -> str:
@@ -20,10 +35,40 @@ def plural(number: int, one: str, many: str = "") -> str:
 
 
 def percent(share: float, digits: int = 2) -> str:
-    """A share in words, never none or all when it is not."""
+    """A fraction with its percent sign; never rounded to "0 %" or "100 %" when it is neither."""
     text, least = f"{100 * share:.{digits}f}", 10.0**-digits
     if share == 0:
         return "0 %"
     if float(text) == 0:
         return f"<{least:.{digits}f} %"
     return f">{100 - least:.{digits}f} %" if float(text) == 100 and share < 1 else f"{text} %"
+
+
+def percent_number(fraction: float) -> str:
+    """A fraction in percent, two decimals, without the sign; "-" for NaN. For columns of metrics."""
+    return "-" if math.isnan(fraction) else f"{100 * fraction:.2f}"
+
+
+def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """Lines of a table: the first `left` columns aligned left, the others right, two spaces between columns.
+
+    Args:
+        rows: Cells, cleaned; as many in each row.
+        left: Number of columns that are aligned left.
+    """
+    widths = [max(map(display_width, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = []
+        for column, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            space = " " * (width - display_width(cell))
+            cells.append(cell + space if column < left else space + cell)
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def display_width(text: str) -> int:
+    """Columns of a terminal that a text takes: East Asian wide characters two, combining marks none."""
+    return sum(
+        0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text
+    )
