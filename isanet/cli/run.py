@@ -43,7 +43,7 @@ from isanet.weights.manifest import (
 )
 
 if TYPE_CHECKING:
-    from isanet.images.preprocess import RGBImage
+    from isanet.images.reading import RGBImage
     from isanet.inference.segmenter import Segmentation
     from isanet.training.recipe import Recipe
 
@@ -536,7 +536,7 @@ def _segment(options: argparse.Namespace) -> int:
 
 def _readable(paths: Iterable[Path]) -> Iterator[RGBImage]:
     """Images that can be read: of the others is told when their turn comes."""
-    from isanet.images.preprocess import read_image
+    from isanet.images.reading import read_image
 
     for path in paths:
         with suppress(ImageError):
@@ -568,7 +568,7 @@ def _benchmark(options: argparse.Namespace) -> int:
     import numpy as np
 
     from isanet import from_pretrained
-    from isanet.images.preprocess import read_image
+    from isanet.images.reading import read_image
     from isanet.inference.fast.optimize import has_bfloat16
     from isanet.inference.segmenter import Segmenter
     from isanet.tools.benchmark import benchmark, machine, table
@@ -890,7 +890,7 @@ def _chosen(names: Iterable[str], default: list[str]) -> list[Released]:
 
 def _expand(arguments: Iterable[str]) -> list[Path]:
     """The images that files, folders and patterns stand for, each once, in order."""
-    from isanet.images.preprocess import images_in
+    from isanet.images.reading import images_in
 
     images: list[Path] = []
     for argument in arguments:

@@ -40,7 +40,7 @@ from torchvision.datasets import VisionDataset  # type: ignore[import-untyped]
 
 from isanet.errors import DatasetError
 from isanet.images.masks import Colors, Mask, checked_colors, read_mask
-from isanet.images.preprocess import MAX_PIXELS, SUFFIXES, RGBImage, read_image
+from isanet.images.reading import MAX_PIXELS, SUFFIXES, RGBImage, read_image
 from isanet.labels import IGNORED, LABEL_SPACES, OFFICIAL_SPACES, LabelSpace, custom_space, label_space, official_name
 
 PathLike = str | os.PathLike[str]
@@ -179,7 +179,7 @@ class SegmentationDataset(VisionDataset):  # type: ignore[misc]
         """Reads a sample as arrays, without transforms.
 
         Returns:
-            The image (H, W, 3), see `isanet.images.preprocess.read_image`, and the mask (H, W) of class indices and `IGNORED`;
+            The image (H, W, 3), see `isanet.images.reading.read_image`, and the mask (H, W) of class indices and `IGNORED`;
             None without masks.
 
         Raises:

@@ -34,8 +34,8 @@ from isanet.datasets.mask_findings import (
     judge,
 )
 from isanet.errors import DatasetError, ImageError
-from isanet.images.masks import COLOR_MODES, VALUE_MODES, Color, JpegMaskError, open_mask, packed, unpacked
-from isanet.images.preprocess import SUFFIXES, open_header
+from isanet.images.masks import COLOR_MODES, VALUE_MODES, Color, open_mask, packed, unpacked
+from isanet.images.reading import SUFFIXES, open_header
 from isanet.labels import LabelSpace
 from isanet.viz.charts import Bar, png, share_chart
 
@@ -293,7 +293,7 @@ def check_masks(
                 mask = open_mask(path)
             except (DatasetError, OSError) as error:
                 unreadable[name] = " ".join(str(error).replace(str(path), name).split())
-                problems["jpeg" if isinstance(error, JpegMaskError) else "unreadable"][name] = ""
+                problems["jpeg" if "is a JPEG" in str(error) else "unreadable"][name] = ""
                 continue
             if mask.mode not in (*VALUE_MODES, *COLOR_MODES):
                 unreadable[name] = f"has mode {mask.mode}, which is neither one channel of values nor RGB"

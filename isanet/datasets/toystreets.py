@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from isanet.datasets.base import SegmentationDataset, Transforms
 from isanet.errors import DatasetError
-from isanet.images.preprocess import RGBImage
+from isanet.images.reading import RGBImage
 from isanet.toystreets.scene import MEASURED, SIZE, SPACE, SPLITS, VERSION, scene, scene_seed
 
 

@@ -25,7 +25,7 @@ from isanet.datasets.base import SegmentationDataset
 from isanet.errors import CacheError, DatasetError, IsanetError
 from isanet.evaluation.counting import Count, Store
 from isanet.evaluation.report import Report, Sample
-from isanet.images.preprocess import RGBImage
+from isanet.images.reading import RGBImage
 from isanet.inference.predict import not_finite, prepare
 from isanet.inference.segmenter import Segmentation, Segmenter
 from isanet.labels import (

@@ -18,7 +18,7 @@ from isanet._text import clean, percent, shortened
 from isanet.evaluation.metrics import ConfusionMatrix
 from isanet.evaluation.report import Labels, Report, Sample, WorstImage, in_percent, title, write
 from isanet.images.masks import Color
-from isanet.images.preprocess import RGBImage
+from isanet.images.reading import RGBImage
 
 IMAGE_SIDE = 640
 """Longer side, in pixels, of the images on the page."""

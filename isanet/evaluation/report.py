@@ -23,7 +23,7 @@ from torch import Tensor
 from isanet._files import atomic_write
 from isanet._text import clean, plural, shortened
 from isanet.evaluation.metrics import ConfusionMatrix
-from isanet.images.preprocess import RGBImage
+from isanet.images.reading import RGBImage
 from isanet.viz import charts
 
 SCHEMA = 1

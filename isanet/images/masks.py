@@ -1,4 +1,7 @@
-"""Mask files: images whose pixels are class values."""
+"""Read masks: image files whose pixels are class values, exactly as they are stored.
+
+Where a decoder would change the stored values (scaled gray, inverted black and white, JPEG), the mask is refused.
+"""
 
 from __future__ import annotations
 
@@ -13,33 +16,29 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import ExifTags, Image
 
 from isanet.errors import DatasetError, ImageError
-from isanet.images.preprocess import MAX_PIXELS, check_size, open_header
+from isanet.images.reading import MAX_PIXELS, check_size, open_header
 from isanet.labels import IGNORED
 
 Mask = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.int32]
-"""(H, W) values as they are in the file."""
+"""(H, W) values as stored in the file."""
 
 Color = tuple[int, int, int]
 Colors = Sequence[Color]
 
 VALUE_MODES = ("1", "L", "P", "I;16", "I;16L", "I;16B", "I;16N", "I")
-"""Modes of images that hold values; `COLOR_MODES` are read by their colors, others not at all."""
+"""Pillow's modes of masks that hold values; those of `COLOR_MODES` are read by color, all others are refused."""
 
 COLOR_MODES = ("RGB", "RGBA")
 
 
-class JpegMaskError(DatasetError):
-    """The mask is a JPEG, which alters labels at every edge."""
-
-
 def open_mask(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The decoded image, in the mode that the file has.
+    """Open and decode a mask in the mode that the file has.
 
     Raises:
-        DatasetError: It is missing, no regular file, no image, damaged, too large, or a JPEG, which changes labels at
-            every edge; or its pixels are not read as they are in the file: gray of 2 or 4 bits, a PGM with another
-            maximum than 255 or 65535, values counted from white (PBM, TIFF's MinIsWhite), colors of 16 bits, colors
-            with transparency, an EXIF orientation.
+        DatasetError: The file is missing, not a regular file, not an image, damaged, too large, or a JPEG, which
+            changes labels at every edge; or decoding would change its values: gray of 2 or 4 bits, a PGM with another
+            maximum than 255 or 65535, inverted values (PBM, TIFF's MinIsWhite), 16-bit colors, transparent colors, an
+            EXIF orientation.
     """
     path = Path(path)
     try:
@@ -48,11 +47,11 @@ def open_mask(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> 
         with path.open("rb") as stream:
             image = open_header(stream, path)
             if image.format in ("JPEG", "MPO"):
-                raise JpegMaskError(f"the mask {path} is a JPEG, which alters labels; export the masks as PNG")
+                raise DatasetError(f"the mask {path} is a JPEG, which alters labels; export the masks as PNG")
             check_size(*image.size, str(path), max_pixels)
-            wrong = _altered(image)  # of a TIFF, Pillow applies the orientation when it loads it, and drops the tag
+            wrong = _altered(image)  # before loading: Pillow then turns a TIFF upright and drops the orientation
             image.load()
-            wrong = wrong or _turned_or_blended(image)
+            wrong = wrong or _turned_or_transparent(image)
             if wrong:
                 raise DatasetError(f"the mask {path} {wrong}")
             return image
@@ -67,7 +66,7 @@ def open_mask(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> 
 
 
 def _altered(image: Image.Image) -> str:
-    """What is wrong with an image whose values are changed when they are loaded; empty if they are not."""
+    """Why decoding an image would change its stored values; empty if it would not."""
     tags = getattr(image, "tag_v2", {})
     tiles: Sequence[Any] = getattr(image, "tile", ())
     codec, _, _, arguments = tiles[0] if tiles else ("", None, 0, "")
@@ -85,13 +84,14 @@ def _altered(image: Image.Image) -> str:
 
 
 def _turned(orientation: object) -> str:
+    """Why a mask with this EXIF orientation is refused; empty if it is upright."""
     if orientation not in range(2, 9):
         return ""
     return f"has an EXIF orientation ({orientation}), which some programs apply and others do not; save it upright"
 
 
-def _turned_or_blended(image: Image.Image) -> str:
-    """The same, of what is known after loading."""
+def _turned_or_transparent(image: Image.Image) -> str:
+    """Like `_altered`, by what is known only after decoding."""
     colored = image.mode in COLOR_MODES and image.has_transparency_data
     if colored and image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
         return "has transparent pixels, whose class is not known; save it without alpha"
@@ -105,21 +105,20 @@ def read_mask(path: str | os.PathLike[str], *, colors: Colors | None = None, max
     """Read the values of a mask.
 
     A palette image (mode P) is read as indices, never by its colors; gray images of 8, 16 and 32 bits by value,
-    those of 1 bit as 0 and 1.
+    1-bit images as 0 and 1.
 
     Args:
         path: PNG, TIFF, BMP, GIF, WebP or PGM.
-        colors: For a mask painted in colors: the color of each class, no more than 255. The values are then
-            positions in this list, the first of equal ones, and `IGNORED` where the color is none of them and black or
-            white.
+        colors: For an RGB mask: the color of each class, at most 255 colors. The values are then positions in this
+            list (the first of equal colors), and `IGNORED` for black and white if they are not listed.
         max_pixels: Larger masks are refused before they are decoded.
 
     Returns:
-        (H, W): uint8, or uint16 or int32 where the file holds such.
+        (H, W) uint8, or uint16 or int32 if the file has such values.
 
     Raises:
-        DatasetError: The file cannot be read (see `open_mask`), it is in colors and `colors` is not given, holds
-            a color that is none of them, or they are not as above.
+        DatasetError: The file cannot be read (see `open_mask`), it is RGB but `colors` is not given, it has a color
+            that is not listed, or `colors` is not as described.
     """
     listed = None if colors is None else checked_colors(colors)
     image = open_mask(path, max_pixels=max_pixels)
@@ -143,10 +142,10 @@ def read_mask(path: str | os.PathLike[str], *, colors: Colors | None = None, max
 
 
 def checked_colors(colors: Iterable[Iterable[int]]) -> tuple[Color, ...]:
-    """Colors as plain numbers.
+    """Colors as tuples of int.
 
     Raises:
-        DatasetError: They are not up to 255 colors of three whole numbers from 0 to 255.
+        DatasetError: They are not at most 255 colors of three integers from 0 to 255.
     """
     try:
         listed = tuple((operator.index(r), operator.index(g), operator.index(b)) for r, g, b in colors)
@@ -158,19 +157,19 @@ def checked_colors(colors: Iterable[Iterable[int]]) -> tuple[Color, ...]:
 
 
 def packed(colors: ArrayLike) -> NDArray[np.int32]:
-    """Colors (..., 3) as 24 bits each, red highest."""
+    """Colors (..., 3) as (...) integers of 24 bits, red highest."""
     red, green, blue = np.moveaxis(np.asarray(colors, np.int32), -1, 0)
     codes: NDArray[np.int32] = (red << 16) | (green << 8) | blue
     return codes
 
 
 def unpacked(code: int) -> Color:
-    """The color of 24 bits."""
+    """The inverse of `packed` for one color."""
     return code >> 16, code >> 8 & 255, code & 255
 
 
 def _by_color(codes: NDArray[np.int32], colors: Colors, path: str | os.PathLike[str]) -> NDArray[np.uint8]:
-    """Positions of packed colors in the list."""
+    """Positions of packed colors in `colors`, see `read_mask`."""
     wanted = packed([*colors, (0, 0, 0), (255, 255, 255)])
     known, first = np.unique(wanted, return_index=True)
     nearest = np.searchsorted(known, codes).clip(max=len(known) - 1)

@@ -20,7 +20,8 @@ from torch.nn import functional as F  # noqa: N812  the field's name for it
 
 from isanet import protocols
 from isanet.errors import IsanetError
-from isanet.images.preprocess import RGBImage, preprocess
+from isanet.images.preprocess import preprocess
+from isanet.images.reading import RGBImage
 from isanet.protocols import Protocol
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from isanet import protocols
 from isanet._files import atomic_write
 from isanet._text import shortened
 from isanet.errors import IsanetError
-from isanet.images.preprocess import MAX_PIXELS, RGBImage, images_in, read_image
+from isanet.images.reading import MAX_PIXELS, RGBImage, images_in, read_image
 from isanet.inference import predict as inference
 from isanet.inference.fast.optimize import PRECISIONS, FastISANet, has_bfloat16, optimize, why_not_optimizable
 from isanet.inference.predict import Prediction
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from isanet.model import ISANet
 
 Source = str | os.PathLike[str] | Image.Image | NDArray[Any]
-"""What `isanet.images.preprocess.read_image` reads."""
+"""What `isanet.images.reading.read_image` reads."""
 
 MOST_CALIBRATION = 8
 """Images that int8 is calibrated on."""
@@ -356,7 +356,7 @@ class Segmenter:
         """Segment one image, or several.
 
         Args:
-            image: A path, a PIL image, or a uint8 RGB array (H, W, 3) (see `isanet.images.preprocess.read_image`); a list or
+            image: A path, a PIL image, or a uint8 RGB array (H, W, 3) (see `isanet.images.reading.read_image`); a list or
                 tuple of these; or a folder, whose images are taken by name (not those of folders in it).
             confidence: Keep `confidence` too.
 

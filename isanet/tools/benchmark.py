@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from isanet.images.preprocess import RGBImage
+from isanet.images.reading import RGBImage
 from isanet.inference.predict import prepare
 from isanet.inference.segmenter import Segmentation, Segmenter
 

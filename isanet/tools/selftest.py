@@ -24,7 +24,7 @@ from torch import Tensor
 import isanet
 from isanet._files import atomic_write
 from isanet.errors import CacheError, CheckpointFormatError, IntegrityError, IsanetError
-from isanet.images.preprocess import RGBImage
+from isanet.images.reading import RGBImage
 from isanet.inference import predict as inference
 from isanet.inference.segmenter import Segmenter
 from isanet.model import ISANet

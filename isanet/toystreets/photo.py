@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from isanet.images.preprocess import RGBImage
+from isanet.images.reading import RGBImage
 from isanet.toystreets.draw import ROAD, Scene
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from isanet._text import clean, shortened
-from isanet.images.preprocess import RGBImage
+from isanet.images.reading import RGBImage
 from isanet.labels import IGNORED
 from isanet.viz.legend import with_legend
 

@@ -22,7 +22,7 @@ from torchvision.transforms import v2
 
 from isanet.datasets import ADE20K, VOC2012, Cityscapes, Folder, SegmentationDataset, ToyStreets, open_dataset
 from isanet.errors import DatasetError, ImageError
-from isanet.images.preprocess import read_image
+from isanet.images.reading import read_image
 from isanet.labels import IGNORED, LABEL_SPACES, OFFICIAL_SPACES, custom_space
 from isanet.weights.manifest import manifest_path
 from tests.helpers import replicas

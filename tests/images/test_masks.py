@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from isanet.errors import DatasetError
-from isanet.images.masks import JpegMaskError, open_mask, read_mask
+from isanet.images.masks import open_mask, read_mask
 from isanet.labels import IGNORED
 
 
@@ -128,7 +128,7 @@ def test_jpeg_is_refused_in_both_its_formats(tmp_path: Path, kind: str) -> None:
     )
     with Image.open(tmp_path / "a.png") as image:
         assert image.format == kind
-    with pytest.raises(JpegMaskError, match="is a JPEG"):
+    with pytest.raises(DatasetError, match="is a JPEG"):
         open_mask(tmp_path / "a.png")
 
 

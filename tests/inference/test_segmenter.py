@@ -19,7 +19,8 @@ from torch.nn import functional as F  # noqa: N812  the field's name for it
 import isanet
 from isanet import protocols
 from isanet.errors import ImageError, IsanetError
-from isanet.images.preprocess import MAX_PIXELS, preprocess
+from isanet.images.preprocess import preprocess
+from isanet.images.reading import MAX_PIXELS
 from isanet.inference import predict as inference
 from isanet.inference import segmenter as module
 from isanet.inference.segmenter import Segmentation, Segmenter

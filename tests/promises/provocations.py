@@ -635,7 +635,7 @@ def equal_to(make: Callable[[World], tuple[Any, Any]]) -> Provocation:
 
         def call() -> None:
             np.testing.assert_array_equal(segmenter(source).labels, segmenter(np.ascontiguousarray(expected)).labels)
-            np.testing.assert_array_equal(isanet.images.preprocess.read_image(source), expected)
+            np.testing.assert_array_equal(isanet.images.reading.read_image(source), expected)
 
         return call
 

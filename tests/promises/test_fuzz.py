@@ -34,7 +34,7 @@ from torch import Tensor
 
 import isanet
 from isanet.errors import CheckpointError, DatasetError, ImageError, ManifestError
-from isanet.images import masks, preprocess
+from isanet.images import masks, preprocess, reading
 from isanet.weights import cache, checkpoint, hub, manifest
 from isanet.weights.torchfile import MAX_SHARING, File
 from isanet.zoo import pretrained as zoo
@@ -443,7 +443,7 @@ def test_a_damaged_image(path: Path, kind: str, data: st.DataObject) -> None:
         content = repaired(content)
     path.write_bytes(content)
     with bounded(len(content), ImageError, extra=24 * MAX_PIXELS):
-        pixels = preprocess.read_image(path, max_pixels=MAX_PIXELS)
+        pixels = reading.read_image(path, max_pixels=MAX_PIXELS)
         assert pixels.dtype == np.uint8
         assert pixels.ndim == 3
         assert pixels.shape[2] == 3

@@ -117,9 +117,9 @@ def test_the_table_is_the_manifests(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_figures_in_the_text_are_the_codes() -> None:
-    from isanet.images import preprocess
+    from isanet.images import reading
 
-    assert f"{preprocess.MAX_PIXELS:,} pixels" in README
+    assert f"{reading.MAX_PIXELS:,} pixels" in README
     assert torch.__version__ >= "2.10"
 
 

@@ -1,0 +1,266 @@
+"""Read images: files, PIL images and arrays become 8-bit RGB arrays.
+
+Which images are read, and how each kind becomes 8-bit RGB, is written at `read_image`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from isanet.errors import ImageError
+
+RGBImage = NDArray[np.uint8]
+"""(H, W, 3), red, green, blue, 0..255."""
+
+MAX_PIXELS = 178_956_970
+"""Default limit of an image's pixels: where Pillow itself refuses, at twice its MAX_IMAGE_PIXELS (512 MiB as RGB).
+
+A file of a few kB can declare an image of any size; this limit keeps it from being decoded.
+"""
+
+# Only common raster formats. Others are never tried: Pillow's EPS reader, for one, starts an interpreter. MPO, the
+# stereo JPEG of cameras and phones, is detected by the JPEG reader.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm"}
+)
+"""Lower-case suffixes by which images are found in a folder. Reading goes by content, not by suffix."""
+
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def read_image(
+    source: str | os.PathLike[str] | Image.Image | NDArray[Any], *, max_pixels: int = MAX_PIXELS
+) -> RGBImage:
+    """Read an image as 8-bit RGB, upright.
+
+    * The EXIF orientation is applied (files and PIL images that carry one; a damaged EXIF block counts as none).
+    * Files: JPEG (MPO too), PNG, BMP, GIF, TIFF, WebP, PPM; the first frame or page of several.
+    * Gray (L, 1-bit) is replicated; a palette (P) is looked up; alpha is dropped, not blended, as upstream's
+      reader does.
+    * 16 bits per channel: the high byte is kept (value // 256), as Pillow and OpenCV do for 16-bit RGB. Mode I
+      (32-bit integers) is taken as 16-bit if all values are 0..65535, and refused otherwise.
+    * CMYK, YCbCr, HSV and LAB: Pillow's conversion. Floating point (F) is refused: its range is unknown.
+    * Arrays: uint8 (H, W, 3), red first, nothing else. No check can tell red-green-blue from OpenCV's
+      blue-green-red: for the latter pass `array[..., ::-1]`.
+
+    Args:
+        source: A path, a PIL image (not modified), or a uint8 array (H, W, 3).
+        max_pixels: Images of more pixels (height x width) are refused before they are decoded.
+
+    Returns:
+        (H, W, 3) uint8, C-contiguous, H and W >= 1; always a copy, never a view of `source`.
+
+    Raises:
+        ImageError: The source is not one of the above; the message says what was found and what to do.
+    """
+    if isinstance(source, np.ndarray):
+        return check_array(source, max_pixels).copy(order="C")
+    if isinstance(source, Image.Image):
+        return _pixels(source, "the PIL image", max_pixels)
+    if not isinstance(source, str | os.PathLike):
+        hint = ""
+        if hasattr(source, "permute"):  # a tensor; torch itself is not imported here
+            hint = (
+                f" ({tuple(source.shape)}, {source.dtype}): if it is (3, H, W) with values 0..255, pass "
+                "tensor.permute(1, 2, 0).byte().cpu().numpy()"
+            )
+        raise ImageError(
+            f"expected a path, a PIL image or a uint8 array (H, W, 3), got {type(source).__module__}."
+            f"{type(source).__qualname__}{hint}"
+        )
+    path = Path(source)
+    try:
+        if path.is_dir():
+            raise ImageError(f"{path} is a folder, not an image; pass a file in it")
+        if path.exists() and not path.is_file():
+            raise ImageError(f"{path} is not a regular file; save the image to one first")
+        with path.open("rb") as stream:
+            return _pixels(open_header(stream, path), str(path), max_pixels)
+    except FileNotFoundError as error:
+        raise ImageError(f"{path} does not exist; check the path (working folder: {Path.cwd()})") from error
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(f"{path} cannot be opened: {error}; check the path and its permissions") from error
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The images directly in a folder, found by suffix and sorted; hidden files are skipped.
+
+    Raises:
+        ImageError: There are none, or the folder cannot be read.
+    """
+    try:
+        paths = sorted(
+            path
+            for path in folder.iterdir()
+            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+        )
+    except OSError as error:
+        raise ImageError(f"{folder} cannot be read: {error}; check the path and its permissions") from error
+    if not paths:
+        raise ImageError(f"no images in the folder {folder}: none of its files ends in {', '.join(sorted(SUFFIXES))}")
+    return paths
+
+
+def check_array(array: NDArray[Any], max_pixels: int | None) -> RGBImage:
+    """Return the array itself if it is a uint8 RGB image (H, W, 3) of at most `max_pixels` pixels (None: any number).
+
+    Raises:
+        ImageError: It is not; the message gives the expression that converts it.
+    """
+    fix = ""
+    if array.ndim == 2:
+        fix = "for a gray image pass np.stack([array] * 3, axis=-1)"
+    elif array.ndim == 4:
+        fix = "for a batch pass list(array)"
+    elif array.ndim == 3 and array.shape[2] != 3:
+        if array.shape[0] == 3:
+            fix = "for (3, H, W) pass array.transpose(1, 2, 0)"
+        elif array.shape[2] == 4:
+            fix = "to drop alpha pass array[..., :3]"
+        elif array.shape[2] == 1:
+            fix = "for a gray image pass np.repeat(array, 3, axis=2)"
+    if array.dtype != np.uint8:
+        scale = "(array * 255).round()" if array.dtype.kind == "f" else "array"
+        fix += ("; " if fix else "") + f"for uint8 pass {scale}.astype(np.uint8), after making sure of its range"
+    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
+        raise ImageError(
+            f"expected a uint8 RGB array of shape (H, W, 3), got {array.dtype} of shape {array.shape}"
+            + (f"; {fix}" if fix else "")
+        )
+    if array.size == 0:
+        raise ImageError(f"the array is empty: its shape is {array.shape}; an image has at least one pixel")
+    if max_pixels is not None:
+        check_size(array.shape[1], array.shape[0], "the array", max_pixels)
+    return array
+
+
+def check_size(width: int, height: int, name: str, max_pixels: int) -> None:
+    """Refuse images without pixels or with too many.
+
+    Raises:
+        ImageError: The size is not allowed; the message starts with `name`.
+    """
+    if width * height > max_pixels:
+        raise ImageError(
+            f"{name} is {width}x{height}, {width * height:,} pixels, more than the limit of {max_pixels:,}; nothing "
+            "was decoded: make it smaller, or raise max_pixels if you trust it"
+        )
+    if width < 1 or height < 1:
+        raise ImageError(f"{name} is empty: {width}x{height} pixels")
+
+
+def open_header(stream: BinaryIO, path: Path) -> Image.Image:
+    """Like `Image.open(stream, formats=FORMATS)`: reads the header, decodes nothing.
+
+    `Image.open` itself warns of, or refuses, large images by a limit of its own before the size is known, and
+    silencing a warning is not thread-safe.
+
+    Raises:
+        ImageError: It is not an image of a known format, or its header is damaged.
+    """
+    start = stream.read(16)
+    if not start:
+        raise ImageError(f"{path} is empty (0 bytes); fetch or export it again")
+    Image.init()
+    for name in FORMATS:
+        factory, accept = Image.OPEN.get(name, (None, None))
+        if factory is None or (accept is not None and accept(start) is not True):
+            continue
+        stream.seek(0)
+        try:
+            return factory(stream, str(path))
+        except Exception as error:  # readers raise nearly anything on damaged headers
+            raise ImageError(
+                f"{path} starts like {name}, but its header cannot be read ({_describe(error)}); the file is cut "
+                "short, damaged, or something else: fetch or export it again"
+            ) from error
+    raise ImageError(
+        f"{path} is not an image in a known format: it looks like {_looks_like(start)}; "
+        f"convert it to one of {', '.join(FORMATS)}"
+    )
+
+
+def _looks_like(start: bytes) -> str:
+    """What a file of an unknown format seems to be, by its first 16 bytes."""
+    if start.startswith((b"%!PS", b"\xc5\xd0\xd3\xc6")):
+        return "PostScript (EPS)"
+    if start.startswith(b"%PDF"):
+        return "PDF"
+    if start[4:8] == b"ftyp":
+        return (
+            "HEIC or AVIF" if start[8:12] in (b"heic", b"heix", b"mif1", b"msf1", b"avif", b"avis") else "a video (MP4)"
+        )
+    if start.startswith(b"version https://"):
+        return "a Git LFS pointer: the content was not fetched (git lfs pull)"
+    if start.lstrip().startswith(b"<"):
+        return "HTML, SVG or XML"
+    if all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in start):
+        return f"text ({start.decode('ascii')!r})"
+    return f"unknown data ({start[:8].hex(' ')})"
+
+
+def _pixels(image: Image.Image, name: str, max_pixels: int) -> RGBImage:
+    """Decode, convert to RGB by the rule of the mode, apply the EXIF orientation."""
+    check_size(*image.size, name, max_pixels)
+    try:
+        image.load()
+        rgb = _to_rgb(image)
+    except Exception as error:  # decoders raise nearly anything on damaged data
+        if isinstance(error, ImageError):
+            raise ImageError(f"{name} {error}") from None
+        raise ImageError(
+            f"{name} cannot be decoded ({_describe(error)}); the file is cut short or damaged: fetch or export it again"
+        ) from error
+    try:
+        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # a damaged EXIF block; OpenCV ignores it too
+        orientation = 1
+    if orientation in _UPRIGHT:
+        rgb = rgb.transpose(_UPRIGHT[orientation])
+    return np.array(rgb, dtype=np.uint8, order="C")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert by mode, see `read_image`; the messages of its errors lack the image's name."""
+    mode = image.mode
+    if mode == "F":
+        raise ImageError(
+            "holds floating-point values (mode F), whose range is unknown; scale it to 0..255 and save it as 8-bit"
+        )
+    if mode == "I" or mode.startswith("I;16"):
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise ImageError(
+                f"holds 32-bit integers {values.min()}..{values.max()}, outside 0..65535; scale it "
+                "to 0..255 and save it as 8-bit"
+            )
+        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+    if mode == "La":  # premultiplied alpha has no direct conversion
+        image = image.convert("LA")
+    elif mode in ("RGBa", "P", "PA"):  # converted directly, a palette with transparency would warn
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def _describe(error: Exception) -> str:
+    """The type and the message of another library's error."""
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

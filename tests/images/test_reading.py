@@ -1,0 +1,329 @@
+"""Every kind of image becomes 8-bit RGB by a documented rule, or is refused with the reason."""
+
+from __future__ import annotations
+
+import io
+import os
+import resource
+import struct
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from isanet.errors import ImageError
+from isanet.images.preprocess import preprocess, target_size
+from isanet.images.reading import read_image
+from tests.images.test_preprocess import VOC, noise
+
+# --- arrays -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("array", "fix"),
+    [
+        (noise(4, 5)[..., 0], r"np\.stack"),
+        (noise(4, 5).transpose(2, 0, 1), r"transpose\(1, 2, 0\)"),
+        (noise(4, 5, 4), r"\.\.\., :3"),
+        (noise(4, 5, 1), r"np\.repeat"),
+        (noise(4, 5)[None], r"list\(array\)"),
+        (noise(4, 5) / np.float32(255), r"\* 255.*astype\(np\.uint8\)"),
+        (noise(4, 5).astype(np.int64), r"astype\(np\.uint8\)"),
+        (noise(4, 5).astype(bool), r"astype\(np\.uint8\)"),
+        (np.zeros((0, 5, 3), np.uint8), "empty"),
+        (np.zeros(3, np.uint8), r"shape \(3,\)"),
+    ],
+)
+def test_wrong_arrays_are_refused_with_the_fix(array: np.ndarray, fix: str) -> None:
+    with pytest.raises(ImageError, match=fix):
+        read_image(array)
+    with pytest.raises(ImageError, match=fix):
+        preprocess(array, **VOC)
+
+
+def test_tensors_and_other_objects_are_refused_with_the_fix() -> None:
+    with pytest.raises(ImageError, match=r"permute\(1, 2, 0\)"):
+        read_image(torch.zeros(3, 4, 5))  # type: ignore[arg-type]
+    for wrong in (None, b"image", 7, [noise(2, 2)]):
+        with pytest.raises(ImageError, match=type(wrong).__qualname__):
+            read_image(wrong)  # type: ignore[arg-type]
+
+
+def test_array_is_copied_in_c_order() -> None:
+    array = noise(6, 8)
+    flipped = array[:, ::-1]
+    got = read_image(flipped)
+    np.testing.assert_array_equal(got, flipped)
+    assert got.flags.c_contiguous
+    got = read_image(array)
+    assert not np.shares_memory(got, array)
+
+
+# --- modes and formats ------------------------------------------------------------------------------------------------
+
+
+def mode_cases() -> list[Any]:
+    rgb = noise(6, 8)
+    gray = rgb[..., 0]
+    gray3 = np.stack([gray] * 3, axis=-1)
+    deep = np.arange(48, dtype=np.uint16).reshape(6, 8) * 1365  # 0..64155
+    deep3 = np.stack([(deep // 256).astype(np.uint8)] * 3, axis=-1)
+    palette = Image.fromarray(gray % 4)
+    palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90, 200, 210, 220])
+    palette3 = np.array([[10, 20, 30], [40, 50, 60], [70, 80, 90], [200, 210, 220]], np.uint8)[gray % 4]
+    transparent = palette.copy()
+    transparent.info["transparency"] = bytes([0, 128, 255, 7])
+    one_bit = Image.fromarray(gray).convert("1", dither=Image.Dither.NONE)
+    one_bit3 = np.stack([np.where(gray >= 128, 255, 0).astype(np.uint8)] * 3, axis=-1)
+    alpha = np.dstack([rgb, noise(6, 8, 1, seed=1)])
+    gray_alpha = Image.merge("LA", [Image.fromarray(gray), Image.fromarray(noise(6, 8, 1, seed=1)[..., 0])])
+    return [
+        pytest.param(Image.fromarray(rgb), "png", rgb, id="RGB"),
+        pytest.param(Image.fromarray(rgb), "bmp", rgb, id="BMP"),
+        pytest.param(Image.fromarray(rgb), "tif", rgb, id="TIFF"),
+        pytest.param(Image.fromarray(rgb), "ppm", rgb, id="PPM"),
+        pytest.param(Image.fromarray(gray), "png", gray3, id="L"),
+        pytest.param(gray_alpha, "png", gray3, id="LA"),
+        pytest.param(palette, "png", palette3, id="P"),
+        pytest.param(palette, "gif", palette3, id="GIF"),
+        pytest.param(transparent, "png", palette3, id="P with transparency"),
+        pytest.param(Image.fromarray(alpha), "png", rgb, id="RGBA, transparent pixels too"),
+        pytest.param(one_bit, "png", one_bit3, id="1"),
+        pytest.param(Image.fromarray(deep), "png", deep3, id="I;16"),
+        pytest.param(Image.fromarray(deep), "tif", deep3, id="I;16 TIFF"),
+        pytest.param(Image.fromarray(deep.astype(np.int32)), "tif", deep3, id="I"),
+    ]
+
+
+@pytest.mark.parametrize(("image", "suffix", "expected"), mode_cases())
+def test_modes_convert_by_the_documented_rule(
+    tmp_path: Path, image: Image.Image, suffix: str, expected: np.ndarray
+) -> None:
+    path = tmp_path / f"image.{suffix}"
+    image.save(path)
+    before = (image.mode, image.size, image.tobytes(), dict(image.info))
+    for source in (path, str(path), image):
+        got = read_image(source)
+        np.testing.assert_array_equal(got, expected)
+        assert got.dtype == np.uint8
+        assert got.flags.c_contiguous
+        assert got.flags.writeable
+    assert (image.mode, image.size, image.tobytes(), dict(image.info)) == before  # left as it was
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "HSV", "LAB", "RGBX", "RGBa", "La", "PA"])
+def test_rarer_modes_keep_the_colors(mode: str) -> None:
+    gray = Image.new("L", (3, 2), 100)
+    if mode == "LAB":
+        image = Image.merge("LAB", [gray, Image.new("L", (3, 2), 128), Image.new("L", (3, 2), 128)])
+        expected = 92  # L* = 100 / 255 * 100 = 39.2
+    elif mode in ("La", "PA"):
+        image, expected = gray.convert("LA").convert(mode), 100
+    elif mode == "RGBa":
+        image, expected = gray.convert("RGBA").convert(mode), 100
+    else:
+        image, expected = gray.convert("RGB").convert(mode), 100
+    assert image.mode == mode
+    got = read_image(image).astype(int)
+    assert got.shape == (2, 3, 3)
+    assert np.abs(got - expected).max() <= 2
+
+
+def test_cmyk_jpeg(tmp_path: Path) -> None:
+    path = tmp_path / "print.jpg"
+    Image.new("CMYK", (16, 8), (0, 255, 255, 0)).save(path, quality=100)
+    assert np.abs(read_image(path).astype(int) - [255, 0, 0]).max() <= 3
+
+
+def test_sixteen_bit_rgb_and_gray_agree(tmp_path: Path) -> None:
+    """Both keep the high byte: 0x80ff is 128, which a division by 257 would make 128.5."""
+    (tmp_path / "rgb.ppm").write_bytes(b"P6 1 1 65535\n" + b"\x80\xff" * 3)
+    Image.fromarray(np.full((1, 1), 0x80FF, np.uint16)).save(tmp_path / "gray.png")
+    assert read_image(tmp_path / "gray.png").tolist() == [[[128, 128, 128]]]
+    assert np.abs(read_image(tmp_path / "rgb.ppm").astype(int) - 128).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [(np.zeros((2, 3), np.float32), "floating-point"), (np.array([[70000, 0]], np.int32), "outside 0..65535")],
+)
+def test_modes_without_a_range_are_refused(array: np.ndarray, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "measured.tif"
+    Image.fromarray(array).save(path)
+    with pytest.raises(ImageError, match=message) as caught:
+        read_image(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tif"])
+def test_first_of_several_frames_is_read(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"moving.{suffix}"
+    frames = [Image.new("RGB", (8, 6), color) for color in ("red", "lime", "blue")]
+    options = {"lossless": True} if suffix == "webp" else {}
+    frames[0].save(path, save_all=True, append_images=frames[1:], **options)
+    assert (read_image(path) == [255, 0, 0]).all()
+
+
+# Where EXIF says that row 0 and column 0 of the stored image are seen (EXIF 2.32, 4.6.4 A), undone by hand.
+STORED = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, 1),  # shown turned clockwise, so stored turned the other way
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: np.rot90(a, -1),
+}
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, suffix: str) -> None:
+    upright = np.zeros((32, 48, 3), np.uint8)
+    upright[:16, :16] = [250, 5, 5]  # red top left, blue bottom left: no two orientations look alike
+    upright[16:, :16] = [5, 5, 250]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"turned.{suffix}"
+    options = {"quality": 100} if suffix in ("jpg", "webp") else {}
+    Image.fromarray(np.ascontiguousarray(STORED[orientation](upright))).save(path, exif=exif, **options)
+    got = read_image(path)
+    assert got.shape == upright.shape
+    assert np.abs(got.astype(int) - upright).mean() < 8
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(read_image(image), got)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow may say so, and reads on
+@pytest.mark.parametrize("block", [b"garbage!", b"II*\0\xff\xff\xff\xff", b"", b"MM\0*\0\0\0\x08\0\x05\x01\x12"])
+def test_damaged_exif_counts_as_none(tmp_path: Path, block: bytes) -> None:
+    path = tmp_path / "image.jpg"
+    Image.new("RGB", (9, 8), "red").save(path, exif=b"Exif\0\0" + block)
+    assert read_image(path).shape == (8, 9, 3)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1)])
+def test_extreme_sizes(tmp_path: Path, size: tuple[int, int]) -> None:
+    image = noise(*size)
+    Image.fromarray(image).save(tmp_path / "thin.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "thin.png"), image)
+    assert preprocess(image, **VOC).shape[1:] == target_size(*size, short_edge=512, long_edge=2048)
+
+
+# --- not an image ----------------------------------------------------------------------------------------------------
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def huge_png(width: int = 60_000, height: int = 60_000) -> bytes:
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"", r"0 bytes"),
+        (b"hello, I am no image at all", "text"),
+        (b"<!DOCTYPE html><html></html>", "HTML"),
+        (b"%PDF-1.7 ............", "PDF"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "EPS"),
+        (bytes(range(128, 200)), "unknown data"),
+        (b"\x89PNG\r\n\x1a\n", "PNG, but its header"),
+        (b"BM", "BMP, but its header"),
+        (b"\xff\xd8\xff", "JPEG, but its header"),
+    ],
+)
+def test_other_files_are_refused_by_what_they_are(tmp_path: Path, content: bytes, found: str) -> None:
+    path = tmp_path / "image.jpg"
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match=found) as caught:
+        read_image(path)
+    assert str(path) in str(caught.value)
+
+
+def test_real_eps_never_reaches_its_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import EpsImagePlugin
+
+    path = tmp_path / "drawing.eps"
+    Image.new("RGB", (8, 8)).save(path)
+
+    def forbidden(*_: Any, **__: Any) -> None:
+        pytest.fail("Ghostscript would have been started")
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", forbidden)
+    with pytest.raises(ImageError, match="EPS"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "gif", "tif", "webp", "ppm"])
+@pytest.mark.parametrize("kept", [0.5, 0.9])
+@pytest.mark.parametrize("strict", [True, False])
+def test_truncated_files_are_refused(tmp_path: Path, suffix: str, kept: float, strict: bool) -> None:
+    path = tmp_path / f"cut.{suffix}"
+    options = {"compression": "tiff_lzw"} if suffix == "tif" else {}
+    Image.fromarray(noise(64, 64)).save(path, **options)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error" if strict else "ignore")  # the outcome does not hang on the caller's filters
+        with pytest.raises(ImageError) as caught:
+            read_image(path)
+    assert str(path) in str(caught.value)
+    assert "again" in str(caught.value)  # the next step
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"nothing\.png does not exist"):
+        read_image(tmp_path / "nothing.png")
+    with pytest.raises(ImageError, match="is a folder"):
+        read_image(tmp_path)
+    with pytest.raises(ImageError, match="cannot be opened"):
+        read_image("a\0b.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ImageError, match="not a regular file"):  # and does not wait for a writer
+        read_image(tmp_path / "pipe.png")
+
+
+def test_huge_declared_size_is_refused_before_decoding(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.png"
+    path.write_bytes(huge_png())
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ImageError, match=r"60000x60000.*3,600,000,000 pixels.*178,956,970"):
+        read_image(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024  # kB
+
+
+def test_pillows_own_limit_does_not_leak(tmp_path: Path) -> None:
+    """Between its limit and twice that Pillow warns: our limit alone decides, and no warning is seen."""
+    path = tmp_path / "large.png"
+    path.write_bytes(huge_png(10_000, 10_000))
+    with pytest.raises(ImageError, match="limit of 5,000"):
+        read_image(path, max_pixels=5_000)
+    with pytest.raises(ImageError, match="cut short or damaged"):  # within the limit: decoding starts
+        read_image(path)
+
+
+def test_max_pixels_holds_for_every_source(tmp_path: Path) -> None:
+    image = noise(10, 10)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    for source in (image, Image.fromarray(image), tmp_path / "a.png"):
+        assert read_image(source, max_pixels=100).shape == (10, 10, 3)
+        with pytest.raises(ImageError, match="10x10, 100 pixels, more than the limit of 99"):
+            read_image(source, max_pixels=99)
+
+
+def test_reads_from_memory_backed_pil_images() -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(noise(5, 7)).save(buffer, "PNG")
+    with Image.open(buffer) as image:
+        np.testing.assert_array_equal(read_image(image), noise(5, 7))
