@@ -37,7 +37,7 @@ from isanet.errors import DatasetError, ImageError
 from isanet.images.masks import COLOR_MODES, VALUE_MODES, Color, open_mask, packed, unpacked
 from isanet.images.reading import SUFFIXES, open_header
 from isanet.labels import LabelSpace
-from isanet.viz.charts import Bar, png, share_chart
+from isanet.viz.charts import Bar, share_chart, to_png
 
 __all__ = ["MAX_COLORS", "MAX_VALUES", "Color", "Finding", "MaskCheck", "MaskGroup", "ValueCount", "check_masks"]
 
@@ -212,7 +212,7 @@ class MaskCheck:
             share = count.pixels / total
             plain = (count.color or "#4878a8", "", "black")
             bars.append(Bar(label, share, percent(share), *_HATCHED.get(role, plain)))
-        return Image.open(io.BytesIO(png(share_chart(bars, *lines), dpi=100))).convert("RGB")
+        return Image.open(io.BytesIO(to_png(share_chart(bars, *lines), dpi=100))).convert("RGB")
 
 
 _HATCHED = {"ignored": ("white", "////", "#808080"), "stray": ("#ffd0d0", "xxxx", "#c00000")}

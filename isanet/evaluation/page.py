@@ -180,7 +180,7 @@ def _confused_with(report: Report) -> list[str]:
     totals = wrong.sum(axis=1)
     np.fill_diagonal(wrong, 0)
     return [
-        f"{shortened(clean(report.classes[other]))} {percent(row[other] / total, 1)}" if row[other] else ""
+        f"{shortened(report.classes[other])} {percent(row[other] / total, 1)}" if row[other] else ""
         for row, other, total in zip(wrong, wrong.argmax(axis=1), totals, strict=True)
     ]
 

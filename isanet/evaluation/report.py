@@ -170,7 +170,7 @@ class Report:
         columns = self._columns()
         rows = [[heading for heading, _ in columns]]
         rows += [[in_percent(values[name]) for _, values in columns] for name in self.classes]
-        names = ["class", *(shortened(clean(name)) for name in self.classes)]
+        names = ["class", *(shortened(name) for name in self.classes)]
         name_width = max(map(_terminal_width, names))
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         table = [
@@ -262,9 +262,9 @@ class Report:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         confusion = charts.confusion_chart(self.confusion.numpy(), self.classes, title(self))
-        write(folder / "confusion.png", charts.png(confusion))
+        write(folder / "confusion.png", charts.to_png(confusion))
         classes = charts.iou_chart(list(self.iou.values()), self.classes, self.palette, "IoU by class", title(self))
-        write(folder / "classes.png", charts.png(classes))
+        write(folder / "classes.png", charts.to_png(classes))
         save_page(self, folder, worst_images)
         write(folder / "report.json", _json_text(self.to_json()))  # last: where it is, everything is
 

@@ -15,7 +15,7 @@ from isanet.datasets import ToyStreets
 from isanet.errors import CacheError
 from isanet.evaluation.metrics import ConfusionMatrix
 from isanet.inference.segmenter import Segmentation, Segmenter
-from isanet.viz.sheet import Row, sheet
+from isanet.viz.sheet import Preview, draw_sheet
 
 MODEL = "isanet_nano_toystreets"
 """The model that the package carries."""
@@ -55,7 +55,7 @@ def demo(seed: int, *, size: tuple[int, int] = (256, 512), device: str = "auto")
         name: f"IoU {iou:.0%}" if iou == iou else ""  # NaN: a class that is in neither
         for name, iou in zip(result.classes, matrix.iou().tolist(), strict=True)
     }
-    overview = sheet([Row(f"seed {seed}", image, result.labels, truth)], result.classes, result.palette, texts)
+    overview = draw_sheet([Preview(f"seed {seed}", image, result.labels, truth)], result.classes, result.palette, texts)
     return Demo(result, matrix, overview)
 
 

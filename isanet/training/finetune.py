@@ -54,8 +54,8 @@ from isanet.training.recipe import (
     segmentation_loss,
 )
 from isanet.training.sync_norm import synchronized
-from isanet.viz.charts import png, training_chart
-from isanet.viz.sheet import Row, sheet
+from isanet.viz.charts import to_png, training_chart
+from isanet.viz.sheet import Preview, draw_sheet
 from isanet.weights import hub
 
 SAVE_EVERY = 60.0
@@ -495,7 +495,7 @@ class _Training:
         self._write(STATE, stream.getbuffer())
         self._write("history.csv", _table_of(self.history))
         if self.history:
-            self._write("curves.png", png(training_chart(self.history, self.folder.resolve().name)))
+            self._write("curves.png", to_png(training_chart(self.history, self.folder.resolve().name)))
         self.saved, self.saved_step = time.monotonic(), self.step
         self.pause = max(SAVE_EVERY, min(30 * (self.saved - started), 10 * SAVE_EVERY))
 
@@ -747,8 +747,8 @@ def _overlays(model: ISANet, val: SegmentationDataset, device: torch.device) -> 
     for index in (i * len(val) // number for i in range(number)):
         image, mask = val.read(index)
         assert mask is not None
-        rows.append(Row(val.keys[index], image, segmenter(image).labels, mask))
-    return sheet(rows, model.classes, model.palette)
+        rows.append(Preview(val.keys[index], image, segmenter(image).labels, mask))
+    return draw_sheet(rows, model.classes, model.palette)
 
 
 @contextmanager

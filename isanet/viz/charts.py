@@ -1,7 +1,7 @@
-"""Images of figures, drawn with matplotlib: a confusion matrix, bars of IoU by class, bars of the values in masks.
+"""Charts, drawn with matplotlib: a confusion matrix, bars of IoU per class or of shares, training curves.
 
-Each chart takes arrays and names and gives a figure; `png` makes the file of it. Nothing of pyplot is used, and what a
-user's matplotlibrc says about text does not matter.
+Each takes arrays and names and returns a figure; `to_png` renders it. pyplot is not used, and text does not depend on
+the user's matplotlibrc.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _INK, _PAPER = "#222222", "#ffffff"
 
-# Tried in turn for what the first has no glyphs for, where they are installed
+# Fallbacks, in this order and if installed, for characters that the first has no glyph for
 _FONTS = (
     "DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Zen Hei",
     "WenQuanYi Micro Hei", "Microsoft YaHei", "PingFang SC", "Hiragino Sans", "Yu Gothic", "Malgun Gothic",
@@ -36,12 +36,12 @@ class Bar(NamedTuple):
     """One bar of a chart.
 
     Attributes:
-        label: Before it.
-        value: Its length.
-        text: Behind it.
-        color: (red, green, blue) of 0..255, or a name.
-        hatch: Pattern of matplotlib.
-        ink: Of label, edge and pattern.
+        label: Shown left of the bar.
+        value: Length of the bar.
+        text: Shown right of the bar.
+        color: (red, green, blue) of 0..255, or a color name of matplotlib.
+        hatch: Hatch pattern of matplotlib.
+        ink: Color of label, edge and hatch.
     """
 
     label: str
@@ -64,28 +64,28 @@ def _fonts() -> list[str]:
 
 
 def _style(size: float, color: str = _INK) -> dict[str, Any]:
-    """Arguments of every text in a figure; with them a "$" is a dollar."""
+    """Arguments of every text in a figure; "$" is a dollar sign, not the start of a formula."""
     return {"fontsize": size, "fontfamily": _fonts(), "color": color, "parse_math": False, "usetex": False}
 
 
 def _heading(lines: Sequence[str]) -> str:
-    """Lines of at most 60 characters; of paths, which are long, the end tells more."""
+    """Lines of at most 60 characters; of long ones the end is kept, which says more of a path."""
     return "\n".join(line if len(line) <= 60 else f"…{line[-59:]}" for line in map(clean, lines))
 
 
-def _labels(names: Sequence[str]) -> list[str]:
-    """Names with their indices, which remain where no font has the script."""
-    return [f"{shortened(clean(name))}  {index}" for index, name in enumerate(names)]
+def _numbered(names: Sequence[str]) -> list[str]:
+    """Names with their indices, which stay readable where no font has the script."""
+    return [f"{shortened(name)}  {index}" for index, name in enumerate(names)]
 
 
-def png(figure: Figure, dpi: int = 150) -> bytes:
-    """The figure, with all that reaches beyond its edges, as a PNG file."""
+def to_png(figure: Figure, dpi: int = 150) -> bytes:
+    """Render a figure, including what reaches beyond its edges, as a PNG file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)
     stream = io.BytesIO()
     with warnings.catch_warnings():
-        # A script that no installed font has: its characters are boxes then
+        # Characters that no installed font has become boxes
         warnings.filterwarnings("ignore", message=r"(?s).*[Gg]lyph .*missing", category=UserWarning)
         figure.savefig(stream, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.2, facecolor=_PAPER)
     return stream.getvalue()
@@ -95,12 +95,12 @@ def png(figure: Figure, dpi: int = 150) -> bytes:
 
 
 def confusion_chart(confusion: NDArray[Any], names: Sequence[str], *title: str) -> Figure:
-    """A confusion matrix, each row (of the truth) divided by its sum; rows that the truth has not are hatched.
+    """Draw a confusion matrix, rows normalized; rows of classes absent from the ground truth are hatched.
 
     Args:
-        confusion: (K, K) numbers of pixels, rows truth, columns prediction.
-        names: Of the K classes.
-        title: Lines.
+        confusion: (K, K) numbers of pixels, rows ground truth, columns prediction.
+        names: Names of the K classes.
+        title: Lines of the title.
     """
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
@@ -113,10 +113,10 @@ def confusion_chart(confusion: NDArray[Any], names: Sequence[str], *title: str) 
     sums = confusion.sum(axis=1, keepdims=True)
     shares = np.divide(confusion, sums, out=np.zeros((count, count)), where=sums > 0)
 
-    # The axes fill the figure; what is beside them is added when it is saved
+    # The axes fill the figure; labels and color bar lie outside, and saving extends the image to them
     figure = Figure(figsize=(side, side), facecolor=_PAPER)
     axes = figure.add_axes((0, 0, 1, 1), facecolor=_PAPER)
-    # The square root: confusions of a few percent are what one looks for
+    # Square root, so that confusions of a few percent are visible
     norm = PowerNorm(0.5, 0, 1)
     edges = np.arange(count + 1) - 0.5
     cells = axes.pcolormesh(edges, edges, shares, cmap="magma_r", norm=norm)  # several times faster than imshow
@@ -132,14 +132,14 @@ def confusion_chart(confusion: NDArray[Any], names: Sequence[str], *title: str) 
 
     step = math.ceil(count / 200)
     style = _style(min(9, max(40 * cell, 7)))
-    axes.set_xticks(range(0, count, step), _labels(names)[::step], rotation=90, **style)
-    axes.set_yticks(range(0, count, step), _labels(names)[::step], **style)
+    axes.set_xticks(range(0, count, step), _numbered(names)[::step], rotation=90, **style)
+    axes.set_yticks(range(0, count, step), _numbered(names)[::step], **style)
     axes.tick_params(length=2, color=_INK, top=count > 40, labeltop=count > 40)
     for spine in axes.spines.values():
         spine.set_color(_INK)
     large = _style(12 if count <= 40 else 22)
     axes.set_xlabel("prediction", labelpad=10, **large)
-    axes.set_ylabel("truth", labelpad=10, **large)
+    axes.set_ylabel("ground truth", labelpad=10, **large)
     axes.set_title(_heading(title), pad=12, **large)
 
     height = min(1.0, 6 / side)
@@ -147,15 +147,15 @@ def confusion_chart(confusion: NDArray[Any], names: Sequence[str], *title: str) 
     steps = (0, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1)
     bar.set_ticks(list(steps))
     bar.ax.set_yticklabels([f"{100 * step:.0f} %" for step in steps], **_style(9))
-    bar.set_label("share of the true class's pixels", **_style(10))
+    bar.set_label("share of the class's ground-truth pixels", **_style(10))
     return figure
 
 
 def iou_chart(
     iou: Sequence[float], names: Sequence[str], palette: Sequence[tuple[int, int, int]], *title: str
 ) -> Figure:
-    """IoU of each class, highest first, and their mean as a line; classes without one (NaN) are named below."""
-    labels = _labels(names)
+    """Draw the IoU of each class (fractions), highest first, and the mean as a line; NaN: named below the chart."""
+    labels = _numbered(names)
     known = sorted((index for index, value in enumerate(iou) if not math.isnan(value)), key=lambda i: -iou[i])
     bars = [Bar(labels[index], iou[index], f"{100 * iou[index]:.1f}", palette[index]) for index in known]
     figure = _bar_chart(bars, title, (0, 1.1), (0, 0.25, 0.5, 0.75, 1))
@@ -169,13 +169,13 @@ def iou_chart(
         )  # fmt: skip
     absent = [labels[index].replace("  ", "\u00a0") for index, value in enumerate(iou) if math.isnan(value)]
     if absent:
-        text = textwrap.fill(f"absent from truth and prediction: {', '.join(absent)}", 80 * len(figure.axes))
+        text = textwrap.fill(f"absent from ground truth and prediction: {', '.join(absent)}", 80 * len(figure.axes))
         figure.text(0, -0.45 / height, text, ha="left", va="top", **_style(8.5))
     return figure
 
 
 def share_chart(bars: Sequence[Bar], *title: str) -> Figure:
-    """Shares as bars in the order given, on a logarithmic scale where they differ more than 1000-fold."""
+    """Draw fractions as bars in the given order, on a logarithmic scale if they differ by more than 1000x."""
     from matplotlib.ticker import MaxNLocator
 
     least, most = min(bar.value for bar in bars), max(bar.value for bar in bars)
@@ -193,12 +193,12 @@ def _bar_chart(
     *,
     logarithmic: bool = False,
 ) -> Figure:
-    """Horizontal bars of fractions, in as many columns as keep them on a screen, all on one scale."""
+    """Horizontal bars of fractions on one scale, in columns of at most 50 where possible."""
     from matplotlib.figure import Figure
 
     columns = min(max(1, math.ceil(len(bars) / 50)), 4)
     rows = max(1, math.ceil(len(bars) / columns))
-    # Inches; no taller than the renderer can draw
+    # Inches; bounded by the tallest image that the renderer can draw
     width, line = 5.0 if columns == 1 else 3.6, min(0.24 if rows <= 30 else 0.2, 400 / rows)
     gap = 0.5 + 0.075 * max((len(bar.label) for bar in bars), default=0)
     height = rows * line + 0.1
@@ -237,11 +237,11 @@ def _bar_chart(
 
 
 def training_chart(history: Sequence[Sequence[float]], *title: str) -> Figure:
-    """Loss and rate over the epochs above, mIoU of the validations below.
+    """Draw training curves: loss and learning rate over epochs, and the validation mIoU below.
 
     Args:
-        history: Rows of step, epoch, loss, lr, images per second and mIoU (a fraction; NaN where there is none).
-        title: Lines.
+        history: Rows of step, epoch, loss, learning rate, images per second and mIoU (a fraction; NaN: not validated).
+        title: Lines of the title.
     """
     from matplotlib.figure import Figure
 
@@ -261,10 +261,10 @@ def training_chart(history: Sequence[Sequence[float]], *title: str) -> Figure:
     top = np.nanquantile(losses, 0.98) * 1.15 if np.isfinite(losses).any() else 1.0
     panels[0].set_ylim(0, top if top > 0 else 1.0)
     panels[0].set_ylabel("loss", **_style(10, "#1f5f99"))
-    beside = panels[0].twinx()
-    beside.plot(epochs, rates, color="#c97b2c", linewidth=1, linestyle="--")
-    beside.set_ylim(bottom=0)
-    beside.set_ylabel("learning rate", **_style(10, "#c97b2c"))
+    right_axis = panels[0].twinx()
+    right_axis.plot(epochs, rates, color="#c97b2c", linewidth=1, linestyle="--")
+    right_axis.set_ylim(bottom=0)
+    right_axis.set_ylabel("learning rate", **_style(10, "#c97b2c"))
 
     if validated.any():
         panels[1].plot(epochs[validated], miou[validated], color="#2c8a4b", linewidth=1.6, marker="o", markersize=3)
@@ -273,10 +273,10 @@ def training_chart(history: Sequence[Sequence[float]], *title: str) -> Figure:
         panels[1].set_title(f"best {miou[best]:.2f} after {epochs[best]:.4g} epochs", loc="right", **_style(9))
         panels[1].set_ylabel("mIoU in %, validation", **_style(10))
     panels[-1].set_xlabel("epochs", **_style(10))
-    for panel in (*panels, beside):
+    for panel in (*panels, right_axis):
         panel.tick_params(labelsize=8)
         for side in ("top", "right"):
-            panel.spines[side].set_visible(panel is beside and side == "right")
+            panel.spines[side].set_visible(panel is right_axis and side == "right")
     for panel in panels:
         panel.grid(color="#e4e4e4", linewidth=0.6)
     return figure

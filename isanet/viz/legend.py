@@ -1,4 +1,4 @@
-"""An image with a legend beside it that can be read, whatever the image is."""
+"""A legend beside or below an image, readable at any size and shape of the image."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 
 def with_legend(image: Image.Image, entries: Sequence[tuple[tuple[int, int, int], str, str]]) -> Image.Image:
-    """The image with a white panel of (color, name, share) entries at its right or below it.
+    """Add a white panel with a legend at the right of an image or below it.
 
-    Text grows with the image, within limits, and shrinks when there are many entries. Of all numbers of columns on
-    both sides, the one that keeps the whole smallest is taken, its longer side counting most.
+    Text grows with the image, within limits, and shrinks if there are many entries. Of all numbers of columns and both
+    positions, the one with the smallest result is taken; its longer side weighs most.
+
+    Args:
+        image: Mode RGB, any size.
+        entries: (color, name, detail) of each class, at least one; texts are drawn as they are.
     """
     width, height = image.size
     crowd = min(1.0, math.sqrt(24 / len(entries)))
@@ -20,11 +24,11 @@ def with_legend(image: Image.Image, entries: Sequence[tuple[tuple[int, int, int]
     font = ImageFont.load_default(text)
     line, gap = round(text * 1.5), round(text * 0.6)
     name_width = math.ceil(max(font.getlength(name) for _, name, _ in entries))
-    share_width = math.ceil(max(font.getlength(share) for _, _, share in entries))
-    entry_width = text + gap + name_width + gap + share_width
+    detail_width = math.ceil(max(font.getlength(detail) for _, _, detail in entries))
+    entry_width = text + gap + name_width + gap + detail_width
 
     def layout(columns: int, below: bool) -> tuple[int, int, int]:
-        """Canvas width and height, and rows of entries."""
+        """Width and height of the canvas in pixels, and number of rows of entries."""
         rows = math.ceil(len(entries) / columns)
         panel_width, panel_height = columns * (entry_width + 2 * gap) + 2 * gap, rows * line + 2 * gap
         if below:
@@ -41,11 +45,11 @@ def with_legend(image: Image.Image, entries: Sequence[tuple[tuple[int, int, int]
     canvas.paste(image, (0, 0))
     draw = ImageDraw.Draw(canvas)
     left, top = (2 * gap, height + gap) if below else (width + 2 * gap, gap)
-    for number, (color, name, share) in enumerate(entries):
+    for number, (color, name, detail) in enumerate(entries):
         x = left + number // rows * (entry_width + 2 * gap)
         y = top + number % rows * line + line // 2
         box = (x, y - text // 2, x + text, y - text // 2 + text)
         draw.rectangle(box, fill=color, outline=(128, 128, 128), width=max(1, text // 16))
         draw.text((x + text + gap, y), name, fill=(32, 32, 32), font=font, anchor="lm")
-        draw.text((x + entry_width, y), share, fill=(32, 32, 32), font=font, anchor="rm")
+        draw.text((x + entry_width, y), detail, fill=(32, 32, 32), font=font, anchor="rm")
     return canvas

@@ -1,4 +1,4 @@
-"""A sheet of images: each beside its truth and what a model says of it, with one legend for all."""
+"""A sheet of images: each beside its ground truth and a prediction, with one legend for all."""
 
 from __future__ import annotations
 
@@ -16,37 +16,38 @@ from isanet.labels import IGNORED
 from isanet.viz.legend import with_legend
 
 TILE = 448
-"""Width of an image on the sheet, in pixels; smaller ones are enlarged by a whole factor."""
-
-Palette = Sequence[tuple[int, int, int]]
+"""Width of an image on the sheet, in pixels; smaller ones are enlarged by an integer factor."""
 
 
-class Row(NamedTuple):
+class Preview(NamedTuple):
     """One image of a sheet.
 
     Attributes:
-        caption: Above it.
+        caption: Shown above the image.
         image: (H, W, 3) uint8 RGB.
         prediction: (H, W) class indices.
-        truth: (H, W) class indices and IGNORED.
+        ground_truth: (H, W) class indices and IGNORED.
     """
 
     caption: str
     image: RGBImage
     prediction: NDArray[Any]
-    truth: NDArray[Any]
+    ground_truth: NDArray[Any]
 
 
-def sheet(
-    rows: Sequence[Row], classes: Sequence[str], palette: Palette, texts: Mapping[str, str] | None = None
+def draw_sheet(
+    previews: Sequence[Preview],
+    classes: Sequence[str],
+    palette: Sequence[tuple[int, int, int]],
+    details: Mapping[str, str] | None = None,
 ) -> Image.Image:
-    """Image, truth and prediction beside each other, a row for each, and a legend of the classes that occur.
+    """Draw image, ground truth and prediction side by side, one preview per row, and a legend of the classes present.
 
     Args:
-        rows: One at least. Where the truth is ignored, no color lies over it, and the image is dark.
+        previews: At least one. Pixels that the ground truth ignores are darkened, without a color.
         classes: Names.
-        palette: Colors of the classes.
-        texts: For each class what stands behind its name in the legend, such as its IoU.
+        palette: Colors of the classes, (red, green, blue) of 0..255.
+        details: Text behind a class's name in the legend, such as its IoU, by class name.
 
     Returns:
         Mode RGB.
@@ -54,43 +55,44 @@ def sheet(
     colors = np.zeros((IGNORED + 1, 3), np.uint8)
     colors[: len(palette)] = palette[: IGNORED + 1]
     font = ImageFont.load_default(15)
-    drawn = [_drawn(row, colors, font) for row in rows]
-    whole = Image.new("RGB", (max(row.width for row in drawn), sum(row.height for row in drawn)), "white")
+    rows = [_draw_row(preview, colors, font) for preview in previews]
+    canvas = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
     top = 0
-    for image in drawn:
-        whole.paste(image, (0, top))
-        top += image.height
-    occurring = sorted(
-        {int(index) for row in rows for part in (row.prediction, row.truth) for index in np.unique(part)}
+    for row in rows:
+        canvas.paste(row, (0, top))
+        top += row.height
+    present = np.unique(
+        np.concatenate([np.unique(labels) for one in previews for labels in (one.prediction, one.ground_truth)])
     )
     entries = [
-        (palette[index], shortened(clean(classes[index])), (texts or {}).get(classes[index], ""))
-        for index in occurring
+        (palette[index], shortened(classes[index]), (details or {}).get(classes[index], ""))
+        for index in present.tolist()
         if index < len(classes)
     ]
-    return with_legend(whole, entries)
+    return with_legend(canvas, entries)
 
 
-def _drawn(row: Row, colors: NDArray[np.uint8], font: Any) -> Image.Image:
-    tiles = [("image", row.image)]
-    for name, labels in (("truth", row.truth), ("prediction", row.prediction)):
-        tiles.append((name, (row.image // 2 + colors[labels] // 2).astype(np.uint8)))
-    height, width = row.image.shape[:2]
+def _draw_row(preview: Preview, colors: NDArray[np.uint8], font: Any) -> Image.Image:
+    tiles = [("image", preview.image)]
+    for name, labels in (("ground truth", preview.ground_truth), ("prediction", preview.prediction)):
+        tiles.append((name, (preview.image // 2 + colors[labels] // 2).astype(np.uint8)))
+    height, width = preview.image.shape[:2]
     factor = TILE / width if width > TILE else max(1, math.floor(TILE / width))
     size = (round(width * factor), max(1, round(height * factor)))
-    gap, head = 6, 26
-    canvas = Image.new("RGB", (3 * size[0] + 2 * gap, size[1] + head + gap), "white")
+    gap, header = 6, 26
+    canvas = Image.new("RGB", (3 * size[0] + 2 * gap, size[1] + header + gap), "white")
     draw = ImageDraw.Draw(canvas)
     for number, (name, pixels) in enumerate(tiles):
         left = number * (size[0] + gap)
         resample = Image.Resampling.BILINEAR if factor < 1 else Image.Resampling.NEAREST
-        canvas.paste(Image.fromarray(pixels).resize(size, resample), (left, head))
-        text = f"{name}: {clean(row.caption)}" if number == 0 else name
-        draw.text((left + 2, head / 2), _fitting(text, size[0], font), fill=(32, 32, 32), font=font, anchor="lm")
+        canvas.paste(Image.fromarray(pixels).resize(size, resample), (left, header))
+        text = f"{name}: {clean(preview.caption)}" if number == 0 else name
+        draw.text((left + 2, header / 2), _truncated(text, size[0], font), fill=(32, 32, 32), font=font, anchor="lm")
     return canvas
 
 
-def _fitting(text: str, width: int, font: Any) -> str:
+def _truncated(text: str, width: int, font: Any) -> str:
+    """As much of a text as fits into `width` pixels."""
     while text and font.getlength(text) > width - 4:
         text = text[:-2] + "…" if len(text) > 2 else ""
     return text

@@ -215,7 +215,7 @@ def main() -> None:
             f"operations {(row.projections + row.attention) / (one.projections + one.attention):.2f}"
         )
     if arguments.image:
-        arguments.image.write_bytes(charts.png(draw(rows), dpi=100))
+        arguments.image.write_bytes(charts.to_png(draw(rows), dpi=100))
 
 
 if __name__ == "__main__":
