@@ -14,15 +14,7 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 from torch.utils.checkpoint import checkpoint
 
-BACKBONES: dict[str, tuple[int, int, int, int]] = {
-    "resnet14": (1, 1, 1, 1),
-    "resnet26": (2, 2, 2, 2),
-    "resnet50": (3, 4, 6, 3),
-    "resnet101": (3, 4, 23, 3),
-}
-"""Bottleneck blocks in each of the four stages; a depth counts three convolutions a block, and two more."""
-
-EXPANSION = 4  # output channels of a bottleneck, in multiples of its inner width
+from isanet.config import EXPANSION
 
 
 class Bottleneck(nn.Module):
@@ -56,7 +48,7 @@ class ResNet(nn.Module):
     """Stride-8 ResNet-V1c, giving the feature maps of its third and fourth stage.
 
     Args:
-        blocks: Bottleneck blocks in each of the four stages, as in `BACKBONES`.
+        blocks: Bottleneck blocks in each of the four stages, as in `isanet.config.BACKBONES`.
         width: Channels of the stem's output and inner width of the first stage (64 in all published models).
     """
 

@@ -11,34 +11,21 @@ A feature map read as x_NCPRQS has two natural groupings. Long range: one positi
 block, so G = R*S and L = P*Q. Short range: every position of one block, so G = P*Q and L = R*S. One
 after the other they connect all positions, at a small part of the cost of dense attention.
 
-Published ISANets differ as networks; every difference is an argument of `ISANet`.
+Published ISANets differ as networks; every difference is an argument, declared in `isanet.config`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from inspect import signature
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  the field's name for it
 
-from isanet.backbone import BACKBONES, EXPANSION, ResNet, checkpointed
-
-PREPROCESSING = {"short_edge", "long_edge", "mean", "std"}
-"""What `isanet.images.preprocess.preprocess` must be told."""
-
-MAX_BLOCK = 128
-"""Largest block, in positions along an axis: 1024 pixels. A map is padded to whole blocks, so it bounds memory too."""
-
-MAX_CLASSES = 2**16
-"""More would not fit a 16-bit label map."""
-
-
-def numbered_classes(count: int) -> list[str]:
-    """Names for classes that have none: "class 0", "class 1", ..."""
-    return [f"class {i}" for i in range(count)]
+from isanet.backbone import ResNet, checkpointed
+from isanet.config import BACKBONES, EXPANSION, ISANetConfig
 
 
 class ConvBNReLU(nn.Module):
@@ -62,17 +49,10 @@ class GroupedAttention(nn.Module):
     to the map as it lies, and only queries, keys and values are regrouped.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        key_channels: int,
-        *,
-        block_size: int,
-        grouping: Literal["long_range", "short_range"],
-        value_bias: bool,
-    ) -> None:
+    def __init__(self, config: ISANetConfig, grouping: Literal["long_range", "short_range"]) -> None:
         super().__init__()
-        self.block_size = block_size
+        channels, key_channels = config.head_channels, config.key_channels
+        self.block_size = config.block_size
         # Where the dimensions of x_NCPRQS go: N, the two that make G, the two that make L, C.
         self.order = (0, 3, 5, 2, 4, 1) if grouping == "long_range" else (0, 2, 4, 3, 5, 1)
         self.query_project = nn.Sequential(
@@ -81,7 +61,7 @@ class GroupedAttention(nn.Module):
         self.key_project = nn.Sequential(
             ConvBNReLU(channels, key_channels, 1), ConvBNReLU(key_channels, key_channels, 1)
         )
-        self.value_project = nn.Conv2d(channels, channels, 1, bias=value_bias)
+        self.value_project = nn.Conv2d(channels, channels, 1, bias=config.value_bias)
         self.output_project = ConvBNReLU(channels, channels, 1)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
@@ -114,11 +94,6 @@ def block_padding(size: int, block_size: int) -> tuple[int, int, int]:
     return padding // 2, padding - padding // 2, blocks
 
 
-def _plain(x_NCHW: Tensor) -> Tensor:
-    """In memory as NCHW; float32 at least."""
-    return (x_NCHW.float() if x_NCHW.dtype in (torch.float16, torch.bfloat16) else x_NCHW).contiguous()
-
-
 def check_images(images: Tensor) -> None:
     """Raise ValueError where it is not a batch of floating-point RGB images."""
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
@@ -135,134 +110,44 @@ class ISANet(nn.Module):
     instance: batch norm is the plain kind, whatever the weights were trained with.
 
     Args:
-        num_classes: K, the number of classes; may be left out where `classes` is given.
-        backbone: A key of `isanet.backbone.BACKBONES`.
-        width: Channels of the stem's output; 64 in all published models, fewer make a small network.
-        head_channels: Channels of the attention and of the fused map.
-        key_channels: Channels of keys and queries.
-        aux_channels: Hidden channels of the auxiliary head: 512 (sssegmentation) or 256 (mmsegmentation).
-        value_bias: Whether the value projection has a bias (mmsegmentation).
-        fusion_kernel: Kernel of the convolution over context and residual: 3 (sssegmentation) or 1.
-        residual_first: Concatenate `[residual, context]` (openseg.pytorch), not `[context, residual]`.
-        align_corners: How logits are resized; True for mmsegmentation's 769x769 models and openseg.pytorch.
-        block_size: Positions of a block along each axis.
-        dropout: Probability of dropping a channel before each classifier, in training.
-        gradient_checkpointing: In training, keep only the borders of blocks for the backward pass: less memory,
-            about a third more time, the same gradients.
-        classes: Names of the classes; "class 0", "class 1", ... if left out.
-        palette: One (red, green, blue) of 0..255 for each class; a gray ramp if left out.
-        label_space: Name of the known label space that the classes are, a key of `isanet.labels.LABEL_SPACES`.
-        preprocessing: Keyword arguments of `isanet.images.preprocess.preprocess`: `short_edge`, `long_edge`, `mean`, `std`.
+        **arguments: Those of `isanet.config.ISANetConfig`, which explains and checks them.
 
     Attributes:
-        config: The constructor's arguments, ready for JSON.
+        config: All arguments, ready for JSON.
+        classes, palette, label_space, preprocessing, align_corners, residual_first, block_size: As in `config`.
         provenance: Where the weights came from, as far as it is known; `isanet.from_pretrained` fills it in.
 
     Raises:
         ValueError: An argument is out of its range, or two contradict each other.
+        TypeError: An unknown argument.
     """
 
-    def __init__(
-        self,
-        *,
-        num_classes: int | None = None,
-        backbone: str = "resnet50",
-        width: int = 64,
-        head_channels: int = 512,
-        key_channels: int = 256,
-        aux_channels: int = 512,
-        value_bias: bool = False,
-        fusion_kernel: int = 3,
-        residual_first: bool = False,
-        align_corners: bool = False,
-        block_size: int = 8,
-        dropout: float = 0.1,
-        gradient_checkpointing: bool = False,
-        classes: Sequence[str] | None = None,
-        palette: Sequence[Sequence[int]] | None = None,
-        label_space: str | None = None,
-        preprocessing: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__()
-        if num_classes is None and classes is None:
-            raise ValueError("ISANet needs num_classes or classes")
-        if isinstance(classes, str):
-            raise ValueError(f"classes must be a list of names, not the single text {classes!r}")
-        if num_classes is not None and (type(num_classes) is not int or not 1 <= num_classes <= MAX_CLASSES):
-            raise ValueError(f"num_classes must be a whole number from 1 to {MAX_CLASSES}, got {num_classes!r}")
-        names = tuple(classes) if classes is not None else tuple(numbered_classes(num_classes or 0))
-        if num_classes is None:
-            num_classes = len(names)
-        if not all(isinstance(name, str) for name in (*names, backbone, label_space or "")):
-            raise ValueError("classes, backbone and label_space must be texts")
-        if not 1 <= len(names) == num_classes or len(set(names)) != num_classes:
-            raise ValueError(f"classes must be {num_classes} different names, got {len(names)}: {', '.join(names)}")
-        if backbone not in BACKBONES:
-            raise ValueError(f"unknown backbone {backbone!r}; known are {', '.join(BACKBONES)}")
-        if palette is None:
-            palette = [(i * 255 // max(num_classes - 1, 1),) * 3 for i in range(num_classes)]
-        colors = tuple((int(red), int(green), int(blue)) for red, green, blue in palette)
-        if len(colors) != num_classes or any(not 0 <= value <= 255 for color in colors for value in color):
-            raise ValueError(f"palette must be {num_classes} colors of three values 0..255, got {len(colors)}")
-        sizes = (width, head_channels, key_channels, aux_channels, fusion_kernel, block_size)
-        if any(type(size) is not int for size in sizes):
-            raise ValueError(f"width, channel counts, fusion_kernel and block_size must be whole numbers, got {sizes}")
-        flags = (value_bias, residual_first, align_corners, gradient_checkpointing)
-        if any(type(flag) is not bool for flag in flags) or not 0 <= dropout <= 1:
-            raise ValueError(f"flags must be true or false and dropout from 0 to 1, got {flags} and {dropout!r}")
-        if fusion_kernel < 1 or fusion_kernel % 2 != 1:
-            raise ValueError(f"fusion_kernel must be a positive odd number, got {fusion_kernel}")
-        if preprocessing is not None and set(preprocessing) != PREPROCESSING:
-            raise ValueError(f"preprocessing must have exactly {sorted(PREPROCESSING)}, got {sorted(preprocessing)}")
-        if width % 2 or min(width, head_channels, key_channels, aux_channels, block_size) < 1:
-            raise ValueError("width must be even, and all channel counts and block_size positive")
-        if block_size > MAX_BLOCK:
-            raise ValueError(
-                f"block_size must be at most {MAX_BLOCK}, got {block_size}: maps are padded to whole blocks"
-            )
-        self.config: dict[str, Any] = {
-            "num_classes": num_classes,
-            "backbone": backbone,
-            "width": width,
-            "head_channels": head_channels,
-            "key_channels": key_channels,
-            "aux_channels": aux_channels,
-            "value_bias": value_bias,
-            "fusion_kernel": fusion_kernel,
-            "residual_first": residual_first,
-            "align_corners": align_corners,
-            "block_size": block_size,
-            "dropout": dropout,
-            "gradient_checkpointing": gradient_checkpointing,
-            "classes": list(names),
-            "palette": [list(color) for color in colors],
-            "label_space": label_space,
-            "preprocessing": dict(preprocessing) if preprocessing is not None else None,
-        }
-        self.provenance: dict[str, str] = {}
-        self.classes = names
-        self.palette = colors
-        self.label_space = label_space
-        self.preprocessing = self.config["preprocessing"]
-        self.align_corners = align_corners
-        self.residual_first = residual_first
-        self.block_size = block_size
+    __signature__ = signature(ISANetConfig)  # for help() and editors
 
-        stage3_channels, stage4_channels = 4 * EXPANSION * width, 8 * EXPANSION * width
-        self.backbone = ResNet(BACKBONES[backbone], width)
-        self.reduce = ConvBNReLU(stage4_channels, head_channels, 3)
-        self.long_range = GroupedAttention(
-            head_channels, key_channels, block_size=block_size, grouping="long_range", value_bias=value_bias
-        )
-        self.short_range = GroupedAttention(
-            head_channels, key_channels, block_size=block_size, grouping="short_range", value_bias=value_bias
-        )
-        self.fuse = ConvBNReLU(2 * head_channels, head_channels, fusion_kernel)
-        self.dropout = nn.Dropout2d(dropout)
-        self.classifier = nn.Conv2d(head_channels, num_classes, 1)
-        self.aux_reduce = ConvBNReLU(stage3_channels, aux_channels, 3)
-        self.aux_classifier = nn.Conv2d(aux_channels, num_classes, 1)
-        self.gradient_checkpointing = gradient_checkpointing
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__()
+        config = ISANetConfig(**arguments)
+        self.config = config.to_dict()
+        self.provenance: dict[str, str] = {}
+        self.classes = tuple(config.classes)
+        self.palette = tuple((red, green, blue) for red, green, blue in config.palette)
+        self.label_space = config.label_space
+        self.preprocessing = self.config["preprocessing"]
+        self.align_corners = config.align_corners
+        self.residual_first = config.residual_first
+        self.block_size = config.block_size
+
+        channels, stage4_channels = config.head_channels, 8 * EXPANSION * config.width
+        self.backbone = ResNet(BACKBONES[config.backbone], config.width)
+        self.reduce = ConvBNReLU(stage4_channels, channels, 3)
+        self.long_range = GroupedAttention(config, "long_range")
+        self.short_range = GroupedAttention(config, "short_range")
+        self.fuse = ConvBNReLU(2 * channels, channels, config.fusion_kernel)
+        self.dropout = nn.Dropout2d(config.dropout)
+        self.classifier = nn.Conv2d(channels, config.num_classes, 1)
+        self.aux_reduce = ConvBNReLU(stage4_channels // 2, config.aux_channels, 3)
+        self.aux_classifier = nn.Conv2d(config.aux_channels, config.num_classes, 1)
+        self.gradient_checkpointing = config.gradient_checkpointing
         self._initialize()
 
     def _initialize(self) -> None:
@@ -313,9 +198,11 @@ class ISANet(nn.Module):
         if size is None:
             size = (images.shape[-2], images.shape[-1])
         if aux:
-            # For training, often in half precision and channels last: neither suits what follows, resizing and loss
-            both = (_plain(logits) for logits in self.coarse_logits(images, aux=True))
-            logits, aux_logits = (self.resize(coarse, size) for coarse in both)
+            # Training often runs in half precision and channels last: neither suits what follows, resizing and loss
+            logits, aux_logits = (
+                self.resize((x if x.dtype == torch.float64 else x.float()).contiguous(), size)
+                for x in self.coarse_logits(images, aux=True)
+            )
             return logits, aux_logits
         return self.resize(self.coarse_logits(images), size)
 

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from isanet._processes import Processes, leave_signals
+from isanet.config import numbered_classes
 from isanet.datasets.base import SegmentationDataset
 from isanet.errors import CacheError, DatasetError, IsanetError
 from isanet.evaluation.counting import Count, Store
@@ -37,7 +38,7 @@ from isanet.labels import (
     custom_space,
     merged,
 )
-from isanet.model import ISANet, numbered_classes
+from isanet.model import ISANet
 from isanet.protocols import Protocol
 from isanet.protocols import protocol as find_protocol
 from isanet.weights.manifest import Weights, load_manifest

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isanet.backbone import BACKBONES, EXPANSION
+from isanet.config import BACKBONES, EXPANSION
 from isanet.errors import CheckpointFormatError, CheckpointMismatchError
 
 CONVERTER_VERSION = 1

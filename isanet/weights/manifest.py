@@ -93,7 +93,7 @@ class Backbone:
 
     Attributes:
         name: Its name in the manifest and in the cache.
-        backbone: The network: a key of `isanet.backbone.BACKBONES`, of width 64.
+        backbone: The network: a key of `isanet.config.BACKBONES`, of width 64.
         layout: Whose key names the released file has, a key of `isanet.weights.convert.BACKBONE_LAYOUTS`.
         urls: Addresses of the released file, in the order in which they are tried.
         sha256_prefix: First 8 hexadecimal digits of the released file's sha256, which its name ends in. They show

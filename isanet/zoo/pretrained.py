@@ -15,9 +15,10 @@ from torch import Tensor
 
 from isanet._files import atomic_write
 from isanet._text import clean
+from isanet.config import MAX_CLASSES, numbered_classes
 from isanet.errors import CacheError, CheckpointFormatError, IntegrityError
 from isanet.labels import LABEL_SPACES, generic_palette, label_space_for
-from isanet.model import MAX_CLASSES, ISANet, numbered_classes
+from isanet.model import ISANet
 from isanet.weights import checkpoint, convert, hub
 from isanet.weights.manifest import CHECKS, load_backbones, load_manifest, model_info, unknown_model
 from isanet.weights.torchfile import MAX_DESCRIPTION_BYTES, File

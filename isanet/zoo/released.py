@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 import isanet
 from isanet._files import atomic_write
-from isanet.backbone import BACKBONES, ResNet
+from isanet.backbone import ResNet
+from isanet.config import BACKBONES
 from isanet.errors import (
     CacheError,
     CheckpointFormatError,

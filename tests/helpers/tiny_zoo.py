@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isanet.backbone import BACKBONES, ResNet
+from isanet.backbone import ResNet
+from isanet.config import BACKBONES
 from isanet.labels import LABEL_SPACES
 from isanet.model import ISANet
 from isanet.weights import convert, manifest

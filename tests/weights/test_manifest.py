@@ -13,7 +13,8 @@ import torch
 
 import isanet
 from isanet import labels
-from isanet.backbone import BACKBONES, ResNet
+from isanet.backbone import ResNet
+from isanet.config import BACKBONES
 from isanet.weights import convert
 from isanet.weights.manifest import load_backbones, load_manifest, manifest_path
 

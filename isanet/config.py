@@ -1,0 +1,147 @@
+"""The arguments of `isanet.ISANet`: declared, documented and checked here, and nowhere else.
+
+Standard library only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+BACKBONES: dict[str, tuple[int, int, int, int]] = {
+    "resnet14": (1, 1, 1, 1),
+    "resnet26": (2, 2, 2, 2),
+    "resnet50": (3, 4, 6, 3),
+    "resnet101": (3, 4, 23, 3),
+}
+"""Bottleneck blocks in each of the four stages; a depth counts three convolutions a block, and two more."""
+
+EXPANSION = 4
+"""Output channels of a bottleneck, in multiples of its inner width."""
+
+PREPROCESSING = {"short_edge", "long_edge", "mean", "std"}
+"""What `isanet.images.preprocess.preprocess` must be told."""
+
+MAX_BLOCK = 128
+"""Largest block, in positions along an axis: 1024 pixels. A map is padded to whole blocks, so it bounds memory too."""
+
+MAX_CLASSES = 2**16
+"""More would not fit a 16-bit label map."""
+
+_DERIVED: Any = None  # the default of what `__post_init__` derives from other arguments
+
+
+@dataclass(frozen=True, kw_only=True)
+class ISANetConfig:
+    """The arguments of one ISANet, checked; plain values that survive JSON.
+
+    Published ISANets differ as networks, and every difference is an argument.
+
+    Args:
+        num_classes: K, the number of classes; may be left out if `classes` is given.
+        backbone: A key of `BACKBONES`.
+        width: Channels of the stem's output; 64 in all published models, fewer make a small network.
+        head_channels: Channels of the attention and of the fused map.
+        key_channels: Channels of keys and queries.
+        aux_channels: Hidden channels of the auxiliary head: 512 (sssegmentation) or 256 (mmsegmentation).
+        value_bias: Whether the value projection has a bias (mmsegmentation).
+        fusion_kernel: Kernel size of the convolution over context and residual: 3 (sssegmentation) or 1.
+        residual_first: Concatenate `[residual, context]` (openseg.pytorch), not `[context, residual]`.
+        align_corners: How logits are resized; True for mmsegmentation's 769x769 models and openseg.pytorch.
+        block_size: Positions of a block along each axis.
+        dropout: Probability of dropping a channel before each classifier, in training.
+        gradient_checkpointing: In training, keep only the borders of blocks for the backward pass: less memory,
+            about a third more time, the same gradients.
+        classes: Names of the classes; "class 0", "class 1", ... if left out.
+        palette: One (red, green, blue) of 0..255 for each class; a gray ramp if left out.
+        label_space: Name of the known label space of the classes, a key of `isanet.labels.LABEL_SPACES`.
+        preprocessing: Arguments of `isanet.images.preprocess.preprocess`: `short_edge`, `long_edge`, `mean`, `std`.
+
+    Raises:
+        ValueError: An argument is out of its range, or two contradict each other.
+        TypeError: An unknown argument.
+    """
+
+    num_classes: int = _DERIVED
+    backbone: str = "resnet50"
+    width: int = 64
+    head_channels: int = 512
+    key_channels: int = 256
+    aux_channels: int = 512
+    value_bias: bool = False
+    fusion_kernel: int = 3
+    residual_first: bool = False
+    align_corners: bool = False
+    block_size: int = 8
+    dropout: float = 0.1
+    gradient_checkpointing: bool = False
+    classes: Sequence[str] = _DERIVED
+    palette: Sequence[Sequence[int]] = _DERIVED
+    label_space: str | None = None
+    preprocessing: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        self._check_classes()
+        self._check_architecture()
+
+    def _check_classes(self) -> None:
+        """Check what is said of the classes, and derive what is left out."""
+        count: int | None = self.num_classes
+        names: Sequence[str] | None = self.classes
+        palette: Sequence[Sequence[int]] | None = self.palette
+        if count is None and names is None:
+            raise ValueError("ISANet needs num_classes or classes")
+        if isinstance(names, str):
+            raise ValueError(f"classes must be a list of names, not the single text {names!r}")
+        if count is not None and (type(count) is not int or not 1 <= count <= MAX_CLASSES):
+            raise ValueError(f"num_classes must be a whole number from 1 to {MAX_CLASSES}, got {count!r}")
+        names = numbered_classes(count or 0) if names is None else list(names)
+        count = len(names) if count is None else count
+        if not all(isinstance(name, str) for name in (*names, self.backbone, self.label_space or "")):
+            raise ValueError("classes, backbone and label_space must be texts")
+        if not 1 <= len(names) == count or len(set(names)) != count:
+            raise ValueError(f"classes must be {count} different names, got {len(names)}: {', '.join(names)}")
+        if palette is None:
+            palette = [(i * 255 // max(count - 1, 1),) * 3 for i in range(count)]
+        colors = [[int(red), int(green), int(blue)] for red, green, blue in palette]
+        if len(colors) != count or any(not 0 <= value <= 255 for color in colors for value in color):
+            raise ValueError(f"palette must be {count} colors of three values 0..255, got {len(colors)}")
+        for field, value in (("num_classes", count), ("classes", names), ("palette", colors)):
+            object.__setattr__(self, field, value)
+
+    def _check_architecture(self) -> None:
+        if self.backbone not in BACKBONES:
+            raise ValueError(f"unknown backbone {self.backbone!r}; known are {', '.join(BACKBONES)}")
+        channels = (self.width, self.head_channels, self.key_channels, self.aux_channels)
+        sizes = (*channels, self.fusion_kernel, self.block_size)
+        if any(type(size) is not int for size in sizes):
+            raise ValueError(f"width, channel counts, fusion_kernel and block_size must be whole numbers, got {sizes}")
+        flags = (self.value_bias, self.residual_first, self.align_corners, self.gradient_checkpointing)
+        if any(type(flag) is not bool for flag in flags) or not 0 <= self.dropout <= 1:
+            raise ValueError(f"flags must be true or false and dropout from 0 to 1, got {flags} and {self.dropout!r}")
+        if self.fusion_kernel < 1 or self.fusion_kernel % 2 != 1:
+            raise ValueError(f"fusion_kernel must be a positive odd number, got {self.fusion_kernel}")
+        if self.preprocessing is not None and set(self.preprocessing) != PREPROCESSING:
+            given = sorted(self.preprocessing)
+            raise ValueError(f"preprocessing must have exactly {sorted(PREPROCESSING)}, got {given}")
+        if self.width % 2 or min(*channels, self.block_size) < 1:
+            raise ValueError("width must be even, and all channel counts and block_size positive")
+        if self.block_size > MAX_BLOCK:
+            raise ValueError(
+                f"block_size must be at most {MAX_BLOCK}, got {self.block_size}: maps are padded to whole blocks"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The arguments, ready for JSON, in the order in which they are declared; the caller may change them."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return values | {
+            "classes": list(self.classes),
+            "palette": [list(color) for color in self.palette],
+            "preprocessing": None if self.preprocessing is None else dict(self.preprocessing),
+        }
+
+
+def numbered_classes(count: int) -> list[str]:
+    """Names for classes that have none: "class 0", "class 1", ..."""
+    return [f"class {i}" for i in range(count)]

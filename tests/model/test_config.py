@@ -1,0 +1,52 @@
+"""The arguments of a network are declared, checked and documented once."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from isanet.config import ISANetConfig
+from isanet.model import ISANet
+
+
+def test_what_is_left_out_is_derived() -> None:
+    config = ISANetConfig(num_classes=3)
+    assert config.classes == ["class 0", "class 1", "class 2"]
+    assert config.palette == [[0, 0, 0], [127, 127, 127], [255, 255, 255]]
+    assert ISANetConfig(classes=("road", "car")).num_classes == 2
+
+
+def test_config_is_its_own_json() -> None:
+    preprocessing = {"short_edge": 5, "long_edge": 9, "mean": [0.0] * 3, "std": [1.0] * 3}
+    values = ISANetConfig(classes=["road"], palette=[(1, 2, 3)], preprocessing=preprocessing).to_dict()
+    assert json.loads(json.dumps(values)) == values
+    assert ISANetConfig(**values).to_dict() == values
+    assert list(values) == [field.name for field in dataclasses.fields(ISANetConfig)]
+    with torch.device("meta"):
+        assert ISANet(**values).config == values
+
+
+def test_help_shows_the_arguments() -> None:
+    parameters = inspect.signature(ISANet).parameters.values()
+    assert [parameter.name for parameter in parameters] == [field.name for field in dataclasses.fields(ISANetConfig)]
+    assert {parameter.kind for parameter in parameters} == {inspect.Parameter.KEYWORD_ONLY}
+    documented = inspect.getdoc(ISANetConfig) or ""
+    assert all(f"\n    {parameter.name}: " in documented for parameter in parameters)
+
+
+def test_unknown_arguments_are_refused() -> None:
+    with pytest.raises(TypeError, match="num_clases"):
+        ISANet(num_clases=3)
+    with pytest.raises(TypeError):
+        ISANet(3)  # type: ignore[misc]
+
+
+def test_config_does_not_need_torch() -> None:
+    command = "import isanet.config, sys; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", command], check=True)
