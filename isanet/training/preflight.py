@@ -142,7 +142,7 @@ def step_memory(model: ISANet, recipe: Recipe, batch_size: int) -> int:
     own = {p.untyped_storage()._cdata for p in copy.state_dict(keep_vars=True).values()}
     activations = sum(size for storage, size in kept.items() if storage not in own)
     # Cross entropy keeps the logarithms of the probabilities; gradients of the logits come on top, for one head
-    activations += 3 * logits.numel() * 4 + 8 * images * recipe.crop[0] * recipe.crop[1]
+    activations += 3 * logits.numel() * 4 + 8 * batch_size * recipe.crop[0] * recipe.crop[1]
     if recipe.precision != "float32":
         activations //= 2
     weights = sum(p.numel() * 4 for p in copy.parameters())
