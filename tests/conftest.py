@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,9 @@ _HUB_CACHE = TemporaryDirectory()
 
 
 def pytest_configure() -> None:
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        # Shells start background jobs with interrupts ignored, and children inherit that; tests interrupt children
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     _HUB.start()
     for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HUGGING_FACE_HUB_TOKEN"):
         os.environ.pop(name, None)
