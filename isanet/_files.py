@@ -1,37 +1,73 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all.
+
+A temporary file is created beside the target, exclusively, written and brought to the disk through its one
+descriptor, and renamed. So a crash leaves the old file or the new one, and a link planted under either name is
+replaced, never followed.
+"""
 
 from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from isanet.errors import OutputError
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path`, to be written in the body, that takes the place of `path` if no error comes.
-
-    The temporary file is created exclusively and then renamed, so a link planted under either name is replaced,
-    never followed. Its data is on the disk before the rename, so a crash leaves the old file or the new one.
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """An open temporary file, which replaces `path` once the body has ended without an error.
 
     Raises:
         OSError: From creating, writing or renaming; the temporary file is gone then, and `path` as it was.
     """
-    temporary = path.parent / f".isanet-{secrets.token_hex(8)}.part"
-    temporary.open("xb").close()  # an ordinary file under the user's umask, unlike those of the module tempfile
+    with _temporary_file(path.parent) as file:
+        yield file
+        _sync_and_close(file)
+        Path(file.name).replace(path)
+
+
+def atomic_write_all(files: Iterable[tuple[Path, bytes | memoryview]]) -> None:
+    """Write several files: when all are on the disk, each replaces what is at its path, in this order.
+
+    Raises:
+        OSError: From creating, writing or renaming; the temporary files are gone then. If a renaming failed, the
+            paths before it have their new files.
+    """
+    with ExitStack() as stack:
+        written = []
+        for path, data in files:
+            file = stack.enter_context(_temporary_file(path.parent))
+            file.write(data)
+            _sync_and_close(file)
+            written.append((Path(file.name), path))
+        for temporary, path in written:
+            temporary.replace(path)
+
+
+@contextmanager
+def _temporary_file(folder: Path) -> Iterator[BinaryIO]:
+    """A new file under the user's umask, unlike those of the module tempfile; removed, if it was not renamed."""
+    path = folder / f".isanet-{secrets.token_hex(8)}.part"
+    file = path.open("xb")
     try:
-        yield temporary
-        with temporary.open("r+b") as file:  # Windows flushes only what may be written
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
-        raise
+        yield file
+    finally:
+        with suppress(OSError):  # closing writes what the disk has just refused
+            file.close()
+        path.unlink(missing_ok=True)
+
+
+def _sync_and_close(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+    file.close()  # Windows renames no open file
+
+
+# --- what the user asked to be written
 
 
 def keep_existing(path: Path, *, overwrite: bool) -> None:
@@ -69,5 +105,5 @@ def write_output(path: Path, content: bytes | memoryview | str) -> None:
     """
     if isinstance(content, str):
         content = content.encode("utf-8", "backslashreplace")
-    with output_errors(path), atomic_write(path) as temporary:
-        temporary.write_bytes(content)
+    with output_errors(path), atomic_write(path) as file:
+        file.write(content)

@@ -550,12 +550,12 @@ def _write(kinds: Sequence[str], result: Segmentation, outputs: Sequence[Path]) 
             if kind in ("labels", "ids"):
                 (result if kind == "labels" else result.for_server()).save(output)
                 continue
-            with atomic_write(output) as temporary:
+            with atomic_write(output) as file:
                 if kind == "areas":
-                    temporary.write_text(json.dumps(result.areas(), indent=1) + "\n", encoding="utf-8")
+                    file.write((json.dumps(result.areas(), indent=1) + "\n").encode())
                 else:
                     # A fifth of the time of Pillow's default, which the network may be waiting for; a sixth larger
-                    result.overlay().save(temporary, format="PNG", compress_level=1)
+                    result.overlay().save(file, format="PNG", compress_level=1)
     except OSError as error:
         raise CacheError(
             f"cannot write the outputs of {result.path} to {outputs[0].parent}: {error.strerror}; name a folder that "

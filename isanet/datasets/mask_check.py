@@ -194,8 +194,8 @@ class MaskCheck:
     def save_histogram(self, path: str | os.PathLike[str]) -> None:
         """Write `histogram()` to a PNG; an existing file is replaced."""
         image = self.histogram()
-        with atomic_write(Path(path)) as temporary:
-            image.save(temporary, format="PNG")
+        with atomic_write(Path(path)) as file:
+            image.save(file, format="PNG")
 
     def _chart(self, title: str, counts: Sequence[ValueCount], *, painted: bool) -> Image.Image:
         shown, total = _shown(counts), sum(count.pixels for count in counts)

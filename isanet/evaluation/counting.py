@@ -144,8 +144,8 @@ class Store:
         if not count.whole:
             return
         try:
-            with atomic_write(self.path) as temporary:
-                temporary.write_text(json.dumps({"run": self.run, **count.to_json()}), encoding="utf-8")
+            with atomic_write(self.path) as file:
+                file.write(json.dumps({"run": self.run, **count.to_json()}).encode())
         except OSError as error:
             raise CacheError(
                 f"cannot write {self.path}: {error.strerror}; what was written before is as it was"

@@ -240,8 +240,8 @@ def _save_worst(report: Report, folder: Path, number: int, worst: WorstImage) ->
     written = {}
     for kind, image in _panels(report.palette, pixels, predicted, true).items():
         written[kind] = f"{stem}_{kind}.jpg"
-        with atomic_write(folder / written[kind]) as temporary:
-            image.save(temporary, format="JPEG", quality=88, subsampling=0)  # all of the colors at edges of classes
+        with atomic_write(folder / written[kind]) as file:
+            image.save(file, format="JPEG", quality=88, subsampling=0)  # all of the colors at edges of classes
     return _worst_section(report, number, sample, written, counts), set(written.values())
 
 

@@ -420,5 +420,5 @@ def write(path: Path, content: bytes | str) -> None:
     if isinstance(content, str):
         # Halves of surrogates, from file names that are no text, become escapes, which JSON has too
         content = content.encode("utf-8", "backslashreplace")
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(content)
+    with atomic_write(path) as file:
+        file.write(content)

@@ -188,8 +188,8 @@ class Segmentation:
             indices = Image.fromarray(self.labels)
         else:
             indices = self.colored() if len(self.classes) <= 256 else Image.fromarray(self.labels.astype(np.uint16))
-        with atomic_write(path) as temporary:
-            indices.save(temporary, format="PNG")
+        with atomic_write(path) as file:
+            indices.save(file, format="PNG")
 
     def _shares(self) -> list[tuple[int, float]]:
         """(class index, fraction) of the classes that occur, largest first."""

@@ -68,7 +68,7 @@ def write_demo(shown: Demo, path: str | os.PathLike[str]) -> None:
     stream = io.BytesIO()
     shown.overview.save(stream, format="PNG")
     try:
-        with atomic_write(Path(path)) as temporary:
-            temporary.write_bytes(stream.getbuffer())
+        with atomic_write(Path(path)) as file:
+            file.write(stream.getbuffer())
     except OSError as error:
         raise CacheError(f"cannot write {path}: {error.strerror}") from error

@@ -211,8 +211,8 @@ def _write(weights: Weights, answer: Answer) -> None:
     path = answer_path(weights)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as temporary:
-            temporary.write_bytes(checkpoint.serialize(tensors, answer.facts))
+        with atomic_write(path) as file:
+            file.write(checkpoint.serialize(tensors, answer.facts))
     except OSError as error:
         raise cache.unwritable(path.parent, error) from error
 

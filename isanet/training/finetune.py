@@ -502,8 +502,8 @@ class _Training:
     def _write(self, name: str, data: bytes | memoryview) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with atomic_write(self.folder / name) as temporary:
-                temporary.write_bytes(data)
+            with atomic_write(self.folder / name) as file:
+                file.write(data)
         except OSError as error:
             raise CacheError(
                 f"cannot write {self.folder / name} ({len(data):,} bytes): {error.strerror}; earlier files are as they "

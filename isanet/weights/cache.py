@@ -18,13 +18,13 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from isanet._files import atomic_write
+from isanet._files import atomic_write_all
 from isanet.errors import CacheError
 
 LOCK_TIMEOUT = 3600.0
@@ -110,25 +110,22 @@ def cached_file(name: str) -> Path | None:
 
 
 def write_record(name: str, record: Record) -> None:
-    """Make `record` the record of a model, and remove converted files of it that no record names any more."""
-    with recorded({name: record}):
-        pass
+    """Make `record` the record of a model, and remove its converted files that no record names any more."""
+    atomic_write_all([(record_path(name), serialized(record))])
+    remove_unrecorded(name, record)
 
 
-@contextmanager
-def recorded(records: Mapping[str, Record]) -> Iterator[None]:
-    """The same for several models: their records take their places after the body, if no error comes."""
-    folder = home()
-    with ExitStack() as renames:
-        for name, record in records.items():
-            temporary = renames.enter_context(atomic_write(folder / f"{name}.json"))
-            temporary.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
-        yield
-    for name, record in records.items():
-        for path in _converted_files(name):
-            if path.name != record.file:
-                with suppress(OSError):  # the record is in force already: what stays is only a waste of space
-                    path.unlink()
+def serialized(record: Record) -> bytes:
+    """What stands in the file of a record."""
+    return (json.dumps(asdict(record), indent=1) + "\n").encode()
+
+
+def remove_unrecorded(name: str, record: Record) -> None:
+    """Remove the converted files of a model that its record does not name."""
+    for path in _converted_files(name):
+        if path.name != record.file:
+            with suppress(OSError):  # the record is in force already: what stays only wastes space
+                path.unlink()
 
 
 def answer_path(name: str) -> Path:

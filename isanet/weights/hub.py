@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypeVar
 
-from isanet._files import atomic_write
+from isanet._files import atomic_write_all
 from isanet._text import clean
 from isanet.errors import CacheError, CheckpointFormatError, NetworkError, OfflineError
 from isanet.protocols import PROTOCOLS
@@ -95,9 +94,7 @@ def save_pretrained(model: ISANet, folder: str | os.PathLike[str], *, new_card: 
         files["README.md"] = model_card(model).encode()
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as renames:  # all of them after the last has been written
-            for name, data in files.items():
-                renames.enter_context(atomic_write(path / name)).write_bytes(data)
+        atomic_write_all((path / name, data) for name, data in files.items())
     except OSError as error:
         raise CacheError(
             f"cannot write the model to {path}: {error.strerror}; earlier files are as they were"

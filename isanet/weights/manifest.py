@@ -5,6 +5,7 @@ Standard library only, so that `isanet list` answers at once.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
@@ -12,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -152,25 +154,42 @@ def load_manifest(path: Path | None = None) -> dict[str, Weights]:
     Raises:
         ManifestError: The file is missing or malformed; the message names the place.
     """
-    return _read(path)[0]
+    return _load(path)[0]
 
 
 def load_backbones(path: Path | None = None) -> dict[str, Backbone]:
     """All backbones to start from, by name; arguments and errors as of `load_manifest`."""
-    return _read(path)[1]
+    return _load(path)[1]
 
 
 def load_released() -> dict[str, Released]:
     """All that was released, by name: the models of the zoo, and the backbones to start from."""
-    return {**load_manifest(), **load_backbones()}
+    weights, backbones = _load(None)
+    return {**weights, **backbones}
 
 
-def _read(path: Path | None) -> tuple[dict[str, Weights], dict[str, Backbone]]:
+def _load(path: Path | None) -> tuple[dict[str, Weights], dict[str, Backbone]]:
     path = manifest_path() if path is None else path
     try:
-        return _parse(json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_no_duplicates))
+        text = path.read_bytes()
     except OSError as error:
         raise ManifestError(f"cannot read the manifest {path}: {error.strerror}; install isanet again") from error
+    return copy.deepcopy(parse_manifest(text, path))  # its dictionaries can be changed
+
+
+@lru_cache(maxsize=4)
+def parse_manifest(text: bytes, path: Path) -> tuple[dict[str, Weights], dict[str, Backbone]]:
+    """The models and the backbones in a manifest, checked; parsed once for each text, so don't change them.
+
+    Args:
+        text: The content of the file.
+        path: The file, for messages.
+
+    Raises:
+        ManifestError: It is malformed; the message names the place.
+    """
+    try:
+        return _parse(json.loads(text.decode(), object_pairs_hook=_no_duplicates))
     except ManifestError as error:
         raise ManifestError(f"{path}: {str(error)[:1000]}") from error  # a value may be of any length
     except RecursionError as error:

@@ -28,7 +28,7 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from datetime import datetime
@@ -38,7 +38,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from isanet._files import atomic_write
+from isanet._files import atomic_write, atomic_write_all
 from isanet._text import clean
 from isanet.errors import CacheError, CheckpointFormatError, CheckpointMismatchError, IntegrityError, IsanetError
 from isanet.weights import cache, checkpoint, convert
@@ -109,7 +109,7 @@ def pack(names: Iterable[str], target: str | os.PathLike[str], *, overwrite: boo
     models: dict[str, dict[str, Any]] = {}
     records: dict[str, Record] = {}
     try:
-        with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w", allowZip64=False) as archive:
+        with atomic_write(path) as output, zipfile.ZipFile(output, "w", allowZip64=False) as archive:
             for weights in chosen:
                 record, file = _cached(weights)
                 _add(archive, f"{weights.name}.safetensors", file.data.data)
@@ -168,13 +168,25 @@ def _install(stream: BinaryIO, path: Path, *, force: bool) -> dict[str, bool]:
         if not force:
             new = {name: record for name, record in new.items() if not _is_there(known[name], record)}
         try:
-            with cache.recorded(new), ExitStack() as renames:  # all of them after the last has been written
-                for name, record in new.items():
-                    temporary = renames.enter_context(atomic_write(folder / record.file))
-                    _copy(_read(stream, name, files[name]), record, temporary)
+            atomic_write_all(_new_files(stream, files, new))
+            for name, record in new.items():
+                cache.remove_unrecorded(name, record)
         except OSError as error:
             raise cache.unwritable(folder, error, sum(files[name].size for name in new)) from error
     return {name: name in new for name in records}
+
+
+def _new_files(
+    stream: BinaryIO, files: Mapping[str, Entry], new: Mapping[str, Record]
+) -> Iterator[tuple[Path, bytes | memoryview]]:
+    """Paths and contents: the converted files first, because a record makes its file the model's file."""
+    for name, record in new.items():
+        file = _read(stream, name, files[name])
+        if file.sha256 != record.file_sha256:
+            raise IntegrityError("it changed while it was read; try again when nothing writes to it")
+        yield cache.home() / record.file, file.data.data
+    for name, record in new.items():
+        yield cache.record_path(name), cache.serialized(record)
 
 
 def read_directory(stream: BinaryIO) -> dict[str, Entry]:
@@ -291,12 +303,6 @@ def _as_installed(weights: Released, record: Record, file: File, path: Path) -> 
     return replace(
         record, file=f"{name}-{record.file_sha256[:8]}.safetensors", source=f"{source} (by {clean(path.name)})"
     )
-
-
-def _copy(file: File, record: Record, target: Path) -> None:
-    if file.sha256 != record.file_sha256:
-        raise IntegrityError("it changed while it was read; try again when nothing writes to it")
-    target.write_bytes(file.data.data)
 
 
 def _is_there(weights: Released, record: Record) -> bool:

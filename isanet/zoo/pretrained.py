@@ -354,8 +354,8 @@ def convert_file(source: Path, target: Path) -> ISANet:
         return model
     data = hub.serialized(model)
     try:
-        with atomic_write(target) as temporary:
-            temporary.write_bytes(data)
+        with atomic_write(target) as file:
+            file.write(data)
     except OSError as error:
         raise CacheError(f"cannot write {target}: {error.strerror}; an earlier file is as it was") from error
     return model

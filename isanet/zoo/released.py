@@ -32,7 +32,15 @@ from isanet.errors import (
 from isanet.labels import LABEL_SPACES
 from isanet.model import ISANet
 from isanet.weights import cache, checkpoint, convert, download
-from isanet.weights.manifest import Backbone, Released, Weights, load_manifest, manifest_path, packaged_path
+from isanet.weights.manifest import (
+    Backbone,
+    Released,
+    Weights,
+    load_manifest,
+    manifest_path,
+    packaged_path,
+    parse_manifest,
+)
 from isanet.weights.torchfile import File
 
 MAX_PACKAGED_BYTES = 3_000_000
@@ -156,17 +164,18 @@ def package_model(
         "license": license,
         "paper": "https://arxiv.org/abs/1907.12273",
     }
-    with atomic_write(packaged_path(name)) as temporary:
-        temporary.write_bytes(data)
+    with atomic_write(packaged_path(name)) as file:
+        file.write(data)
         _write_manifest(document, manifest)
     return load_manifest()[name]
 
 
 def _write_manifest(document: Mapping[str, Any], manifest: Path) -> None:
     """Replace a manifest, if the new one is well-formed."""
-    with atomic_write(manifest) as temporary:
-        temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        load_manifest(temporary)
+    text = (json.dumps(document, indent=1) + "\n").encode()
+    parse_manifest(text, manifest)
+    with atomic_write(manifest) as file:
+        file.write(text)
 
 
 def _read_packaged(weights: Released) -> Loaded:
@@ -347,8 +356,8 @@ def _store(weights: Released, network: nn.Module, source: str, file: File, expec
         date=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     try:
-        with atomic_write(folder / record.file) as temporary:
-            temporary.write_bytes(data)
+        with atomic_write(folder / record.file) as stream:
+            stream.write(data)
         cache.write_record(weights.name, record)
     except OSError as error:
         raise cache.unwritable(folder, error, len(data)) from error

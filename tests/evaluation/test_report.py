@@ -18,6 +18,7 @@ from isanet.evaluation import report as module
 from isanet.evaluation.report import Report, Sample
 from isanet.labels import LABEL_SPACES, generic_palette
 from isanet.viz import charts
+from tests.helpers.disk import full_at
 
 WHOLE = "whole image, single scale, no flip"
 PUBLISHED = {"dataset": "Roads", "split": "val", "miou": 0.5567, "protocol": WHOLE}
@@ -472,13 +473,7 @@ def test_a_report_replaces_the_earlier_one_and_nothing_else(tmp_path: Path) -> N
 def test_what_fails_leaves_no_half_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make().save(tmp_path)
     before = {name: (tmp_path / name).read_bytes() for name in files(tmp_path)}
-    original = Path.write_bytes
-
-    def full(path: Path, data: bytes) -> int:
-        original(path, data[:100])
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
+    full_at(monkeypatch, file=1)
     with pytest.raises(OSError, match="No space left"):
         make(with_sky()).save(tmp_path)
     assert files(tmp_path) == set(before)

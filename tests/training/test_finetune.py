@@ -33,6 +33,7 @@ from isanet.model import ISANet
 from isanet.training import Recipe, preflight
 from isanet.training import finetune as finetuning
 from isanet.training.finetune import finetune, update_average
+from tests.helpers.disk import full_at
 from tests.helpers.hub_server import HubServer
 
 ROOT = Path(__file__).parents[2]
@@ -670,16 +671,7 @@ def test_a_disk_that_fills_up_in_between_loses_nothing(
 ) -> None:
     go(tiny(), sets, tmp_path / "whole")
     monkeypatch.setattr(finetuning, "SAVE_EVERY", 0.0)
-    write, written = Path.write_bytes, []
-
-    def full(path: Path, contents: Any) -> int:
-        written.append(path)
-        if len(written) == 9:
-            write(path, bytes(contents)[:100])
-            raise OSError(28, "No space left on device")
-        return write(path, contents)
-
-    monkeypatch.setattr(Path, "write_bytes", full)
+    full_at(monkeypatch, file=9)
     with pytest.raises(CacheError, match="No space left"):
         go(tiny(), sets, tmp_path / "run")
     assert not list((tmp_path / "run").glob(".isanet-*"))

@@ -224,9 +224,9 @@ def test_a_file_appears_whole_or_not_at_all(
         target.write_bytes(existing)
 
     def write() -> None:
-        with atomic_write(target) as temporary:
-            assert temporary.parent == tmp_path
-            temporary.write_bytes(b"new, but")
+        with atomic_write(target) as file:
+            assert Path(file.name).parent == tmp_path
+            file.write(b"new, but")
             assert (target.read_bytes() if target.exists() else None) == existing
             if failure is not None:
                 raise failure
@@ -248,8 +248,8 @@ def test_a_failure_at_the_end_leaves_the_old_file(tmp_path: Path, monkeypatch: p
 
     (tmp_path / "target").write_bytes(b"old")
     monkeypatch.setattr(os if step == "fsync" else Path, step, fail)
-    with pytest.raises(OSError), atomic_write(tmp_path / "target") as temporary:
-        temporary.write_bytes(b"new")
+    with pytest.raises(OSError), atomic_write(tmp_path / "target") as file:
+        file.write(b"new")
     assert names(tmp_path) == {"target"}
     assert (tmp_path / "target").read_bytes() == b"old"
 
@@ -259,14 +259,14 @@ def test_data_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch
     fsync, replace = os.fsync, Path.replace
     monkeypatch.setattr(os, "fsync", lambda descriptor: steps.append("fsync") or fsync(descriptor))
     monkeypatch.setattr(Path, "replace", lambda path, target: steps.append("replace") or replace(path, target))
-    with atomic_write(tmp_path / "target") as temporary:
-        temporary.write_bytes(b"new")
+    with atomic_write(tmp_path / "target") as file:
+        file.write(b"new")
     assert steps == ["fsync", "replace"]
 
 
 def test_a_vanished_temporary_file_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "target") as temporary:
-        temporary.unlink()
+    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "target") as file:
+        Path(file.name).unlink()
     assert names(tmp_path) == set()
 
 
@@ -286,8 +286,8 @@ def test_a_planted_link_is_replaced_and_not_followed(
         assert not target.exists()
     else:
         target.symlink_to(victim)
-        with atomic_write(target) as temporary:
-            temporary.write_bytes(b"new")
+        with atomic_write(target) as file:
+            file.write(b"new")
         assert target.read_bytes() == b"new"
         assert not target.is_symlink()
     assert (victim.read_bytes() if victim.exists() else None) == (None if planted == "dangling" else VICTIM)
@@ -298,8 +298,8 @@ def test_a_planted_link_is_replaced_and_not_followed(
 def test_the_users_umask_holds(tmp_path: Path, umask: int, mode: int) -> None:
     before = os.umask(umask)
     try:
-        with atomic_write(tmp_path / "target") as temporary:
-            temporary.write_bytes(b"new")
+        with atomic_write(tmp_path / "target") as file:
+            file.write(b"new")
     finally:
         os.umask(before)
     assert (tmp_path / "target").stat().st_mode & 0o777 == mode

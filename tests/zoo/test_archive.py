@@ -29,6 +29,7 @@ from isanet.weights.manifest import model_info
 from isanet.zoo import archive as airgap
 from isanet.zoo import released
 from tests.helpers import tiny_zoo
+from tests.helpers.disk import full_at
 from tests.helpers.file_server import FileServer
 from tests.helpers.tiny_zoo import NAME
 
@@ -524,11 +525,7 @@ def test_a_cache_that_cannot_be_written(alone: Path, home: Path) -> None:
 def test_a_full_disk_leaves_what_was(alone: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home.mkdir()
     (home / "mine").write_bytes(b"mine")
-
-    def full(*_: object) -> int:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
+    full_at(monkeypatch, file=1)
     with pytest.raises(isanet.CacheError, match="bytes needed"):
         airgap.install(alone)
     monkeypatch.undo()

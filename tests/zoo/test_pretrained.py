@@ -19,6 +19,7 @@ from isanet.weights import checkpoint, convert
 from isanet.zoo import pretrained as zoo
 from isanet.zoo import released
 from tests.helpers import stand_in, tiny_zoo
+from tests.helpers.disk import full_at
 from tests.helpers.file_server import FileServer
 
 ROOT = Path(__file__).parents[2]
@@ -372,14 +373,7 @@ def test_a_failed_save_changes_no_file(tiny: FileServer, tmp_path: Path, monkeyp
     folder = tmp_path / "mine"
     isanet.from_pretrained(tiny_zoo.NAME, classes=["a", "b"]).save_pretrained(folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    write = Path.write_bytes
-
-    def full(self: Path, data: bytes) -> int:
-        if b'"num_classes"' in data[:30]:  # config.json
-            raise OSError(28, "No space left on device")
-        return write(self, data)
-
-    monkeypatch.setattr(Path, "write_bytes", full)
+    full_at(monkeypatch, file=2)
     with pytest.raises(isanet.CacheError, match="No space left"):
         isanet.from_pretrained(tiny_zoo.NAME, classes=["b", "a"]).save_pretrained(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
