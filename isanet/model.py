@@ -243,13 +243,17 @@ class ISANet(nn.Module):
         return F.interpolate(logits, size=size, mode="bilinear", align_corners=self.align_corners)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write config.json, model.safetensors and a model card; see `isanet.weights.hub.save_pretrained`."""
-        from isanet.weights.hub import save_pretrained
+        """Write config.json, model.safetensors and, if there is none yet, a model card into a folder.
 
-        save_pretrained(self, folder)
+        Raises:
+            OutputError: The folder cannot be written; earlier files are unchanged.
+        """
+        from isanet.weights import hub
+
+        hub.save_pretrained(folder, self.state_dict(), self.config, self.provenance)
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
-        """Publish on the Hugging Face Hub and give the address; see `isanet.weights.hub.push_to_hub`."""
-        from isanet.weights.hub import push_to_hub
+        """Publish on the Hugging Face Hub and return the address; see `isanet.weights.hub.push_to_hub`."""
+        from isanet.weights import hub
 
-        return push_to_hub(self, repo_id, private=private, token=token)
+        return hub.push_to_hub(repo_id, self.state_dict(), self.config, self.provenance, private=private, token=token)

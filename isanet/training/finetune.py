@@ -655,8 +655,7 @@ class _Training:
             return
         keys = ("started_from", "name", "source", "backbone_source")
         origin = next((self.origin[key] for key in keys if key in self.origin), None)
-        kept = self.candidate
-        before, kept.provenance = kept.provenance, {
+        provenance = {
             "source": "isanet finetune",
             "isanet_version": isanet.__version__,
             **({"started_from": origin} if origin else {}),
@@ -666,10 +665,8 @@ class _Training:
             "recipe": self.recipe.to_json(),
             **({} if report is None else {"measured": _measured(report, self.shared)}),
         }  # fmt: skip
-        try:
-            hub.save_pretrained(kept, self.folder, new_card=True)
-        finally:
-            kept.provenance = before
+        kept = self.candidate
+        hub.save_pretrained(self.folder, kept.state_dict(), kept.config, provenance, new_card=True)
 
     def _show(self, bar: Any) -> None:
         row = self.history[-1]

@@ -1,137 +1,207 @@
-"""Model folders, and the Hugging Face Hub that they are pushed to and fetched from, by huggingface_hub itself."""
+"""Model folders, and the Hugging Face Hub that they are pushed to and fetched from.
+
+A model folder is `config.json`, `model.safetensors` and a model card (`README.md`). What is written here comes as a
+state dict, the arguments of `isanet.ISANet` and facts about where the weights came from; no network is needed.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any
+
+from torch import Tensor
 
 from isanet._files import atomic_write_all
-from isanet._text import clean
-from isanet.errors import CacheError, CheckpointFormatError, NetworkError, OfflineError
+from isanet._text import clean, shortened
+from isanet.errors import CacheError, CheckpointFormatError, NetworkError, OfflineError, OutputError
 from isanet.protocols import PROTOCOLS
 from isanet.weights import checkpoint, download
 from isanet.weights.manifest import load_manifest
 
-if TYPE_CHECKING:
-    from isanet.model import ISANet
-
-T = TypeVar("T")
+CACHE_IS_UNWRITABLE = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG}
+"""What the operating system says when huggingface_hub's cache cannot be written, permissions aside."""
 
 
 def fetch_model(repo_id: str, *, revision: str | None, token: str | bool | None) -> tuple[Path, Path]:
-    """Paths of a repository's model.safetensors and config.json in huggingface_hub's cache, fetched if need be.
+    """Paths of a repository's model.safetensors and config.json in huggingface_hub's cache, fetched if necessary.
 
     Raises:
-        DownloadError: The repository, the revision or the network is not there; the message says which.
+        ValueError: `repo_id` is not a name that the Hub allows.
+        DownloadError: There is no such repository or revision, or the Hub cannot be reached; the message says which.
+        CacheError: huggingface_hub's cache cannot be written.
         CheckpointFormatError: The repository has no such files.
     """
     from huggingface_hub import hf_hub_download
 
-    def fetch(name: str, commit: str | None) -> Path:
-        local = download.offline()
-        return Path(hf_hub_download(repo_id, name, revision=commit, token=token, local_files_only=local))
-
-    what = f"{repo_id} at revision {revision or 'main'}"
-    config = _named_errors(what, lambda: fetch("config.json", revision))
-    commit = config.parent.name  # both from one commit, even while somebody pushes another
-    return _named_errors(what, lambda: fetch("model.safetensors", commit)), config
+    local = download.offline()
+    with _our_errors(f"{repo_id} at revision {revision or 'main'}"):
+        config = Path(hf_hub_download(repo_id, "config.json", revision=revision, token=token, local_files_only=local))
+        commit = config.parent.name  # both from one commit, even while somebody pushes another
+        model = hf_hub_download(repo_id, "model.safetensors", revision=commit, token=token, local_files_only=local)
+    return Path(model), config
 
 
-def _named_errors(what: str, call: Callable[[], T]) -> T:
-    """Run one call of huggingface_hub, with its many errors as ours."""
+@contextmanager
+def _our_errors(what: str) -> Iterator[None]:
+    """Around calls of huggingface_hub: its errors, and those of the HTTP library below it, as ours.
+
+    They are raised `from None`, because the originals quote whole addresses: of proxies with passwords, of redirects
+    with signatures.
+    """
     from huggingface_hub import errors
 
     try:
-        return call()
+        yield
     except errors.LocalEntryNotFoundError as error:
         if download.offline():
             raise OfflineError(
-                f"{what} is no folder here and not in huggingface_hub's cache, and ISANET_OFFLINE or HF_HUB_OFFLINE is "
-                "set; load it once online"
-            ) from error
-        raise NetworkError(f"{what}: the Hub cannot be reached, and the file is not cached ({error})") from error
-    except errors.OfflineModeIsEnabled as error:
-        raise OfflineError(f"{what}: HF_HUB_OFFLINE is set") from error
-    except errors.RevisionNotFoundError as error:
-        raise NetworkError(f"{what}: the repository has no such branch, tag or commit") from error
-    except errors.RepositoryNotFoundError as error:
+                f"{what} is not a folder here and not in huggingface_hub's cache, and ISANET_OFFLINE or HF_HUB_OFFLINE "
+                "is set; load it once online"
+            ) from None
+        raise NetworkError(
+            f"{what}: the Hub cannot be reached, and the file is not cached ({_message(error)})"
+        ) from None
+    except errors.OfflineModeIsEnabled:
+        raise OfflineError(f"{what}: HF_HUB_OFFLINE is set") from None
+    except errors.RevisionNotFoundError:
+        raise NetworkError(f"{what}: the repository has no such branch, tag or commit") from None
+    except errors.RepositoryNotFoundError:
         raise NetworkError(
             f"{what}: no such folder here and no such repository, or a private one; then pass token= or set HF_TOKEN"
-        ) from error
-    except errors.EntryNotFoundError as error:
+        ) from None
+    except errors.EntryNotFoundError:
         raise CheckpointFormatError(
             f"{what}: the repository has no config.json or no model.safetensors; save_pretrained writes both"
-        ) from error
+        ) from None
     except errors.HFValidationError as error:
-        raise ValueError(f"{what}: {error}") from error
-    except (errors.HfHubHTTPError, OSError, RuntimeError) as error:
-        raise NetworkError(f"{what}: {error}") from error
+        raise ValueError(f"{what}: {_message(error)}") from None
+    except Exception as error:  # whatever the client and its HTTP library raise
+        if isinstance(error, PermissionError) or getattr(error, "errno", None) in CACHE_IS_UNWRITABLE:
+            raise CacheError(
+                f"{what}: cannot write to huggingface_hub's cache ({_message(error)}); free some space, or set "
+                "HF_HUB_CACHE to another folder"
+            ) from None
+        raise NetworkError(f"{what}: {_message(error)}") from None
 
 
-def save_pretrained(model: ISANet, folder: str | os.PathLike[str], *, new_card: bool = False) -> None:
+def _message(error: Exception) -> str:
+    """One line of what an error of the client says, without the secrets of addresses in it."""
+    text = re.sub(r"\w+://[^\s'\"<>)]+", lambda url: download.redacted(url[0]), clean(str(error)))
+    return shortened(text, 500) or type(error).__name__
+
+
+def save_pretrained(
+    folder: str | os.PathLike[str],
+    state: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    provenance: Mapping[str, str],
+    *,
+    new_card: bool = False,
+) -> None:
     """Write a model folder: config.json, model.safetensors and, if there is none yet, a model card (README.md).
 
     All files are written before the first takes its place; each appears whole or not at all.
 
     Args:
-        model: What to write.
-        folder: Made if it is not there.
+        folder: Created if missing.
+        state: The model's state dict; floating-point tensors are written as float32.
+        config: The arguments of `isanet.ISANet`, as `model.config`.
+        provenance: Where the weights came from, as `model.provenance`.
         new_card: Replace the card too.
 
     Raises:
-        CacheError: The folder cannot be written.
+        OutputError: The folder cannot be written; earlier files are unchanged.
     """
     path = Path(folder)
-    files = {
-        "model.safetensors": serialized(model),
-        "config.json": (json.dumps(model.config, indent=1) + "\n").encode(),
-    }
+    files = _model_files(state, config, provenance)
     if new_card or not (path / "README.md").exists():
-        files["README.md"] = model_card(model).encode()
+        files["README.md"] = model_card(config, provenance).encode()
+    _write_folder(path, files)
+
+
+def _model_files(
+    state: Mapping[str, Tensor], config: Mapping[str, Any], provenance: Mapping[str, str]
+) -> dict[str, bytes]:
+    return {
+        "model.safetensors": serialized(state, config, provenance),
+        "config.json": (json.dumps(config, indent=1) + "\n").encode(),
+    }
+
+
+def _write_folder(path: Path, files: Mapping[str, bytes]) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
         atomic_write_all((path / name, data) for name, data in files.items())
     except OSError as error:
-        raise CacheError(
-            f"cannot write the model to {path}: {error.strerror}; earlier files are as they were"
-        ) from error
+        raise OutputError(f"cannot write the model to {path}: {error.strerror}; earlier files are unchanged") from error
 
 
-def push_to_hub(model: ISANet, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
-    """Publish a model folder as a repository on the Hugging Face Hub, made if there is none; gives its address.
+def push_to_hub(
+    repo_id: str,
+    state: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    provenance: Mapping[str, str],
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+) -> str:
+    """Publish a model folder as a repository on the Hugging Face Hub, created if missing.
+
+    Args:
+        repo_id: `org/name`.
+        state: The model's state dict.
+        config: The arguments of `isanet.ISANet`.
+        provenance: Where the weights came from.
+        private: Whether a new repository is private; None takes the account's default.
+        token: With permission to write; None takes what huggingface_hub finds.
+
+    Returns:
+        The repository's address.
 
     Raises:
-        OfflineError: The environment says to stay offline.
-        NetworkError: The Hub refused or could not be reached.
+        ValueError: `repo_id` is not a name that the Hub allows.
+        OfflineError: The environment forbids sockets.
+        NetworkError: The Hub refused, or cannot be reached.
+        OutputError: The temporary folder cannot be written.
     """
     if download.offline():
         raise OfflineError(f"cannot push to {repo_id}: ISANET_OFFLINE or HF_HUB_OFFLINE is set")
     from huggingface_hub import HfApi
 
     api = HfApi(token=token)
-    address = _named_errors(repo_id, lambda: str(api.create_repo(repo_id, private=private, exist_ok=True)))
-    has_card = _named_errors(repo_id, lambda: api.file_exists(repo_id, "README.md"))
+    with _our_errors(repo_id):
+        address = str(api.create_repo(repo_id, private=private, exist_ok=True))
+        kept = ["README.md"] if api.file_exists(repo_id, "README.md") else None  # somebody may have edited it
     with TemporaryDirectory() as folder:
-        Path(folder, "README.md").write_text(model_card(model, repo_id), encoding="utf-8")
-        save_pretrained(model, folder)
-        kept = ["README.md"] if has_card else None  # somebody may have written into it
-        _named_errors(repo_id, lambda: api.upload_folder(repo_id=repo_id, folder_path=folder, ignore_patterns=kept))
+        card = model_card(config, provenance, repo_id).encode()
+        _write_folder(Path(folder), {**_model_files(state, config, provenance), "README.md": card})
+        with _our_errors(repo_id):
+            api.upload_folder(repo_id=repo_id, folder_path=folder, ignore_patterns=kept)
     return address
 
 
-def serialized(model: ISANet) -> bytes:
-    """The bytes of a safetensors file with a model's tensors, its config and where they came from."""
-    state = {name: value.float() if value.is_floating_point() else value for name, value in model.state_dict().items()}
-    return checkpoint.serialize(state, {**model.provenance, "config": json.dumps(model.config)})
+def serialized(state: Mapping[str, Tensor], config: Mapping[str, Any], provenance: Mapping[str, str]) -> bytes:
+    """The bytes of a safetensors file with a model's tensors in float32, its config and its provenance."""
+    tensors = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+    return checkpoint.serialize(tensors, {**provenance, "config": json.dumps(config)})
 
 
-def model_card(model: ISANet, repo_id: str = "ORG/NAME") -> str:
-    """The README.md of a model's folder: what it is, where it came from, how to use it."""
-    released = load_manifest().get(model.provenance.get("name", ""))
+# --- the model card -----------------------------------------------------------------------------------------
+
+
+def model_card(config: Mapping[str, Any], provenance: Mapping[str, str], repo_id: str = "ORG/NAME") -> str:
+    """The README.md of a model folder: what the model is, where it came from, how to use it.
+
+    Class names and provenance may come from untrusted files: they are cleaned and escaped.
+    """
+    released = load_manifest().get(provenance.get("name", ""))
     front = ["library_name: isanet", "pipeline_tag: image-segmentation", "tags:", "- isanet", "- semantic-segmentation"]
     origin = "Where its weights came from is not recorded."
     if released is not None:
@@ -140,20 +210,22 @@ def model_card(model: ISANet, repo_id: str = "ORG/NAME") -> str:
             f"Its weights started from `{released.name}`, trained on {released.metrics['dataset']} "
             f"({released.recipe['train_split']}), whose published mIoU on {released.metrics['split']} is "
             f"{100 * released.metrics['miou']:.2f} % ({PROTOCOLS[released.metrics['protocol']].text}). "
-            f"If they were trained further, that figure is not theirs.\n\nLicense: {released.license}."
+            f"If they were trained further, that number does not apply.\n\nLicense: {released.license}."
         )
-    elif "trained_on" in model.provenance:
-        origin = _trained(model.provenance)
-    elif "source" in model.provenance:
-        origin = f"Its weights came from `{model.provenance['source']}`."
-    elif "backbone_source" in model.provenance:
-        origin = f"Its training started from the backbone in `{model.provenance['backbone_source']}`."
-    classes = ", ".join(map(clean, model.classes[:30])) + (", ..." if len(model.classes) > 30 else "")
+    elif "trained_on" in provenance:
+        origin = _training(provenance)
+    elif "source" in provenance:
+        origin = f"Its weights came from {_code(provenance['source'])}."
+    elif "backbone_source" in provenance:
+        origin = f"Its training started from the backbone in {_code(provenance['backbone_source'])}."
+    names = [shortened(name, 100) for name in config["classes"]]
+    first = json.dumps(names[0], ensure_ascii=False).replace("`", "'")
+    classes = ", ".join(map(_escaped, names[:30])) + (", ..." if len(names) > 30 else "")
     return f"""---
 {chr(10).join(front)}
 ---
 
-# ISANet, {model.config["backbone"]}, {len(model.classes)} classes
+# ISANet, {config["backbone"]}, {len(names)} classes
 
 Semantic segmentation by Interlaced Sparse Self-Attention ([paper](https://arxiv.org/abs/1907.12273)).
 
@@ -165,18 +237,30 @@ Classes: {classes}.
 import isanet
 
 result = isanet.Segmenter("{repo_id}")("image.jpg")
-result.areas()  # {{"{model.classes[0]}": 0.41, ...}}
+result.areas()  # {{{first}: 0.41, ...}}
 result.overlay().save("overlay.png")
 ```
 """
 
 
-def _trained(provenance: Mapping[str, str]) -> str:
+def _training(provenance: Mapping[str, str]) -> str:
     """What a card says of a model that `isanet.finetune` trained."""
-    start = f" from `{provenance['started_from']}`" if "started_from" in provenance else ""
-    lines = [f"Trained{start} on {clean(provenance['trained_on'])}, by `isanet finetune`."]
+    start = f" from {_code(provenance['started_from'])}" if "started_from" in provenance else ""
+    paragraphs = [f"Trained{start} on {_escaped(shortened(provenance['trained_on'], 500))}, by `isanet finetune`."]
     if "measured" in provenance:
-        lines.append(f"Measured: {clean(provenance['measured'])}.")
+        paragraphs.append(f"Measured: {_escaped(shortened(provenance['measured'], 500))}.")
     if "recipe" in provenance:
-        lines.append(f"<details><summary>Recipe</summary>\n\n```json\n{provenance['recipe']}\n```\n\n</details>")
-    return "\n\n".join(lines)
+        lines = (shortened(line, 500).replace("`", "'") for line in provenance["recipe"][:20_000].splitlines())
+        recipe = "\n".join(lines)
+        paragraphs.append(f"<details><summary>Recipe</summary>\n\n```json\n{recipe}\n```\n\n</details>")
+    return "\n\n".join(paragraphs)
+
+
+def _escaped(text: str) -> str:
+    """A cleaned text as Markdown that shows it literally."""
+    return re.sub(r"([\\`*_\[\]<>&#|~])", r"\\\1", text)
+
+
+def _code(text: str) -> str:
+    """A text as a code span of Markdown."""
+    return "`" + shortened(text, 500).replace("`", "'") + "`"

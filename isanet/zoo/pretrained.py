@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isanet._files import atomic_write
+from isanet._files import write_output
 from isanet._text import clean
 from isanet.config import MAX_CLASSES, numbered_classes
-from isanet.errors import CacheError, CheckpointFormatError, IntegrityError
+from isanet.errors import CheckpointFormatError, IntegrityError
 from isanet.labels import LABEL_SPACES, generic_palette, label_space_for
 from isanet.model import ISANet
 from isanet.weights import checkpoint, convert, hub
@@ -346,19 +346,11 @@ def convert_file(source: Path, target: Path) -> ISANet:
 
     Raises:
         CheckpointError: The source cannot be used.
-        CacheError: The target cannot be written.
+        OutputError: The target cannot be written.
     """
     model = from_pretrained(source)
     if target.suffix != ".safetensors":
-        hub.save_pretrained(model, target)
-        return model
-    data = hub.serialized(model)
-    try:
-        with atomic_write(target) as file:
-            file.write(data)
-    except OSError as error:
-        raise CacheError(f"cannot write {target}: {error.strerror}; an earlier file is as it was") from error
+        model.save_pretrained(target)
+    else:
+        write_output(target, hub.serialized(model.state_dict(), model.config, model.provenance))
     return model
-
-
-# --- builders, for torch.hub --------------------------------------------------------------------------------

@@ -186,7 +186,7 @@ FILES = {
     "small safetensors": checkpoint.serialize({"a": torch.ones(2, 3), "b": torch.ones(2)}, {"note": "ü"}),
     "upstream archive": saved({"epoch": 60, "model": tiny_zoo.upstream_state()}),
     "upstream legacy": saved(tiny_zoo.upstream_state("mmsegmentation"), _use_new_zipfile_serialization=False),
-    "ours": hub.serialized(OURS),
+    "ours": hub.serialized(OURS.state_dict(), OURS.config, OURS.provenance),
 }
 
 

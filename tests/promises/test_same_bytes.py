@@ -40,7 +40,7 @@ def content(value: float) -> bytes:
     model = isanet.ISANet(**tiny_zoo.ARCHITECTURE, preprocessing=zoo.imagenet_preprocessing())
     for tensor in (*model.parameters(), *model.buffers()):
         torch.nn.init.constant_(tensor.detach(), value)
-    return model_folders.serialized(model)
+    return model_folders.serialized(model.state_dict(), model.config, model.provenance)
 
 
 CONTENTS = {value: content(value) for value in (1.0, 2.0)}

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import traceback
 import uuid
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import HTTPError
 
 import isanet
 from isanet.model import ISANet
 from isanet.weights import checkpoint
+from isanet.weights.hub import model_card
 from tests.helpers.file_server import FileServer
 from tests.helpers.hub_server import HubServer
 from tests.model.test_model import tiny as tiny_model
@@ -133,3 +137,45 @@ def test_a_damaged_file_in_huggingface_hubs_cache_is_noticed(hub: HubServer, rep
 def test_pushing_without_permission_is_named(hub: HubServer, repo_id: str) -> None:
     with pytest.raises(isanet.NetworkError, match=repo_id):
         tiny_model().push_to_hub(repo_id, token="hf_wrong")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (HTTPError("no route"), isanet.NetworkError, "no route"),
+        (HTTPError("http://user:secret@proxy:1 refused"), isanet.NetworkError, "proxy:1"),
+        (ValueError("Unknown scheme for proxy URL URL('socks9://user:secret@proxy')"), isanet.NetworkError, "socks9"),
+        (RuntimeError("https://cdn/file?signature=secret answered 403\n\x1b[2J"), isanet.NetworkError, "answered 403"),
+        (PermissionError(13, "Permission denied"), isanet.CacheError, "HF_HUB_CACHE"),
+        (OSError(28, "No space left on device"), isanet.CacheError, "HF_HUB_CACHE"),
+    ],
+)
+def test_errors_of_the_client_arrive_as_ours_and_without_secrets(
+    repo_id: str, monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[Exception], said: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", fail)
+    for call in (lambda: isanet.from_pretrained(repo_id), lambda: tiny_model().push_to_hub(repo_id)):
+        with pytest.raises(kind, match=said) as caught:
+            call()
+        shown = "".join(traceback.format_exception(caught.value))
+        assert "secret" not in shown.splitlines()[-1]
+        assert caught.value.__suppress_context__
+        assert str(caught.value).isprintable()
+
+
+def test_a_card_shows_untrusted_texts_literally() -> None:
+    model = tiny_model(classes=['a"b', "<script>x</script>", "[link](http://x)", "```\n# Title", "\x1b[2J"])
+    facts = {"trained_on": "<b>`x`</b>\n# y", "measured": "*much*", "recipe": '{"a": "```\\n<i>"}', "started_from": "`"}
+    for provenance in (facts, {"source": "``` <script>"}, {"backbone_source": "`<script>"}):
+        card = model_card(model.config, provenance)
+        assert "\x1b" not in card
+        assert card.count("```") == (4 if "recipe" in provenance else 2)
+        prose = re.sub(r"```.*?```|`[^`\n]*`", "", card, flags=re.DOTALL)
+        assert re.findall(r"(?<!\\)<(?!/?(?:details|summary)>)", prose) == []
+        assert not re.search(r"^# (?!ISANet)", prose, re.MULTILINE)
+        assert r"\[link\](http://x)" in prose
+        assert r'{"a\"b": 0.41, ...}' in card

@@ -374,7 +374,7 @@ def test_a_failed_save_changes_no_file(tiny: FileServer, tmp_path: Path, monkeyp
     isanet.from_pretrained(tiny_zoo.NAME, classes=["a", "b"]).save_pretrained(folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     full_at(monkeypatch, file=2)
-    with pytest.raises(isanet.CacheError, match="No space left"):
+    with pytest.raises(isanet.OutputError, match="No space left"):
         isanet.from_pretrained(tiny_zoo.NAME, classes=["b", "a"]).save_pretrained(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
@@ -388,7 +388,7 @@ def test_the_same_model_is_saved_as_the_same_bytes(tiny: FileServer, tmp_path: P
 
 def test_saving_where_nothing_can_be_written_is_named(tiny: FileServer, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(isanet.CacheError, match="earlier files are as they were"):
+    with pytest.raises(isanet.OutputError, match="earlier files are unchanged"):
         isanet.from_pretrained(tiny_zoo.NAME).save_pretrained(tmp_path / "file" / "folder")
 
 
