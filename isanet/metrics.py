@@ -1,5 +1,6 @@
-"""Metrics of semantic segmentation, under their public name; `isanet.evaluation.metrics` has the code."""
+"""Segmentation metrics under their public name; `isanet.evaluation` has the code."""
 
-from isanet.evaluation.metrics import BoundaryScore, ConfusionMatrix
+from isanet.evaluation.boundary import BoundaryScore
+from isanet.evaluation.metrics import ConfusionMatrix
 
 __all__ = ["BoundaryScore", "ConfusionMatrix"]

@@ -14,7 +14,8 @@ from torch import Tensor
 from isanet._files import atomic_write
 from isanet._processes import Processes
 from isanet.errors import CacheError
-from isanet.evaluation.metrics import BoundaryScore, ConfusionMatrix
+from isanet.evaluation.boundary import BoundaryScore
+from isanet.evaluation.metrics import ConfusionMatrix
 
 
 class Row(NamedTuple):

@@ -1,4 +1,4 @@
-"""Times the counting of a confusion matrix, and the boundary score. By hand: python -m tests.benchmarks.metrics."""
+"""Times ConfusionMatrix and BoundaryScore: `python -m tests.benchmarks.metrics`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from isanet.evaluation.metrics import BoundaryScore, ConfusionMatrix
+from isanet.evaluation.boundary import BoundaryScore
+from isanet.evaluation.metrics import ConfusionMatrix
 
 HEIGHT, WIDTH = 1024, 2048
 REPEATS = 15
 
 
 def image(num_classes: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """A prediction and a truth: regions with wavy outlines, shifted by some pixels; 5 % of the cells are ignored."""
+    """A prediction and its ground truth: regions with wavy outlines, shifted by some pixels; 5 % of the cells are ignored."""
     rng = np.random.default_rng(seed)
     cells = rng.integers(0, num_classes, (HEIGHT // 64 + 2, WIDTH // 64 + 2)).astype(np.uint8)
     y, x = np.mgrid[:HEIGHT, :WIDTH].astype(np.float32)
@@ -31,30 +32,30 @@ def image(num_classes: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.ui
         columns = (x + 32 + 20 * np.sin(y / 41) + shift * np.sin(x / 19)) // 64
         return cells[rows.astype(np.int64), columns.astype(np.int64)]
 
-    truth, wrong = cells.copy(), cells.copy()
-    truth[rng.random(cells.shape) < 0.05] = 255
+    target, wrong = cells.copy(), cells.copy()
+    target[rng.random(cells.shape) < 0.05] = 255
     errors = rng.random(cells.shape) < 0.1
     wrong[errors] = rng.integers(0, num_classes, int(errors.sum()))
-    return regions(wrong, 6), regions(truth, 0)
+    return regions(wrong, 6), regions(target, 0)
 
 
-def plain(prediction: NDArray[Any], target: NDArray[Any], num_classes: int) -> NDArray[np.int64]:
-    """The usual few lines of numpy."""
+def with_numpy(prediction: NDArray[Any], target: NDArray[Any], num_classes: int) -> NDArray[np.int64]:
+    """The usual few lines of numpy, without checks."""
     mask = target != 255
     codes = num_classes * target[mask].astype(np.int64) + prediction[mask]
     return np.bincount(codes, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def measure(ways: dict[str, Callable[[], Any]], synchronize: Callable[[], None], repeats: int) -> None:
-    """Prints milliseconds of each way, run in turns, and the ratio of its median to that of the first."""
-    times: dict[str, list[float]] = {name: [] for name in ways}
+def measure(variants: dict[str, Callable[[], Any]], synchronize: Callable[[], None], repeats: int) -> None:
+    """Prints milliseconds of each variant, run in turns, and the ratio of its median to that of the first."""
+    times: dict[str, list[float]] = {name: [] for name in variants}
     for repeat in range(repeats + 2):
-        for name, way in ways.items():
+        for name, variant in variants.items():
             synchronize()
             start = time.perf_counter()
-            way()
+            variant()
             synchronize()
-            if repeat >= 2:  # the first ones warm up
+            if repeat >= 2:  # warm-up
                 times[name].append(1000 * (time.perf_counter() - start))
     first = statistics.median(next(iter(times.values())))
     for name, values in times.items():
@@ -64,7 +65,7 @@ def measure(ways: dict[str, Callable[[], Any]], synchronize: Callable[[], None],
 
 def counting(device: str, synchronize: Callable[[], None]) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its import may warn of what is not installed beside it
+        warnings.simplefilter("ignore")  # its import may warn of missing optional packages
         from torchmetrics.classification import MulticlassConfusionMatrix
     for num_classes in (19, 150):
         for dtype in ("uint8", "int64"):
@@ -75,21 +76,21 @@ def counting(device: str, synchronize: Callable[[], None]) -> None:
                 for check in (True, False)
             }
             tensors = torch.from_numpy(prediction).to(device), torch.from_numpy(target).to(device)
-            expected = torch.from_numpy(plain(prediction, target, num_classes))
-            ways: dict[str, Callable[[], Any]] = {
+            expected = torch.from_numpy(with_numpy(prediction, target, num_classes))
+            variants: dict[str, Callable[[], Any]] = {
                 "ConfusionMatrix.update": lambda ours=ours, tensors=tensors: ours.update(*tensors),
-                "numpy, no check (CPU)": lambda p=prediction, t=target, k=num_classes: plain(p, t, k),
+                "numpy, no check (CPU)": lambda p=prediction, t=target, k=num_classes: with_numpy(p, t, k),
                 "torchmetrics, validate_args=True": lambda m=theirs[True], tensors=tensors: m.update(*tensors),
                 "torchmetrics, validate_args=False": lambda m=theirs[False], tensors=tensors: m.update(*tensors),
             }
-            ways["ConfusionMatrix.update"]()
+            variants["ConfusionMatrix.update"]()
             for metric in theirs.values():
                 metric.update(*tensors)
                 assert torch.equal(metric.compute().cpu(), expected)
                 metric.reset()
             assert torch.equal(ours.matrix.cpu(), expected)
             print(f"\nConfusion matrix, {HEIGHT}x{WIDTH} {dtype}, K={num_classes}, {device}")
-            measure(ways, synchronize, REPEATS)
+            measure(variants, synchronize, REPEATS)
 
 
 def boundaries(device: str, synchronize: Callable[[], None]) -> None:
@@ -98,7 +99,7 @@ def boundaries(device: str, synchronize: Callable[[], None]) -> None:
     score = BoundaryScore(19, device=device)
     print(f"\nBoundary score, {HEIGHT}x{WIDTH}, K=19, tolerance 0.0075 (17 pixels), {device}")
     measure({"BoundaryScore.update": lambda: score.update(prediction, target)}, synchronize, REPEATS)
-    measure({"of a prediction that is noise": lambda: score.update(noise, target)}, synchronize, 1)
+    measure({"random prediction": lambda: score.update(noise, target)}, synchronize, 1)
 
 
 def main() -> None:

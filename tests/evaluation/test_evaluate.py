@@ -23,9 +23,10 @@ import isanet
 from isanet import datasets
 from isanet.errors import CacheError, DatasetError, ImageError, IsanetError
 from isanet.evaluation import evaluate as evaluation
+from isanet.evaluation.boundary import BoundaryScore
 from isanet.evaluation.counting import Count, Store
 from isanet.evaluation.evaluate import evaluate, match_classes
-from isanet.evaluation.metrics import BoundaryScore, ConfusionMatrix
+from isanet.evaluation.metrics import ConfusionMatrix
 from isanet.evaluation.report import Report
 from isanet.inference.segmenter import Segmenter
 from isanet.labels import LABEL_SPACES, custom_space, label_space

@@ -12,21 +12,22 @@ import pytest
 import torch
 from PIL import Image
 
-from isanet.evaluation import metrics as module
-from isanet.evaluation.metrics import BoundaryScore, ConfusionMatrix
+from isanet.evaluation import metrics as metrics_module
+from isanet.evaluation.boundary import BoundaryScore
+from isanet.evaluation.metrics import ConfusionMatrix
 from isanet.labels import LABEL_SPACES
 
 NAN = math.nan
 DTYPES = ("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "int64")
 
 
-def counted(prediction: Any, target: Any, num_classes: int, **options: Any) -> ConfusionMatrix:
+def count(prediction: Any, target: Any, num_classes: int, **options: Any) -> ConfusionMatrix:
     confusion = ConfusionMatrix(num_classes, **options)
     confusion.update(torch.as_tensor(prediction), torch.as_tensor(target))
     return confusion
 
 
-def by_hand(prediction: np.ndarray, target: np.ndarray, num_classes: int, ignore_index: int | None) -> list[list[int]]:
+def looped(prediction: np.ndarray, target: np.ndarray, num_classes: int, ignore_index: int | None) -> list[list[int]]:
     matrix = [[0] * num_classes for _ in range(num_classes)]
     for predicted, true in zip(prediction.ravel().tolist(), target.ravel().tolist(), strict=True):
         if true != ignore_index:
@@ -35,7 +36,7 @@ def by_hand(prediction: np.ndarray, target: np.ndarray, num_classes: int, ignore
 
 
 def draw(rng: np.random.Generator, shape: tuple[int, ...], num_classes: int, ignore_index: int | None) -> Any:
-    """A prediction and a truth, int64; where the truth is ignored, the prediction is anything."""
+    """A prediction and its ground target, int64; at ignored pixels the prediction is anything."""
     target = rng.integers(0, num_classes, shape)
     prediction = np.where(rng.random(shape) < 0.5, target, rng.integers(0, num_classes, shape))
     if ignore_index is not None:
@@ -55,15 +56,15 @@ def deterministic() -> Iterator[None]:
 # --- counting
 
 
-def test_rows_are_the_truth_and_columns_the_prediction() -> None:
-    confusion = counted([[0, 0, 1], [1, 0, 0]], [[0, 0, 0], [1, 1, 2]], 4)
+def test_rows_are_ground_truth_and_columns_prediction() -> None:
+    confusion = count([[0, 0, 1], [1, 0, 0]], [[0, 0, 0], [1, 1, 2]], 4)
     assert confusion.matrix.tolist() == [[2, 1, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
     assert confusion.matrix.dtype == torch.int64
 
 
 @pytest.mark.parametrize("target_type", DTYPES)
 @pytest.mark.parametrize("prediction_type", DTYPES)
-def test_every_pair_of_types_counts_alike(prediction_type: str, target_type: str) -> None:
+def test_every_pair_of_dtypes_counts_alike(prediction_type: str, target_type: str) -> None:
     arrays = (
         np.array([[0, 1, 1], [1, 0, 1]]).astype(prediction_type),
         np.array([[0, 0, 1], [1, 1, 1]]).astype(target_type),
@@ -78,19 +79,19 @@ def test_every_pair_of_types_counts_alike(prediction_type: str, target_type: str
 
 @pytest.mark.parametrize("ignore_index", [None, 255, -1, 0, 3, 300, 70_000])
 @pytest.mark.parametrize("num_classes", [4, 19, 150, 255, 256, 257, 1000])
-def test_counts_are_those_of_a_plain_loop(num_classes: int, ignore_index: int | None) -> None:
+def test_counts_equal_those_of_a_loop_over_pixels(num_classes: int, ignore_index: int | None) -> None:
     rng = np.random.default_rng(num_classes)
     confusion, expected = ConfusionMatrix(num_classes, ignore_index), np.zeros((num_classes, num_classes), np.int64)
     for shape in ((12, 30), (2, 8, 9)):
         prediction, target = draw(rng, shape, num_classes, ignore_index)
         confusion.update(prediction, target)
-        expected += by_hand(prediction, target, num_classes, ignore_index)
+        expected += looped(prediction, target, num_classes, ignore_index)
     assert np.array_equal(confusion.matrix.numpy(), expected)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int32", "int64"])
 @pytest.mark.parametrize("num_classes", [19, 256])
-def test_bytes_and_wide_types_of_the_same_values_agree(num_classes: int, dtype: str) -> None:
+def test_uint8_and_wider_dtypes_agree(num_classes: int, dtype: str) -> None:
     rng = np.random.default_rng(1)
     target = rng.integers(0, num_classes, (40, 50))
     prediction = rng.integers(0, num_classes, (40, 50))
@@ -98,31 +99,31 @@ def test_bytes_and_wide_types_of_the_same_values_agree(num_classes: int, dtype: 
     prediction[target == 255] = 200
     confusion = ConfusionMatrix(num_classes)
     confusion.update(prediction.astype(dtype), target.astype(dtype))
-    assert confusion.matrix.tolist() == by_hand(prediction, target, num_classes, 255)
+    assert confusion.matrix.tolist() == looped(prediction, target, num_classes, 255)
 
 
 @pytest.mark.parametrize("num_classes", [19, 300])
-def test_parts_that_are_counted_one_after_the_other_add_up(num_classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_add_up(num_classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     prediction, target = draw(np.random.default_rng(2), (23, 31), num_classes, 255)
-    monkeypatch.setattr(module, "_CHUNK", {"cpu": 50})
-    assert counted(prediction, target, num_classes).matrix.tolist() == by_hand(prediction, target, num_classes, 255)
+    monkeypatch.setattr(metrics_module, "_CHUNK", {"cpu": 50})
+    assert count(prediction, target, num_classes).matrix.tolist() == looped(prediction, target, num_classes, 255)
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 5), (3, 0, 2)])
-def test_nothing_may_be_counted(shape: tuple[int, ...]) -> None:
-    confusion = counted(torch.zeros(shape, dtype=torch.uint8), torch.zeros(shape, dtype=torch.uint8), 3)
+def test_empty_images_count_nothing(shape: tuple[int, ...]) -> None:
+    confusion = count(torch.zeros(shape, dtype=torch.uint8), torch.zeros(shape, dtype=torch.uint8), 3)
     assert confusion.matrix.tolist() == [[0] * 3] * 3
 
 
-def test_a_single_number_is_a_shape_too() -> None:
-    assert counted(torch.tensor(1), torch.tensor(0), 2).matrix.tolist() == [[0, 1], [0, 0]]
+def test_a_scalar_is_counted() -> None:
+    assert count(torch.tensor(1), torch.tensor(0), 2).matrix.tolist() == [[0, 1], [0, 0]]
 
 
 @pytest.mark.parametrize("num_classes", [8, 300])
 @pytest.mark.parametrize(
     "layout", ["transposed", "strided", "flipped", "read-only", "big-endian", "tensor", "expanded"]
 )
-def test_layout_in_memory_does_not_matter(layout: str, num_classes: int) -> None:
+def test_memory_layout_does_not_matter(layout: str, num_classes: int) -> None:
     base = np.random.default_rng(3).integers(0, 8, (12, 16)).astype(np.int16)
     labels: Any = {
         "transposed": base.T,
@@ -135,18 +136,18 @@ def test_layout_in_memory_does_not_matter(layout: str, num_classes: int) -> None
     }[layout]
     if layout == "read-only":
         labels.flags.writeable = False
-    plain = np.ascontiguousarray(np.asarray(labels).astype(np.int64))
-    other = (plain + 1) % 8
+    contiguous = np.ascontiguousarray(np.asarray(labels).astype(np.int64))
+    other = (contiguous + 1) % 8
     confusion = ConfusionMatrix(num_classes)
     confusion.update(labels, other)
     confusion.update(other, labels)
-    expected = np.add(by_hand(plain, other, num_classes, 255), by_hand(other, plain, num_classes, 255))
+    expected = np.add(looped(contiguous, other, num_classes, 255), looped(other, contiguous, num_classes, 255))
     assert np.array_equal(confusion.matrix.numpy(), expected)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int32", "int64"])
 @pytest.mark.parametrize("num_classes", [5, 300])
-def test_labels_are_left_as_they_are(num_classes: int, dtype: str) -> None:
+def test_inputs_are_not_modified(num_classes: int, dtype: str) -> None:
     prediction = torch.arange(5).to(getattr(torch, dtype)).repeat(4)
     target = prediction.flip(0)
     before = prediction.clone(), target.clone()
@@ -186,19 +187,19 @@ def test_works_in_and_out_of_inference_mode() -> None:
 @pytest.mark.parametrize("num_classes", [19, 300])
 def test_works_with_deterministic_algorithms(num_classes: int) -> None:
     prediction, target = draw(np.random.default_rng(4), (9, 9), num_classes, 255)
-    assert counted(prediction, target, num_classes).matrix.tolist() == by_hand(prediction, target, num_classes, 255)
+    assert count(prediction, target, num_classes).matrix.tolist() == looped(prediction, target, num_classes, 255)
     BoundaryScore(num_classes).update(prediction, target)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.usefixtures("deterministic")
 @pytest.mark.parametrize("num_classes", [19, 300])
-def test_an_accelerator_gives_the_same(num_classes: int) -> None:
+def test_cuda_and_cpu_agree(num_classes: int) -> None:
     prediction, target = draw(np.random.default_rng(5), (60, 80), num_classes, 255)
     confusion = ConfusionMatrix(num_classes, device="cuda")
     confusion.update(prediction, torch.from_numpy(target).cuda())
     assert confusion.matrix.is_cuda
-    assert torch.equal(confusion.matrix.cpu(), counted(prediction, target, num_classes).matrix)
+    assert torch.equal(confusion.matrix.cpu(), count(prediction, target, num_classes).matrix)
     assert confusion.iou().device.type == "cpu"
     ours, theirs = BoundaryScore(num_classes), BoundaryScore(num_classes, device="cuda")
     for score in (ours, theirs):
@@ -206,8 +207,8 @@ def test_an_accelerator_gives_the_same(num_classes: int) -> None:
     torch.testing.assert_close(theirs.per_class(), ours.per_class(), rtol=0, atol=1e-12, equal_nan=True)
 
 
-def test_merging_adds_and_leaves_the_other() -> None:
-    first, second = counted([0, 1], [0, 0], 2), counted([1], [1], 2)
+def test_merge_adds_and_keeps_the_other() -> None:
+    first, second = count([0, 1], [0, 0], 2), count([1], [1], 2)
     state = first.matrix
     first.merge(second)
     assert first.matrix is state  # what was handed to an all-reduce stays the state
@@ -219,19 +220,19 @@ def test_merging_adds_and_leaves_the_other() -> None:
         first.merge(ConfusionMatrix(2, 0))
 
 
-# --- what is refused
+# --- invalid input
 
 
 @pytest.mark.parametrize("kind", [ConfusionMatrix, BoundaryScore])
 @pytest.mark.parametrize("num_classes", [0, -1, 2.5, "19", True, 4097, 65536])
-def test_a_number_of_classes_that_is_none_is_refused(kind: Any, num_classes: Any) -> None:
+def test_an_invalid_num_classes_is_refused(kind: Any, num_classes: Any) -> None:
     with pytest.raises(ValueError, match=rf"num_classes must be an integer of 1 to 4096, got {num_classes!r}"):
         kind(num_classes)
 
 
 @pytest.mark.parametrize("kind", [ConfusionMatrix, BoundaryScore])
 @pytest.mark.parametrize("ignore_index", [255.0, "255", True, [255]])
-def test_a_value_to_ignore_that_is_none_is_refused(kind: Any, ignore_index: Any) -> None:
+def test_an_invalid_ignore_index_is_refused(kind: Any, ignore_index: Any) -> None:
     with pytest.raises(
         ValueError, match=rf"ignore_index must be an integer or None, got {re.escape(repr(ignore_index))}"
     ):
@@ -239,7 +240,7 @@ def test_a_value_to_ignore_that_is_none_is_refused(kind: Any, ignore_index: Any)
 
 
 @pytest.mark.parametrize("kind", [ConfusionMatrix, BoundaryScore])
-def test_integers_of_numpy_are_integers(kind: Any) -> None:
+def test_numpy_integers_are_accepted(kind: Any) -> None:
     metric = kind(np.int64(3), np.uint8(2))
     assert (type(metric.num_classes), metric.num_classes) == (int, 3)
     assert (type(metric.ignore_index), metric.ignore_index) == (int, 2)
@@ -258,13 +259,13 @@ def test_integers_of_numpy_are_integers(kind: Any) -> None:
     ids=lambda labels: str(getattr(labels, "dtype", "list")),
 )
 @pytest.mark.parametrize("which", ["prediction", "target"])
-def test_what_is_no_index_is_refused(which: str, labels: Any) -> None:
+def test_what_holds_no_class_indices_is_refused(which: str, labels: Any) -> None:
     pair = {"prediction": torch.zeros(2, 2, dtype=torch.uint8), "target": torch.zeros(2, 2, dtype=torch.uint8)}
     with pytest.raises(ValueError, match=rf"^{which} must be class indices.*logits\.argmax\(dim=1\)"):
         ConfusionMatrix(2).update(**(pair | {which: labels}))
 
 
-def test_shapes_that_differ_are_refused() -> None:
+def test_different_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"one shape, got \(4, 6\) and \(6, 4\)"):
         ConfusionMatrix(2).update(torch.zeros(4, 6, dtype=torch.uint8), torch.zeros(6, 4, dtype=torch.uint8))
 
@@ -283,7 +284,7 @@ def test_shapes_that_differ_are_refused() -> None:
         ([0, 1], [0, 127], 383, r"127 \(1 pixel\); valid are 0\.\.2 and 383"),
     ],
 )
-def test_values_that_are_no_class_are_named_and_nothing_is_counted(
+def test_invalid_values_are_named_and_nothing_is_counted(
     prediction: list[int], target: list[int], ignore_index: int | None, message: str, dtype: str
 ) -> None:
     confusion = ConfusionMatrix(3, ignore_index)
@@ -305,15 +306,15 @@ def test_values_do_not_wrap_into_the_range(num_classes: int, value: int) -> None
 
 
 @pytest.mark.parametrize("value", [3, 254, 255, -1, 1000, 2**62])
-def test_any_prediction_is_harmless_on_an_ignored_pixel(value: int) -> None:
-    assert counted([1, value], [1, 255], 3).matrix.tolist() == [[0, 0, 0], [0, 1, 0], [0, 0, 0]]
+def test_any_prediction_is_allowed_at_ignored_pixels(value: int) -> None:
+    assert count([1, value], [1, 255], 3).matrix.tolist() == [[0, 0, 0], [0, 1, 0], [0, 0, 0]]
 
 
-# --- fractions
+# --- metrics
 
 
-def test_fractions_by_hand() -> None:
-    confusion = counted([0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 1, 2], 4)
+def test_metrics_computed_by_hand() -> None:
+    confusion = count([0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 1, 2], 4)
     assert confusion.iou().tolist() == pytest.approx([2 / 5, 1 / 3, 0, NAN], abs=1e-15, nan_ok=True)
     assert confusion.recall().tolist() == pytest.approx([2 / 3, 1 / 2, 0, NAN], abs=1e-15, nan_ok=True)
     assert confusion.precision().tolist() == pytest.approx([2 / 4, 1 / 2, NAN, NAN], abs=1e-15, nan_ok=True)
@@ -324,8 +325,8 @@ def test_fractions_by_hand() -> None:
     assert {values.dtype for values in (confusion.iou(), confusion.recall(), confusion.precision())} == {torch.float64}
 
 
-def test_a_class_that_is_only_predicted_has_an_iou_of_zero() -> None:
-    confusion = counted([0, 1], [0, 0], 3)
+def test_a_class_only_predicted_has_iou_zero() -> None:
+    confusion = count([0, 1], [0, 0], 3)
     assert confusion.iou().tolist() == pytest.approx([1 / 2, 0, NAN], nan_ok=True)
     assert confusion.miou() == 1 / 4
     assert confusion.recall().tolist() == pytest.approx([1 / 2, NAN, NAN], nan_ok=True)
@@ -333,15 +334,15 @@ def test_a_class_that_is_only_predicted_has_an_iou_of_zero() -> None:
     assert confusion.frequency_weighted_iou() == 1 / 2
 
 
-def test_a_class_that_is_ignored_counts_where_it_is_predicted() -> None:
-    confusion = counted([0, 1, 1, 0], [0, 0, 1, 1], 2, ignore_index=0)
+def test_an_ignored_class_counts_where_it_is_predicted() -> None:
+    confusion = count([0, 1, 1, 0], [0, 0, 1, 1], 2, ignore_index=0)
     assert confusion.matrix.tolist() == [[0, 0], [1, 1]]
     assert confusion.iou().tolist() == [0, 1 / 2]
 
 
 @pytest.mark.parametrize("ignored", [True, False])
 def test_nothing_counted_gives_nan(ignored: bool) -> None:
-    confusion = counted([0, 1], [255, 255], 2) if ignored else ConfusionMatrix(2)
+    confusion = count([0, 1], [255, 255], 2) if ignored else ConfusionMatrix(2)
     for values in (confusion.iou(), confusion.recall(), confusion.precision()):
         assert values.isnan().all()
     for value in (
@@ -378,7 +379,7 @@ def test_torchmetrics_agrees(num_classes: int, ignore_index: int | None) -> None
     assert confusion.miou() == pytest.approx(float(jaccard.compute()), abs=1e-6)
 
 
-def test_the_evaluator_of_cityscapes_agrees(tmp_path: Path) -> None:
+def test_the_cityscapes_evaluator_agrees(tmp_path: Path) -> None:
     official = pytest.importorskip("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
     space = LABEL_SPACES["cityscapes19"]
     ids = np.array(space.official_ids, np.uint8)
@@ -387,204 +388,23 @@ def test_the_evaluator_of_cityscapes_agrees(tmp_path: Path) -> None:
     rng = np.random.default_rng(7)
     confusion, files = ConfusionMatrix(len(space)), []
     for index in range(3):
-        truth = rng.integers(0, 34, (24, 40)).astype(np.uint8)  # all official ids, with those that are ignored
-        truth[truth == ids[16]] = 0  # one class is in the prediction alone,
-        prediction = np.where(rng.random(truth.shape) < 0.6, train_ids[truth], rng.integers(0, 19, truth.shape))
+        target = rng.integers(0, 34, (24, 40)).astype(np.uint8)  # all official ids, with those that are ignored
+        target[target == ids[16]] = 0  # one class is in the prediction alone,
+        prediction = np.where(rng.random(target.shape) < 0.6, train_ids[target], rng.integers(0, 19, target.shape))
         prediction[prediction == 255] = 3
-        truth[truth == ids[18]] = 0  # and one
+        target[target == ids[18]] = 0  # and one
         prediction[prediction == 18] = 0  # nowhere
         pair = tmp_path / f"pred_{index}.png", tmp_path / f"gt_{index}_labelIds.png"
         Image.fromarray(ids[prediction]).save(pair[0])
-        Image.fromarray(truth).save(pair[1])
+        Image.fromarray(target).save(pair[1])
         files.append([str(path) for path in pair])
-        confusion.update(prediction, train_ids[truth])
+        confusion.update(prediction, train_ids[target])
     args = copy.copy(official.args)
     args.quiet, args.JSONOutput, args.evalInstLevelScore = True, False, False
-    predictions, truths = zip(*files, strict=True)
-    result = official.evaluateImgLists(predictions, truths, args)
+    predictions, targets = zip(*files, strict=True)
+    result = official.evaluateImgLists(predictions, targets, args)
     theirs = [result["classScores"][name] for name in space.classes]
     assert confusion.iou().tolist() == pytest.approx(theirs, abs=1e-12, nan_ok=True)
     assert confusion.miou() == pytest.approx(result["averageScoreClasses"], abs=1e-12)
     assert theirs[16] == 0
     assert math.isnan(theirs[18])
-
-
-# --- boundaries
-
-
-def split(height: int, width: int, column: int) -> np.ndarray:
-    labels = np.zeros((height, width), np.uint8)
-    labels[:, column:] = 1
-    return labels
-
-
-def spots(*places: tuple[int, int], shape: tuple[int, int] = (60, 80)) -> np.ndarray:
-    labels = np.zeros(shape, np.uint8)
-    for place in places:
-        labels[place] = 1
-    return labels
-
-
-def scored(prediction: np.ndarray, target: np.ndarray, num_classes: int = 2, **options: Any) -> list[float]:
-    score = BoundaryScore(num_classes, **options)
-    score.update(prediction, target)
-    return list(score.per_class().tolist())
-
-
-@pytest.mark.parametrize(("shift", "expected"), [(0, 1), (3, 1), (-3, 1), (4, 0), (-4, 0)])
-def test_an_outline_is_met_within_the_tolerance(shift: int, expected: float) -> None:
-    # The diagonal is 100: a tolerance of 3 pixels.
-    assert scored(split(60, 80, 40 + shift), split(60, 80, 40), tolerance=0.03) == [expected, expected]
-
-
-@pytest.mark.parametrize(
-    ("offset", "expected"),
-    [((3, 4), 1), ((-4, 3), 1), ((0, 5), 1), ((-5, 0), 1), ((4, 4), 0), ((5, 1), 0), ((-1, -5), 0)],
-)
-def test_distance_is_euclidean(offset: tuple[int, int], expected: float) -> None:
-    y, x = 30 + offset[0], 40 + offset[1]
-    assert scored(spots((y, x)), spots((30, 40)), tolerance=0.05)[1] == expected
-
-
-def test_a_tolerance_of_whole_pixels_is_not_rounded_down() -> None:
-    assert 0.21**2 * 100**2 < 21**2
-    assert scored(split(60, 80, 51), split(60, 80, 30), tolerance=0.21) == [1, 1]
-    assert scored(split(60, 80, 52), split(60, 80, 30), tolerance=0.21) == [0, 0]
-
-
-def test_precision_and_recall_are_told_apart() -> None:
-    one, both = spots((30, 40)), spots((30, 40), (5, 5))
-    score = BoundaryScore(2)
-    score.update(both, one)  # precision 1/2, recall 1
-    score.update(one, both)  # the reverse
-    assert score.per_class()[1] == pytest.approx(2 / 3, abs=1e-15)
-    assert score.total[1] == pytest.approx(4 / 3, abs=1e-15)
-    # Class 0 has the four neighbors of each spot: 8 pixels against 4.
-    assert score.per_class()[0] == pytest.approx(2 * 0.5 / 1.5, abs=1e-15)
-    # Of three spots in the truth one is found, and one of two found is right: P = 1/2, R = 1/3.
-    assert scored(both, spots((30, 40), (50, 70), (5, 70)))[1] == pytest.approx(2 / 5, abs=1e-15)
-
-
-def test_boundaries_do_not_run_on_in_the_next_row() -> None:
-    prediction, target = np.zeros((2, 6, 60), np.uint8)
-    prediction[2, 59] = target[3, 0] = 1
-    assert scored(prediction, target, tolerance=0.05)[1] == 0
-    prediction, target = np.zeros((2, 6, 60), np.uint8)
-    prediction[5, 30] = target[0, 30] = 1
-    assert scored(prediction, target, tolerance=0.05)[1] == 0
-
-
-def test_a_boundary_of_another_class_is_none() -> None:
-    target = split(60, 80, 40)
-    assert scored(np.where(target == 1, 2, 0), target, 3) == [1, 0, 0]
-
-
-def test_a_class_without_a_boundary_does_not_count() -> None:
-    full, half = np.zeros((20, 30), np.uint8), split(20, 30, 15)
-    assert all(math.isnan(value) for value in scored(full, full))
-    assert scored(full, half) == [0, 0]  # in one of the two: nothing was met
-    assert scored(half, full) == [0, 0]
-    score = BoundaryScore(3)
-    score.update(full, full)
-    score.update(half, half)
-    assert score.count.tolist() == [1, 1, 0]
-    assert score.per_class().tolist() == pytest.approx([1, 1, NAN], nan_ok=True)
-    assert score.mean() == 1
-    assert math.isnan(BoundaryScore(3).mean())
-
-
-def test_scores_are_means_over_images_then_classes() -> None:
-    score = BoundaryScore(3, tolerance=0.03)
-    score.update(split(60, 80, 40), split(60, 80, 40))
-    score.update(split(60, 80, 60), split(60, 80, 40))
-    third = 2 * (split(60, 80, 40))
-    score.update(third, third)
-    assert score.total.tolist() == [2, 1, 1]
-    assert score.count.tolist() == [3, 2, 1]
-    assert score.per_class().tolist() == pytest.approx([2 / 3, 1 / 2, 1])
-    assert score.mean() == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
-    assert (score.total.dtype, score.count.dtype) == (torch.float64, torch.int64)
-
-
-@pytest.mark.parametrize("ignore_index", [255, -1])
-def test_nothing_is_judged_where_the_truth_is_unknown(ignore_index: int) -> None:
-    target = split(60, 80, 40).astype(np.int16)
-    prediction = target.copy()
-    target[10:30] = ignore_index
-    prediction[12:28, 5:70:7] = 1  # boundaries within
-    prediction[12:28, 10:60:7] = 500  # and what is no class
-    prediction[10:30, :20] = 1  # and along the edge of what is unknown
-    assert scored(prediction, target, ignore_index=ignore_index) == [1, 1]
-    with pytest.raises(ValueError, match="target has values"):
-        scored(prediction, target, ignore_index=None)
-
-
-@pytest.mark.parametrize("ignore_index", [-1, 511])
-def test_a_value_to_ignore_beyond_the_type_ignores_nothing(ignore_index: int) -> None:
-    target = split(60, 80, 40) * 255  # 255 is what both are modulo 256
-    assert scored(target, target, 256, ignore_index=ignore_index)[255] == 1
-    assert int(counted(target, target, 256, ignore_index=ignore_index).matrix[255, 255]) == 60 * 40
-
-
-def test_a_tolerance_of_zero_wants_the_same_pixels() -> None:
-    target = split(60, 80, 40)
-    assert scored(target, target, tolerance=0) == [1, 1]
-    assert scored(split(60, 80, 41), target, tolerance=0) == [0, 0]
-
-
-@pytest.mark.parametrize("shape", [(0, 0), (0, 7), (5, 0), (1, 1)])
-def test_images_without_neighbors_do_not_count(shape: tuple[int, int]) -> None:
-    assert math.isnan(scored(np.zeros(shape, np.uint8), np.zeros(shape, np.uint8))[0])
-
-
-def test_what_cannot_be_scored_is_refused() -> None:
-    for tolerance in (-0.1, 1.5, NAN):
-        with pytest.raises(ValueError, match=f"tolerance is a fraction .*got {tolerance}"):
-            BoundaryScore(2, tolerance=tolerance)
-    score = BoundaryScore(2)
-    with pytest.raises(ValueError, match=r"expected \(H, W\), got \(1, 4, 4\)"):
-        score.update(np.zeros((1, 4, 4), np.uint8), np.zeros((1, 4, 4), np.uint8))
-    with pytest.raises(ValueError, match=r"prediction has values that are no class: 2 \(1 pixel\)"):
-        score.update(np.array([[0, 2]]), np.array([[0, 1]]))
-    with pytest.raises(ValueError, match="one shape"):
-        score.update(np.zeros((4, 4), np.uint8), np.zeros((4, 5), np.uint8))
-    assert not score.count.any()
-
-
-def boundary_by_hand(labels: np.ndarray, known: np.ndarray, index: int) -> np.ndarray:
-    edge = np.zeros(labels.shape, bool)
-    height, width = labels.shape
-    for y, x in np.argwhere((labels == index) & known):
-        for v, u in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)):
-            if 0 <= v < height and 0 <= u < width and known[v, u] and labels[v, u] != index:
-                edge[y, x] = True
-    return edge
-
-
-@pytest.mark.parametrize("tolerance", [0.0, 0.0075, 0.03, 0.1, 1.0])
-@pytest.mark.parametrize("shape", [(40, 56), (3, 70), (33, 1)])
-def test_a_distance_transform_gives_the_same(shape: tuple[int, int], tolerance: float) -> None:
-    ndimage = pytest.importorskip("scipy.ndimage")
-    K = 5
-    rng = np.random.default_rng(8)
-    score, totals, images = BoundaryScore(K, tolerance=tolerance), np.zeros(K), np.zeros(K, int)
-    for _ in range(4):
-        coarse = rng.integers(0, K - 1, (-(-shape[0] // 8), -(-shape[1] // 8)))
-        target = np.kron(coarse, np.ones((8, 8), int))[: shape[0], : shape[1]]
-        prediction = np.roll(target, rng.integers(-3, 4, 2), (0, 1))
-        prediction[rng.random(shape) < 0.01] = rng.integers(K)
-        target[rng.random(shape) < 0.02] = 255
-        score.update(prediction, target)
-        known, reach = target != 255, tolerance * math.hypot(*shape)
-        for index in range(K):
-            ours, truth = (boundary_by_hand(labels, known, index) for labels in (prediction, target))
-            if not ours.any() and not truth.any():
-                continue
-            images[index] += 1
-            if ours.any() and truth.any():
-                precision = (ndimage.distance_transform_edt(~truth)[ours] <= reach).mean()
-                recall = (ndimage.distance_transform_edt(~ours)[truth] <= reach).mean()
-                totals[index] += 2 * precision * recall / (precision + recall) if precision + recall else 0
-    assert score.count.tolist() == images.tolist()
-    assert score.total.tolist() == pytest.approx(totals.tolist(), abs=1e-12)
-    assert images.sum() > K
