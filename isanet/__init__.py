@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     )
     from isanet.evaluation.evaluate import evaluate
     from isanet.evaluation.report import Report
-    from isanet.inference.segmenter import Segmentation, Segmenter
+    from isanet.inference.segmentation import Segmentation
+    from isanet.inference.segmenter import Segmenter
     from isanet.model import ISANet
     from isanet.training.finetune import Run, finetune
     from isanet.training.recipe import Recipe
@@ -81,7 +82,7 @@ _MODULE_OF = {
     "Recipe": "isanet.training.recipe",
     "Report": "isanet.evaluation.report",
     "Run": "isanet.training.finetune",
-    "Segmentation": "isanet.inference.segmenter",
+    "Segmentation": "isanet.inference.segmentation",
     "Segmenter": "isanet.inference.segmenter",
     "Weights": "isanet.weights.manifest",
     "evaluate": "isanet.evaluation.evaluate",

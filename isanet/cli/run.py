@@ -7,7 +7,6 @@ commands that need it, so that `isanet list` answers at once.
 from __future__ import annotations
 
 import argparse
-import glob
 import hashlib
 import io
 import json
@@ -17,15 +16,15 @@ import secrets
 import shutil
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isanet._files import atomic_write
 from isanet._version import __version__
 from isanet.errors import CacheError, DownloadError, ImageError, IsanetError
+from isanet.inference.outputs import SUFFIXES, find_images, plan_outputs, write_outputs
 from isanet.labels import LABEL_SPACES, OFFICIAL_SPACES, custom_space, label_space, official_name
 from isanet.protocols import PROTOCOLS
 from isanet.weights import cache
@@ -44,7 +43,7 @@ from isanet.weights.manifest import (
 
 if TYPE_CHECKING:
     from isanet.images.reading import RGBImage
-    from isanet.inference.segmenter import Segmentation
+    from isanet.inference.segmentation import Segmentation
     from isanet.training.recipe import Recipe
 
 SETTINGS = ("ISANET_HOME", "ISANET_OFFLINE", "ISANET_MIRROR", "HF_ENDPOINT", "HF_HUB_OFFLINE", "REQUESTS_CA_BUNDLE")
@@ -53,9 +52,6 @@ SECRET_SETTINGS = ("HF_TOKEN", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
 
 PRECISIONS = ("float32", "bfloat16", "float16", "int8")
 """As in isanet.inference.fast.optimize, which would import torch."""
-
-OUTPUTS = {"overlay": "_overlay.png", "labels": "_labels.png", "areas": "_areas.json", "ids": ".png"}
-"""What `isanet segment` writes, and how the files' names end."""
 
 MAX_PENDING_WRITES = 4
 """Most images whose outputs wait for the threads that write them, or are being written."""
@@ -455,27 +451,9 @@ def _selftest(options: argparse.Namespace) -> int:
 def _segment(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    images = _expand(options.images)
-    kinds = [kind for kind in OUTPUTS if getattr(options, kind)] or ["overlay"]
-    failures: dict[Path, str] = {}
-    plan: dict[Path, list[Path]] = {}
-    claimed = {path.resolve(): path for path in images}  # outputs of this call, and its inputs
-    for path in images:
-        outputs = [options.output / f"{path.stem}{OUTPUTS[kind]}" for kind in kinds]
-        if not path.exists():
-            failures[path] = "there is no such file"
-        for output in outputs:
-            if output.resolve() in claimed:
-                failures[path] = (
-                    f"its output {output} is already taken by {claimed[output.resolve()]}; use another --output"
-                )
-            elif output.is_dir():
-                failures[path] = f"its output {output} is a folder; use another --output"
-            elif os.path.lexists(output) and not options.force:
-                failures[path] = f"{output} exists and was kept; --force replaces it"
-        if path not in failures:
-            plan[path] = outputs
-            claimed.update((output.resolve(), path) for output in outputs)
+    images = find_images(options.images)
+    kinds = [kind for kind in SUFFIXES if getattr(options, kind)] or ["overlay"]
+    plan, failures = plan_outputs(images, options.output, kinds, overwrite=options.force)
     for path, reason in failures.items():
         print(f"isanet: {path}: {reason}", file=sys.stderr)
     if plan:
@@ -500,7 +478,7 @@ def _segment(options: argparse.Namespace) -> int:
         def say() -> None:
             path, future = waiting.popleft()
             try:
-                line = f"{path} -> {', '.join(map(str, plan[path]))}: {future.result()}"
+                line = f"{path} -> {', '.join(map(str, plan[path].values()))}: {future.result()}"
                 tqdm.write(line, file=sys.stdout)
             except IsanetError as error:
                 failures[path] = _one_line(error)
@@ -525,7 +503,7 @@ def _segment(options: argparse.Namespace) -> int:
             try:
                 for result in segmenter.stream(list(plan), batch_size=options.batch_size, on_error=failed):
                     assert result.path is not None
-                    add(result.path, writers.submit(_write, kinds, result, plan[result.path]))
+                    add(result.path, writers.submit(_write, result, plan[result.path]))
             finally:  # of an error or Ctrl-C too: what was segmented before it is written, and said
                 while waiting:
                     say()
@@ -543,24 +521,9 @@ def _readable(paths: Iterable[Path]) -> Iterator[RGBImage]:
             yield read_image(path)
 
 
-def _write(kinds: Sequence[str], result: Segmentation, outputs: Sequence[Path]) -> str:
-    """Write all outputs of one image; gives its largest classes in words."""
-    try:
-        for kind, output in zip(kinds, outputs, strict=True):
-            if kind in ("labels", "ids"):
-                (result if kind == "labels" else result.for_server()).save(output)
-                continue
-            with atomic_write(output) as file:
-                if kind == "areas":
-                    file.write((json.dumps(result.areas(), indent=1) + "\n").encode())
-                else:
-                    # A fifth of the time of Pillow's default, which the network may be waiting for; a sixth larger
-                    result.overlay().save(file, format="PNG", compress_level=1)
-    except OSError as error:
-        raise CacheError(
-            f"cannot write the outputs of {result.path} to {outputs[0].parent}: {error.strerror}; name a folder that "
-            "can be written by --output"
-        ) from error
+def _write(result: Segmentation, outputs: Mapping[str, Path]) -> str:
+    """Write the outputs of one image; gives its largest classes in words."""
+    write_outputs(result, outputs)
     return ", ".join(f"{name} {100 * share:.0f} %" for name, share in list(result.areas().items())[:4])
 
 
@@ -574,7 +537,7 @@ def _benchmark(options: argparse.Namespace) -> int:
     from isanet.tools.benchmark import benchmark, machine, table
 
     if options.images:
-        images = [read_image(path) for path in _expand(options.images)]
+        images = [read_image(path) for path in find_images(options.images)]
     else:
         from isanet.datasets.toystreets import ToyStreets
 
@@ -886,25 +849,6 @@ def _doctor(options: argparse.Namespace) -> int:
 def _chosen(names: Iterable[str], default: list[str]) -> list[Released]:
     backbones = load_backbones()
     return [backbones.get(name) or model_info(name) for name in list(dict.fromkeys(names)) or default]
-
-
-def _expand(arguments: Iterable[str]) -> list[Path]:
-    """The images that files, folders and patterns stand for, each once, in order."""
-    from isanet.images.reading import images_in
-
-    images: list[Path] = []
-    for argument in arguments:
-        path = Path(argument)
-        if path.is_dir():
-            found = images_in(path)
-        elif not path.exists() and glob.has_magic(argument):
-            found = sorted(Path(match) for match in glob.glob(argument, recursive=True) if Path(match).is_file())  # noqa: PTH207  a pattern may be absolute
-        else:
-            found = [path]  # a missing file is named when it is read, and the others are done
-        if not found:
-            raise ImageError(f"no file fits {argument!r}")
-        images += found
-    return list(dict.fromkeys(images))
 
 
 def _positive(text: str) -> int:

@@ -28,7 +28,8 @@ from isanet.evaluation.counting import Count, Store
 from isanet.evaluation.report import Report, Sample
 from isanet.images.reading import RGBImage
 from isanet.inference.predict import not_finite, prepare
-from isanet.inference.segmenter import Segmentation, Segmenter
+from isanet.inference.segmentation import Segmentation
+from isanet.inference.segmenter import Segmenter
 from isanet.labels import (
     IGNORED,
     LABEL_SPACES,

@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from isanet.images.reading import RGBImage
 from isanet.inference.predict import prepare
-from isanet.inference.segmenter import Segmentation, Segmenter
+from isanet.inference.segmentation import Segmentation
+from isanet.inference.segmenter import Segmenter
 
 if TYPE_CHECKING:
     from isanet.model import ISANet

@@ -14,7 +14,8 @@ from isanet._files import atomic_write
 from isanet.datasets import ToyStreets
 from isanet.errors import CacheError
 from isanet.evaluation.metrics import ConfusionMatrix
-from isanet.inference.segmenter import Segmentation, Segmenter
+from isanet.inference.segmentation import Segmentation
+from isanet.inference.segmenter import Segmenter
 from isanet.viz.sheet import Preview, draw_sheet
 
 MODEL = "isanet_nano_toystreets"

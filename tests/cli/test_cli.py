@@ -133,7 +133,7 @@ def test_segment_keeps_existing_outputs_without_force(
     Path("segmented/1_overlay.png").write_text("mine")
     assert run("segment", "images", "--model", tiny_zoo.NAME) == 1
     error = capsys.readouterr().err
-    assert "segmented/1_overlay.png exists and was kept; --force replaces it" in error
+    assert "segmented/1_overlay.png exists and was kept; --force (overwrite=True) replaces it" in error
     assert "1 of 3 images were not segmented" in error
     assert Path("segmented/1_overlay.png").read_text() == "mine"
     assert Path("segmented/2_overlay.png").exists()
@@ -186,7 +186,7 @@ def test_one_bad_image_does_not_stop_the_others(
         (("convert", "up.pth", "out.pth"), 1, "ends in .safetensors"),
         (("download", "isanet_r5_voc"), 1, "no model"),
         (("segment", "empty", "--model", "m"), 1, "no images"),
-        (("segment", "*.jpeg", "--model", "m"), 1, "no file fits"),
+        (("segment", "*.jpeg", "--model", "m"), 1, "no file matches"),
         (("segment", "images", "--model", "m", "--output", "images/0.png"), 1, "File exists"),
         (("segment", "images", "--model", "isanet_tiny"), 1, "did you mean"),
         (("segment", "images", "--model", tiny_zoo.NAME, "--device", "gpu"), 1, "device"),
@@ -268,12 +268,12 @@ def test_images_are_said_in_order_whatever_is_written_first(
     Path("images/4.png").write_text("<html>")
     write = cli._write
 
-    def slow(kinds: Any, result: Any, outputs: Any) -> str:
+    def slow(result: Any, outputs: Any) -> str:
         number = int(result.path.stem)
         time.sleep(0.1 if number % 2 == 0 else 0)
         if number == 5:
-            raise isanet.CacheError(f"cannot write the outputs of {result.path}: the disk is full")
-        return write(kinds, result, outputs)
+            raise isanet.OutputError(f"cannot write the outputs of {result.path}: the disk is full")
+        return write(result, outputs)
 
     monkeypatch.setattr(cli, "_write", slow)
     monkeypatch.setattr(tqdm, "write", lambda line, file: print(line))
@@ -303,10 +303,10 @@ def test_the_network_goes_on_while_outputs_are_written_but_not_far(
             gone_on.set()
         return result_of(*arguments)
 
-    def slow(kinds: Any, result: Any, outputs: Any) -> str:
+    def slow(result: Any, outputs: Any) -> str:
         nonlocal written
         assert gone_on.wait(60)  # nothing is written until the network has gone on
-        line = write(kinds, result, outputs)
+        line = write(result, outputs)
         written += 1
         return line
 

@@ -18,9 +18,9 @@ PACKAGE = ROOT / "isanet"
 
 # From bottom to top. Rooms on one floor know nothing of each other.
 FLOORS = (
-    ("errors", "labels", "protocols", "_version", "_files", "_text", "_processes"),
+    ("errors", "labels", "protocols", "config", "_version", "_files", "_text", "_processes"),
     ("images", "weights"),
-    ("config", "backbone", "model"),
+    ("backbone", "model"),
     ("viz", "toystreets"),
     ("zoo", "datasets"),
     ("inference", "export"),

@@ -1,0 +1,127 @@
+"""Which images are segmented into which files, decided before anything is read or loaded; and their writing.
+
+`isanet segment` is, without its progress bar:
+
+    images = find_images(arguments)
+    plan = plan_outputs(images, folder, kinds, overwrite=False)
+    for result in segmenter.stream(list(plan.outputs), on_error=...):
+        write_outputs(result, plan.outputs[result.path])
+
+Imports neither torch nor numpy, so that wrong calls are answered at once.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from isanet._files import atomic_write, keep_existing
+from isanet.errors import ImageError, OutputError
+
+if TYPE_CHECKING:
+    from isanet.inference.segmentation import Segmentation
+
+SUFFIXES = {"overlay": "_overlay.png", "labels": "_labels.png", "areas": "_areas.json", "ids": ".png"}
+"""Kinds of output, and how the names of their files end."""
+
+
+class OutputPlan(NamedTuple):
+    """What will be written, decided in advance.
+
+    Attributes:
+        outputs: For each image to segment, in order, its output files by kind.
+        failures: For each other image, why it is left out.
+    """
+
+    outputs: dict[Path, dict[str, Path]]
+    failures: dict[Path, str]
+
+
+def find_images(arguments: Iterable[str]) -> list[Path]:
+    """The images that files, folders and glob patterns stand for, each once, in order.
+
+    A file that does not exist is in the list too: `plan_outputs` reports it, and the others are segmented.
+
+    Raises:
+        ImageError: A pattern matches no file, or a folder has no images.
+    """
+    from isanet.images.reading import images_in  # imports numpy, which `isanet list` does without
+
+    images: list[Path] = []
+    for argument in arguments:
+        path = Path(argument)
+        if path.is_dir():
+            images += images_in(path)
+        elif path.exists() or not glob.has_magic(argument):
+            images.append(path)
+        else:
+            matches = sorted(Path(match) for match in glob.glob(argument, recursive=True))  # noqa: PTH207  a pattern may be absolute
+            files = [match for match in matches if match.is_file()]
+            if not files:
+                raise ImageError(f"no file matches {argument!r}")
+            images += files
+    return list(dict.fromkeys(images))
+
+
+def plan_outputs(images: Sequence[Path], folder: Path, kinds: Sequence[str], *, overwrite: bool) -> OutputPlan:
+    """Decide which image becomes which files of a folder; nothing is written.
+
+    An output never takes the place of an input, of another image's output or of a folder, and of an earlier file only
+    with `overwrite`.
+
+    Args:
+        images: As from `find_images`.
+        folder: Where the outputs will be; need not exist.
+        kinds: Keys of `SUFFIXES`.
+        overwrite: Whether earlier files are replaced.
+    """
+    plan = OutputPlan({}, {})
+    claimed = {path.resolve(): path for path in images}  # by an input, or as an output of an earlier image
+    for path in images:
+        outputs = {kind: folder / f"{path.stem}{SUFFIXES[kind]}" for kind in kinds}
+        try:
+            if not path.exists():
+                raise ImageError("there is no such file")
+            for output in outputs.values():
+                if owner := claimed.get(output.resolve()):
+                    raise OutputError(f"its output {output} is already taken by {owner}; use another --output")
+                if output.is_dir():
+                    raise OutputError(f"its output {output} is a folder; use another --output")
+                keep_existing(output, overwrite=overwrite)
+        except (ImageError, OutputError) as error:
+            plan.failures[path] = str(error)
+        else:
+            plan.outputs[path] = outputs
+            claimed.update((output.resolve(), path) for output in outputs.values())
+    return plan
+
+
+def write_outputs(result: Segmentation, outputs: Mapping[str, Path]) -> None:
+    """Write the outputs of one image, each atomically.
+
+    Args:
+        result: The image's label map.
+        outputs: Files by kind, as in `OutputPlan.outputs`; their folder exists.
+
+    Raises:
+        OutputError: A file cannot be written.
+    """
+    for kind, output in outputs.items():
+        try:
+            if kind in ("labels", "ids"):
+                (result if kind == "labels" else result.for_server()).save(output)
+                continue
+            with atomic_write(output) as file:
+                if kind == "areas":
+                    file.write((json.dumps(result.areas(), indent=1) + "\n").encode())
+                else:
+                    # A fifth of the time of Pillow's default, which the network may be waiting for; a sixth larger
+                    result.overlay().save(file, format="PNG", compress_level=1)
+        except OSError as error:
+            raise OutputError(
+                f"cannot write the outputs of {result.path} to {output.parent}: {error.strerror or error}; choose a "
+                "writable folder with --output"
+            ) from error

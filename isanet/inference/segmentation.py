@@ -1,0 +1,177 @@
+"""The label map of one image, with what can be computed, shown and saved of it; without torch."""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from isanet._files import atomic_write, output_errors
+from isanet._text import shortened
+from isanet.errors import OutputError
+from isanet.images.reading import RGBImage
+from isanet.labels import Groups, check_groups, custom_space, label_space, merged, official_name, translation
+from isanet.viz.overlay import draw_overlay
+
+_SAVED_GRAY = ("cityscapes-ids", "ade20k-ids")  # their servers take ids as plain gray levels
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Segmentation:
+    """The label map of one image.
+
+    Attributes:
+        labels: (H, W) indices into `classes`, at the image's own size; uint8, or int32 for more than 256 classes.
+        classes: The K names.
+        palette: K colors, (red, green, blue) of 0..255.
+        image: (H, W, 3) uint8 RGB, the image as read: upright, alpha dropped.
+        path: Where the image was read from; None if it was not a file.
+        label_space: Name of the known label space of the classes, or None.
+        confidence: (H, W) float32 in 0..1, the softmax probability of the label; None unless asked for.
+    """
+
+    labels: NDArray[np.uint8] | NDArray[np.int32]
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    image: RGBImage
+    path: Path | None = None
+    label_space: str | None = None
+    confidence: NDArray[np.float32] | None = None
+
+    def to(self, target: str | Groups) -> Segmentation:
+        """Convert the labels to another label space, or merge classes.
+
+        `result.to("cityscapes-ids")` has the ids that the benchmark's server takes; `result.to({"vehicle": ["car",
+        "bus"]})` has one class in place of two, and the others as they are.
+
+        Args:
+            target: Name of a label space (see `isanet.labels.label_space`), or the names that each new class is made
+                of (see `isanet.labels.merged`).
+
+        Returns:
+            A new result with the same image, path and confidence; a pixel of a merged class keeps the confidence that
+            its old class had.
+
+        Raises:
+            ValueError: There is no translation into that space, or a class that occurs has no counterpart in it; an
+                unknown label space or class; or `isanet.labels.merged` refuses.
+        """
+        source = custom_space(self.classes, self.palette, self.label_space or "custom")
+        if isinstance(target, str):
+            space = label_space(target)
+            table = translation(source, space)
+            name: str | None = target
+        else:
+            check_groups(target, source)
+            space, table = merged(source, target)
+            name = self.label_space if space.classes == self.classes else None
+        for index, new_index in enumerate(table):
+            if new_index is None and (count := int((self.labels == index).sum())):
+                raise ValueError(
+                    f"{count} pixels are {self.classes[index]!r} of the label space {source}, which has no counterpart "
+                    f"in {space}"
+                )
+        lookup = np.array([new_index or 0 for new_index in table], np.int32)
+        new = lookup.astype(np.uint8)[self.labels] if len(space) <= 256 else lookup[self.labels]
+        return replace(self, labels=new, classes=space.classes, palette=space.palette, label_space=name)
+
+    def for_server(self) -> Segmentation:
+        """The labels as ids that the dataset's evaluation server takes; unchanged for classes without official ids."""
+        official = official_name(self.label_space)
+        return self if official is None else self.to(official)
+
+    def areas(self) -> dict[str, float]:
+        """Fractions of the image by class: only classes that occur, largest first, sum 1."""
+        return {self.classes[index]: share for index, share in self._shares()}
+
+    def colored(self) -> Image.Image:
+        """The label map in the palette's colors: mode P, labels as indices, or RGB for more than 256 classes."""
+        if len(self.classes) > 256:
+            return Image.fromarray(np.array(self.palette, np.uint8)[self.labels])
+        image = Image.fromarray(self.labels)
+        image.putpalette([value for color in self.palette for value in color])
+        return image
+
+    def overlay(self, alpha: float = 0.5, legend: bool = True) -> Image.Image:
+        """The image blended with the colors of its classes.
+
+        Args:
+            alpha: Weight of the colors, 0 (the image alone) to 1 (the colors alone).
+            legend: Add a panel that names the classes present and their areas, largest first; below the image or to
+                its right, whichever suits its shape. Images below 240 pixels are enlarged for it by a whole factor.
+
+        Returns:
+            Mode RGB. Without a legend, exactly of the image's size.
+
+        Raises:
+            ValueError: `alpha` is not in 0..1.
+        """
+        entries = [
+            (self.palette[index], shortened(self.classes[index]), f"{share:.1%}" if share >= 0.001 else "<0.1%")
+            for index, share in (self._shares() if legend else ())
+        ]
+        return draw_overlay(Image.fromarray(self.image), self.colored(), alpha=alpha, legend=entries)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the labels as a PNG of class indices.
+
+        The palette is that of the classes; above 256 classes the PNG is 16-bit gray, without one. The file is written
+        atomically. An existing one is replaced, unless it is the image itself.
+
+        The benchmarks' servers take `result.to(...)`, saved under the names that they expect:
+
+        * Cityscapes: `to("cityscapes-ids")`, 8-bit gray, `<city>_<sequence>_<frame>*.png`.
+        * ADE20K: `to("ade20k-ids")`, 8-bit gray, 1..150, `<stem of the image>.png`.
+        * PASCAL VOC: as it is, `<id of the image>.png` in the folder `comp6_test_cls` (`comp5_test_cls` for models
+          that were trained on the challenge's own images alone).
+
+        Args:
+            path: Ends in .png; its folder exists.
+
+        Raises:
+            ValueError: The name does not end in .png, or it is the file that the image was read from.
+            OutputError: The folder does not exist, or the file cannot be written; an earlier one is unchanged.
+        """
+        path = Path(path)
+        if path.suffix.lower() != ".png":
+            raise ValueError(
+                f"labels are saved as .png only, got {path.name!r}: lossy formats change labels, others lose the "
+                "palette; for an image to look at, use overlay().save(...)"
+            )
+        if not path.parent.is_dir():
+            raise OutputError(f"cannot write {path.name}: the folder {path.parent} does not exist; create it first")
+        if self.path is not None and path.exists() and self.path.exists() and path.samefile(self.path):
+            raise ValueError(f"{path} is the image that was segmented; save the labels under another name")
+        if self.label_space in _SAVED_GRAY:
+            indices = Image.fromarray(self.labels)
+        else:
+            indices = self.colored() if len(self.classes) <= 256 else Image.fromarray(self.labels.astype(np.uint16))
+        with output_errors(path), atomic_write(path) as file:
+            indices.save(file, format="PNG")
+
+    def _shares(self) -> list[tuple[int, float]]:
+        """(class index, fraction) of the classes that occur, largest first."""
+        flat = self.labels.reshape(-1)
+        counts = np.zeros(len(self.classes), np.int64)
+        for start in range(0, flat.size, 1 << 22):  # bincount makes an int64 copy: of a part at a time
+            counts += np.bincount(flat[start : start + (1 << 22)], minlength=len(self.classes))
+        order = np.argsort(-counts, kind="stable")
+        return [(int(index), int(counts[index]) / flat.size) for index in order if counts[index]]
+
+    def _repr_png_(self) -> bytes:
+        """What notebooks show: the overlay, of at most 1600 pixels a side."""
+        image = self.overlay()
+        image.thumbnail((1600, 1600))
+        buffer = io.BytesIO()
+        image.save(buffer, format="PNG")
+        return buffer.getvalue()
+
+    def __repr__(self) -> str:
+        areas = [f"{name} {share:.2f}" for name, share in self.areas().items()]
+        height, width = self.labels.shape
+        return f"Segmentation({width}x{height}: {', '.join(areas[:3])}{', …' if len(areas) > 3 else ''})"

@@ -1,0 +1,46 @@
+"""An image with its label map drawn over it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from PIL import Image
+
+from isanet.viz.legend import with_legend
+
+MIN_SIDE = 240
+"""Images whose longer side has fewer pixels are enlarged where a legend is added, or the legend would dwarf them."""
+
+
+def draw_overlay(
+    image: Image.Image,
+    labels: Image.Image,
+    *,
+    alpha: float = 0.5,
+    legend: Sequence[tuple[tuple[int, int, int], str, str]] = (),
+) -> Image.Image:
+    """Blend an image with the colors of its label map, and add a legend.
+
+    Args:
+        image: Mode RGB.
+        labels: The label map in its palette's colors, of the same size; any mode that converts to RGB.
+        alpha: Weight of the colors, 0 (the image alone) to 1 (the colors alone).
+        legend: (color, name, detail) of each class, as `with_legend` takes them; empty: no legend.
+
+    Returns:
+        Mode RGB. Without a legend, exactly of the image's size; with one, images below `MIN_SIDE` pixels are enlarged
+        by a whole factor.
+
+    Raises:
+        ValueError: `alpha` is not in 0..1.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must be in 0..1, got {alpha}")
+    blend = Image.blend(image, labels.convert("RGB"), alpha)
+    if not legend:
+        return blend
+    factor = math.ceil(MIN_SIDE / max(blend.size))
+    if factor > 1:
+        blend = blend.resize((blend.width * factor, blend.height * factor), Image.Resampling.NEAREST)
+    return with_legend(blend, legend)

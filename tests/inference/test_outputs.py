@@ -1,0 +1,149 @@
+"""Which image becomes which files, and what is never overwritten."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from isanet.errors import ImageError, OutputError
+from isanet.inference.outputs import find_images, plan_outputs, write_outputs
+from isanet.inference.segmentation import Segmentation
+from isanet.labels import label_space
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with three images in `images`."""
+    monkeypatch.chdir(tmp_path)
+    Path("images").mkdir()
+    for i in range(3):
+        Image.new("RGB", (4, 3)).save(f"images/{i}.png")
+    return tmp_path
+
+
+def plan(*images: str, folder: str = "out", kinds: tuple[str, ...] = ("overlay",), overwrite: bool = False) -> Any:
+    return plan_outputs(find_images(images), Path(folder), kinds, overwrite=overwrite)
+
+
+# --- images
+
+
+def test_files_folders_and_patterns_are_taken_once_each_in_order(work: Path) -> None:
+    found = find_images(["images/1.png", "images", "images/[12].png", str(work / "images" / "*.png")])
+    assert found == [Path(f"images/{i}.png") for i in (1, 0, 2)] + [work / "images" / f"{i}.png" for i in range(3)]
+
+
+def test_patterns_match_files_alone_and_names_may_look_like_patterns(work: Path) -> None:
+    Path("images/folder.png").mkdir()
+    Path("images/a[1].png").write_bytes(b"")
+    assert Path("images/folder.png") not in find_images(["images/*.png"])
+    assert find_images(["images/a[1].png"]) == [Path("images/a[1].png")]
+
+
+def test_what_has_no_images_is_an_error(work: Path) -> None:
+    Path("empty").mkdir()
+    with pytest.raises(ImageError, match="no images"):
+        find_images(["images", "empty"])
+    with pytest.raises(ImageError, match=r"no file matches '\*\.jpeg'"):
+        find_images(["*.jpeg"])
+    assert find_images(["missing.png"]) == [Path("missing.png")]  # for the plan to report
+
+
+# --- the plan
+
+
+def test_each_kind_has_its_file(work: Path) -> None:
+    outputs, failures = plan("images", kinds=("overlay", "labels", "areas", "ids"))
+    assert not failures
+    assert list(outputs) == [Path(f"images/{i}.png") for i in range(3)]
+    assert outputs[Path("images/1.png")] == {
+        "overlay": Path("out/1_overlay.png"),
+        "labels": Path("out/1_labels.png"),
+        "areas": Path("out/1_areas.json"),
+        "ids": Path("out/1.png"),
+    }
+    assert not Path("out").exists()
+
+
+def test_existing_files_are_kept_unless_told_otherwise(work: Path) -> None:
+    Path("out").mkdir()
+    Path("out/1_overlay.png").write_text("mine")
+    Path("out/2_overlay.png").symlink_to("nowhere")
+    outputs, failures = plan("images")
+    assert list(outputs) == [Path("images/0.png")]
+    assert failures == {
+        Path(f"images/{i}.png"): f"out/{i}_overlay.png exists and was kept; --force (overwrite=True) replaces it"
+        for i in (1, 2)
+    }
+    outputs, failures = plan("images", overwrite=True)
+    assert (len(outputs), failures) == (3, {})
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_input_is_never_overwritten(work: Path, overwrite: bool) -> None:
+    outputs, failures = plan("images", folder="images", kinds=("ids",), overwrite=overwrite)
+    assert not outputs
+    assert all("is already taken by images/" in reason for reason in failures.values())
+    Path("link").symlink_to("images")
+    outputs, failures = plan("images", folder="link", kinds=("overlay", "ids"), overwrite=overwrite)
+    assert (outputs, len(failures)) == ({}, 3)
+
+
+def test_two_images_of_one_name_do_not_share_an_output(work: Path) -> None:
+    Path("other").mkdir()
+    Image.new("RGB", (4, 3)).save("other/0.jpg")
+    outputs, failures = plan("images/0.png", "other/0.jpg", overwrite=True)
+    assert list(outputs) == [Path("images/0.png")]
+    assert failures[Path("other/0.jpg")].startswith("its output out/0_overlay.png is already taken by images/0.png")
+
+
+def test_what_was_left_out_claims_nothing(work: Path) -> None:
+    outputs, failures = plan("missing/0.png", "images/0.png")
+    assert failures == {Path("missing/0.png"): "there is no such file"}
+    assert list(outputs) == [Path("images/0.png")]
+
+
+def test_a_folder_in_the_way_is_named(work: Path) -> None:
+    Path("out/1_overlay.png").mkdir(parents=True)
+    outputs, failures = plan("images", overwrite=True)
+    assert len(outputs) == 2
+    assert "out/1_overlay.png is a folder" in failures[Path("images/1.png")]
+
+
+# --- writing
+
+
+def result(**changes: Any) -> Segmentation:
+    space = label_space("cityscapes19")
+    image = np.full((2, 2, 3), 9, np.uint8)
+    values = {"labels": np.array([[0, 1], [0, 18]], np.uint8), "image": image, "label_space": space.name}
+    return Segmentation(**{"classes": space.classes, "palette": space.palette, **values, **changes})
+
+
+def test_each_kind_is_written(tmp_path: Path) -> None:
+    outputs = {kind: tmp_path / f"{kind}.png" for kind in ("overlay", "labels", "areas", "ids")}
+    write_outputs(result(), outputs)
+    with Image.open(outputs["labels"]) as labels, Image.open(outputs["ids"]) as ids:
+        assert np.asarray(labels).tolist() == [[0, 1], [0, 18]]
+        assert np.asarray(ids).tolist() == [[7, 8], [7, 33]]
+    with Image.open(outputs["overlay"]) as overlay:
+        np.testing.assert_array_equal(np.asarray(overlay), np.asarray(result().overlay()))
+    assert json.loads(outputs["areas"].read_text()) == {"road": 0.5, "sidewalk": 0.25, "bicycle": 0.25}
+
+
+@pytest.mark.parametrize("kind", ["overlay", "labels", "areas", "ids"])
+def test_what_cannot_be_written_is_an_output_error(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(OutputError, match="cannot write"):
+        write_outputs(result(path=Path("a.jpg")), {kind: tmp_path / "missing" / "a.png"})
+
+
+def test_the_plan_does_not_need_torch() -> None:
+    command = "import isanet.inference.outputs, sys; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    subprocess.run([sys.executable, "-c", command], check=True)
