@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from isanet._version import __version__
+from isanet._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from isanet import datasets, labels, metrics, training
@@ -63,7 +63,6 @@ __all__ = [
     "Segmenter",
     "UnsafeCheckpointError",
     "Weights",
-    "__version__",
     "datasets",
     "evaluate",
     "finetune",

@@ -21,29 +21,18 @@ import isanet
 
 ROOT = Path(__file__).parents[2]
 
-# The public surface by the module that has it. What is not written yet is not expected yet.
-SURFACE = {
-    "errors": {
-        *("IsanetError", "DownloadError", "NetworkError", "IntegrityError", "OfflineError", "MirrorsExhaustedError"),
-        *("CacheError", "CheckpointError", "CheckpointFormatError", "UnsafeCheckpointError"),
-        *("CheckpointMismatchError", "ImageError", "DatasetError", "ManifestError"),
-    },
-    "labels": {"labels"},
-    "manifest": {"Weights", "list_models", "model_info"},
-    "model": {"ISANet"},
-    "zoo": {"from_pretrained"},
-    "segmenter": {"Segmenter", "Segmentation"},
-    "datasets": {"datasets"},
-    "metrics": {"metrics"},
-    "evaluation": {"evaluate"},
-    "report": {"Report"},
-    "training": {"training", "Recipe"},
-    "finetuning": {"finetune", "Run"},
+PUBLIC = {
+    *("IsanetError", "DownloadError", "NetworkError", "IntegrityError", "OfflineError", "MirrorsExhaustedError"),
+    *("CacheError", "OutputError", "CheckpointError", "CheckpointFormatError", "UnsafeCheckpointError"),
+    *("CheckpointMismatchError", "ImageError", "DatasetError", "ManifestError"),
+    *("Weights", "list_models", "model_info", "ISANet", "from_pretrained", "from_backbone"),
+    *("Segmenter", "Segmentation", "Report", "evaluate", "Recipe", "Run", "finetune"),
+    *("datasets", "labels", "metrics", "training"),
 }
-MODULES = {path.stem for path in (ROOT / "isanet").glob("*.py")}
-PUBLIC = set().union(*(names for module, names in SURFACE.items() if module in MODULES))
+LIGHT = {name for name in PUBLIC if name.endswith("Error")} | {"Weights", "list_models", "model_info", "labels"}
+MODULES = {path.stem for path in (ROOT / "isanet").iterdir()}
 
-PACKAGED = (".py", ".safetensors", ".selftest")  # code, the weights of packaged models, and their answers
+PACKAGED = (".py", ".safetensors", ".selftest", ".html")  # code, packaged models, their answers, the report's page
 
 BUILT = ("wheel", "wheel from sdist", "editable", "checkout")
 
@@ -80,7 +69,7 @@ def test_a_public_name_resolves_and_is_listed(name: str) -> None:
     assert getattr(isanet, name) is value
 
 
-@pytest.mark.parametrize("name", sorted(SURFACE["errors"] | SURFACE["manifest"] | SURFACE["labels"]))
+@pytest.mark.parametrize("name", sorted(LIGHT))
 def test_a_name_that_needs_no_torch_does_not_wait_for_it(name: str) -> None:
     code = f"import isanet, sys; print(isanet.{name}.__name__.rpartition('.')[2], 'torch' in sys.modules)"
     assert run(code, path=ROOT) == f"{name} False"
@@ -129,7 +118,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of this checkout, with the litter of one that is worked in."""
     target = tmp_path_factory.mktemp("package") / "checkout"
     shutil.copytree(ROOT, target, ignore=shutil.ignore_patterns(".git", ".*_cache", "__pycache__", "dist", "build"))
-    (target / "isanet" / "isanet_stand_in.safetensors").write_bytes(b"a packaged model")
+    (target / "isanet" / "assets" / "isanet_stand_in.safetensors").write_bytes(b"a packaged model")
     for litter in ("isanet/__pycache__/zoo.cpython-311.pyc", "tests/__pycache__/a.pyc", "runs/model.safetensors"):
         (target / litter).parent.mkdir(exist_ok=True)
         (target / litter).write_bytes(b"litter")
@@ -169,8 +158,9 @@ def place(dist: Path, checkout: Path, kind: str) -> Path:
 @pytest.mark.parametrize("kind", BUILT)
 def test_the_manifest_is_found(place: Path, checkout: Path, tmp_path: Path, kind: str) -> None:
     code = """
-import isanet, isanet.weights.manifest, json
-print(json.dumps([isanet.list_models(), str(isanet.weights.manifest.manifest_path()), isanet.__version__, isanet.__file__]))
+import isanet, json
+from isanet.weights.manifest import manifest_path
+print(json.dumps([isanet.list_models(), str(manifest_path()), isanet.__version__, isanet.__file__]))
 """
     answer = run(code, path=place, cwd=tmp_path, site=kind == "editable")
     names, manifest, version, file = json.loads(answer)
@@ -187,8 +177,9 @@ print(json.dumps([isanet.list_models(), str(isanet.weights.manifest.manifest_pat
 def test_a_wheel_has_the_package_and_nothing_else(place: Path, checkout: Path) -> None:
     info = f"isanet-{isanet.__version__}.dist-info"
     found = {path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()}
-    sources = {f"isanet/{path.name}" for path in (checkout / "isanet").iterdir() if path.suffix in PACKAGED}
-    assert "isanet/isanet_stand_in.safetensors" in sources
+    files = (path for path in (checkout / "isanet").rglob("*") if path.suffix in PACKAGED)
+    sources = {path.relative_to(checkout).as_posix() for path in files}
+    assert "isanet/assets/isanet_stand_in.safetensors" in sources
     assert found == {
         *sources,
         *("isanet/py.typed", "isanet/weights.json"),
@@ -206,7 +197,7 @@ def test_the_metadata_say_what_pyproject_says(place: Path) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     (file,) = place.glob("*.dist-info/METADATA")
     metadata = Parser().parsestr(file.read_text(encoding="utf-8"))
-    assert "version" not in project  # one source: isanet/__init__.py
+    assert "version" not in project  # one source: isanet/_version.py
     assert (metadata["Name"], metadata["Version"]) == ("isanet", isanet.__version__)
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == project["requires-python"]
@@ -218,7 +209,7 @@ def test_the_metadata_say_what_pyproject_says(place: Path) -> None:
 
 @pytest.mark.parametrize("kind", BUILT[:1])
 def test_the_entry_point_answers(place: Path, tmp_path: Path) -> None:
-    code = "import sys; from isanet.cli.run import main; sys.exit(main(['list', '*r50_voc']))"
+    code = "import sys; from isanet.cli import main; sys.exit(main(['list', '*r50_voc']))"
     assert "isanet_r50_voc" in run(code, path=place, cwd=tmp_path)
 
 
@@ -226,7 +217,7 @@ def test_the_sdist_is_a_checkout_without_litter(dist: Path, checkout: Path) -> N
     (file,) = (dist / "wheel from sdist").glob("*.tar.gz")
     with tarfile.open(file) as archive:
         found = {name.partition("/")[2] for name in archive.getnames()}
-    folders = ("isanet", "tests", "examples")
+    folders = ("isanet", "tests", "examples", "docs")
     wanted = {p.relative_to(checkout).as_posix() for f in folders for p in (checkout / f).rglob("*") if p.is_file()}
     wanted = {name for name in wanted if "__pycache__" not in name}
     wanted |= {"pyproject.toml", "hubconf.py", "weights.json", "README.md", "LICENSE", "PKG-INFO", ".gitignore"}

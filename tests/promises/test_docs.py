@@ -1,4 +1,4 @@
-"""Every command and snippet of the README is run, and its table is the manifest's."""
+"""The commands and snippets of README.md and docs/ are run, page by page; links lead somewhere; the table is current."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+import isanet
 from isanet.cli import run as cli
 from isanet.evaluation.report import Report
 from isanet.labels import LABEL_SPACES
@@ -24,14 +25,28 @@ from tests.helpers.file_server import FileServer
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.S)
-SHELL = [line for language, text in BLOCKS if language == "sh" for line in text.splitlines()]
-PYTHON = [text for language, text in BLOCKS if language == "python"]
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+MAX_WORDS = 1100
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return [text for kind, text in re.findall(r"```(\w+)\n(.*?)```", PAGES[page], re.S) if kind == language]
+
+
+def commands(page: str) -> list[str]:
+    return [line for text in blocks(page, "sh") for line in text.splitlines()]
+
+
+WITH_COMMANDS = [page for page in PAGES if commands(page)]
+WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
 
 
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with what the README speaks of, and torch.hub's cache with a checkout in it."""
+    """A folder with what the pages speak of, and torch.hub's cache with a checkout in it."""
     folder = tmp_path / "work"
     folder.mkdir()
     shutil.copy(ROOT / "examples" / "chelsea.jpg", folder / "photo.jpg")
@@ -44,9 +59,11 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             path, np.where(mask == 255, 255, 10 * mask.astype(int) + 1).astype("u1")
         ),
     )
-    (folder / "mapping.json").write_text(re.search(r"holds `(\{.*?\})`", README)[1])  # type: ignore[index]
+    mapping = re.search(r"holds `(\{.*?\})`", PAGES["docs/your-data.md"])
+    assert mapping is not None
+    (folder / "mapping.json").write_text(mapping[1])
     (folder / "checkpoint.pth").write_bytes(tiny_zoo.saved({"model": tiny_zoo.upstream_state()}))
-    checkout = tmp_path / "torch" / "hub" / "org_isanet_v1.0"
+    checkout = tmp_path / "torch" / "hub" / "org_isanet_v1.0.0"
     checkout.mkdir(parents=True)
     for name in ("hubconf.py", "weights.json"):
         shutil.copy(ROOT / name, checkout)
@@ -56,9 +73,24 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_shell_commands(r50: FileServer, work: Path) -> None:
-    commands = [line for line in SHELL if not line.startswith("pip ")]  # those two are what .ci/run runs
-    assert len(commands) >= 9
+# What the commands of a page leave behind, beside exit code 0
+OUTPUTS = {
+    "README.md": (
+        "segmented/photo_overlay.png",
+        "evaluated/index.html",
+        "runs/pets/model.safetensors",
+        "segmented_pets",
+    ),
+    "docs/quickstart.md": ("all_outputs/photo_labels.png", "all_outputs/photo_areas.json", "converted/config.json"),
+    "docs/your-data.md": ("evaluated_pets/index.html",),
+    "docs/evaluation.md": ("evaluated/index.html", "evaluated_twice/index.html", "predictions"),
+    "docs/training.md": ("runs/pets/curves.png", "runs/pets/history.csv", "segmented_by_pets/photo_overlay.png"),
+    "docs/offline.md": ("models.zip",),
+}
+
+
+@pytest.mark.parametrize("page", WITH_COMMANDS)
+def test_commands(r50: FileServer, work: Path, page: str) -> None:
     (work / "bin").mkdir()
     script = work / "bin" / "isanet"
     script.write_text(
@@ -72,30 +104,32 @@ def test_shell_commands(r50: FileServer, work: Path) -> None:
     )
     torchrun.chmod(0o755)
     environment = {**os.environ, "PATH": f"{work / 'bin'}:{os.environ['PATH']}"}
-    for command in commands:
+    for command in commands(page):
+        if command.startswith("pip "):  # .ci/run runs those
+            continue
         result = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", command], env=environment, capture_output=True, text=True, timeout=300
         )
         assert result.returncode == 0, (command, result.stdout, result.stderr)
-    for name in ("evaluated", "evaluated_twice", "evaluated_pets"):
-        assert Path(name, "index.html").exists()
-    assert Report.load("evaluated_pets").classes == ("animal", "rest")
-    for name in ("segmented/photo_overlay.png", "segmented/photo_labels.png", "segmented/photo_areas.json", "my_model"):
-        assert Path(name).exists()
+    for name in OUTPUTS.get(page, ()):
+        assert Path(name).exists(), name
+    if page == "docs/your-data.md":
+        assert Report.load("evaluated_pets").classes == ("animal", "rest")
 
 
 def test_the_two_set_up_commands_are_those_that_ci_runs() -> None:
     ci = (ROOT / ".ci" / "run").read_text()
     for pattern in re.findall(r"grep -m1 (?:'([^']+)'|\"([^\"]+)\") README\.md", ci):
-        assert len([line for line in SHELL if re.search(pattern[0] or pattern[1], line)]) == 1
-    assert len([line for line in SHELL if line.startswith("pip ")]) == 2
+        assert len([line for line in commands("README.md") if re.search(pattern[0] or pattern[1], line)]) == 1
+    assert len([line for line in commands("README.md") if line.startswith("pip ")]) == 2
 
 
-def test_python_snippets(r50: FileServer, work: Path) -> None:
-    # One session, top to bottom; in a process of its own, because torch.hub changes what is imported
+@pytest.mark.parametrize("page", WITH_PYTHON)
+def test_python_snippets(r50: FileServer, work: Path, page: str) -> None:
+    # One session for each page, top to bottom; in a process of its own, because torch.hub changes what is imported
     prelude = "import torch\nimages = torch.zeros(2, 3, 65, 65)\n"
-    code = prelude + "\n".join(PYTHON)
-    assert code.count("torch.hub.load") == 1
+    code = prelude + "\n".join(blocks(page, "python"))
+    assert code.count("torch.hub.load") == (page == "README.md")
     result = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -104,8 +138,33 @@ def test_python_snippets(r50: FileServer, work: Path) -> None:
         timeout=300,
     )
     assert result.returncode == 0, result.stderr
-    for name in ("overlay.png", "labels.png", "my_model/model.safetensors"):
-        assert Path(name).exists()
+    if page == "docs/quickstart.md":
+        for name in ("overlay.png", "labels.png", "my_model/model.safetensors"):
+            assert Path(name).exists()
+
+
+def test_links_lead_somewhere() -> None:
+    for page, text in PAGES.items():
+        for target, anchor in re.findall(r"\]\(([^)#:]*)(#[^)]*)?\)", text):
+            path = (ROOT / page).parent / target if target else ROOT / page
+            assert path.exists(), (page, target)
+            if anchor:
+                heads = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.M)
+                slugs = {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+                assert anchor[1:] in slugs, (page, anchor)
+
+
+def test_the_readme_is_short_and_names_every_page() -> None:
+    assert len(README.split()) <= MAX_WORDS
+    for page in PAGES:
+        if page.startswith("docs/") and page != "docs/security.md":  # SECURITY.md leads there
+            assert f"({page})" in README
+
+
+def test_versions_agree() -> None:
+    version = isanet.__version__.partition(".dev")[0]
+    assert f'torch.hub.load("org/isanet:v{version}"' in README
+    assert f"[Unreleased] - {version}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 def test_the_table_is_the_manifests(capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,7 +194,7 @@ def test_example_of_areas(tiny: FileServer, tmp_path: Path, capsys: pytest.Captu
 
 
 def test_protocols_of_the_text_are_those_that_there_are() -> None:
-    table = re.search(r"\| `--protocol` \|.*?\n\n", README, re.S)
+    table = re.search(r"\| `--protocol` \|.*?\n\n", PAGES["docs/evaluation.md"], re.S)
     assert table is not None
     names = re.findall(
         r"`([a-z0-9-]+)`", "\n".join(line.split("|")[1] for line in table[0].splitlines()[2:] if "|" in line)
