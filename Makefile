@@ -1,4 +1,4 @@
-.PHONY: check test table
+.PHONY: check test table sbom
 
 check:  ## lint, format, types
 	ruff check .
@@ -10,3 +10,6 @@ test:  ## everything, offline, in two processes of one thread each
 
 table:  ## the model table of the README, from the manifest
 	python -m isanet.cli list --markdown
+
+sbom:  ## a software bill of materials (CycloneDX) of the environment: pip install '.[release]' first
+	cyclonedx-py environment --pyproject pyproject.toml --mc-type library --output-reproducible -o sbom.json "$$(command -v python)"

@@ -192,6 +192,20 @@ def test_a_wheel_has_the_package_and_nothing_else(place: Path, checkout: Path) -
     assert "Tag: py3-none-any" in (place / info / "WHEEL").read_text()
 
 
+def test_two_builds_give_the_same_bytes(dist: Path, checkout: Path) -> None:
+    """From another folder, at another time: the wheel depends on the sources alone."""
+    again = checkout.parent / "again"
+    shutil.copytree(checkout, again / "checkout", copy_function=shutil.copy)
+    for path in (again / "checkout").rglob("*"):
+        os.utime(path, (10**9, 10**9))
+    code = "import hatchling.build, sys; hatchling.build.build_wheel(sys.argv[1])"
+    command = [sys.executable, "-c", code, str(again)]
+    done = subprocess.run(command, cwd=again / "checkout", capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    ((first,), (second,)) = ((dist / "wheel").glob("*.whl"), again.glob("*.whl"))
+    assert first.read_bytes() == second.read_bytes()
+
+
 @pytest.mark.parametrize("kind", BUILT[:3])
 def test_the_metadata_say_what_pyproject_says(place: Path) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
