@@ -235,5 +235,5 @@ def test_the_sdist_is_a_checkout_without_litter(dist: Path, checkout: Path) -> N
     wanted = {p.relative_to(checkout).as_posix() for f in folders for p in (checkout / f).rglob("*") if p.is_file()}
     wanted = {name for name in wanted if "__pycache__" not in name}
     wanted |= {"pyproject.toml", "hubconf.py", "weights.json", "README.md", "LICENSE", "PKG-INFO", ".gitignore"}
-    wanted |= {"CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "Makefile", ".ci/run", ".ci/mirror.py"}
+    wanted |= {"CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "Makefile", ".ci/run", ".ci/lowest", ".ci/mirror.py"}
     assert found == wanted
