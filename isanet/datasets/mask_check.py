@@ -1,8 +1,6 @@
-"""What the masks of a folder hold, and which arguments read them rightly.
+"""Check a folder of masks: what they hold, whether they fit their images, and how `Folder` reads them.
 
-Every mask is opened once; of each are kept its size, its mode and which values it has, of the folder how many pixels
-each value has. What follows from that (`isanet.datasets.mask_findings`) is said as findings, each with the files it concerns
-and, where an argument of `isanet.datasets.Folder` helps, that argument.
+Every mask is opened once. What follows from its values and colors is said by `isanet.datasets.mask_findings`.
 """
 
 from __future__ import annotations
@@ -12,8 +10,8 @@ import os
 import re
 import unicodedata
 from array import array
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,17 +19,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from isanet._files import atomic_write
-from isanet._text import clean, percent, plural, shortened
+from isanet._files import write_output
+from isanet._text import aligned, clean, listed, percent, plural, shortened
 from isanet.datasets.mask_findings import (
-    CITYSCAPES,
     CITYSCAPES_IDS,
     MAX_COLORS,
-    Coding,
     Finding,
-    Seen,
+    MaskEncoding,
+    MaskStats,
+    diagnose,
     finding,
-    judge,
 )
 from isanet.errors import DatasetError, ImageError
 from isanet.images.masks import COLOR_MODES, VALUE_MODES, Color, open_mask, packed, unpacked
@@ -39,59 +36,40 @@ from isanet.images.reading import SUFFIXES, open_header
 from isanet.labels import LabelSpace
 from isanet.viz.charts import Bar, share_chart, to_png
 
-__all__ = ["MAX_COLORS", "MAX_VALUES", "Color", "Finding", "MaskCheck", "MaskGroup", "ValueCount", "check_masks"]
+__all__ = ["Finding", "MaskCheck", "ValueCount", "check_masks"]
 
-MAX_VALUES = 70_000
-"""Distinct values counted: all that 16 bits have, so that only files of 32 bits can exceed it."""
+_MAX_VALUES = 70_000  # counted: all that 16 bits have, so that only 32-bit files can exceed it
+_MAX_VALUES_PER_FILE = 1024  # masks of classes have fewer; bounds the memory for other files
+_MAX_ROWS, _NUM_FREQUENT = 256, 50  # of more values, only the most frequent are shown
 
-_KEPT_VALUES = 1024  # of each file; masks of classes have fewer, and memory stays bounded for the others
-_SHOWN_VALUES = 256  # of more, the _MOST frequent are shown
-_MOST = 50
+# Of Cityscapes' annotations, the files *_labelIds are read; the others show objects or are made from those
+_PARTNER = re.compile(r"(_gtFine|_gtCoarse)?_(label(Train)?Ids|instance(Train)?Ids|color)$|_leftImg8bit$")
 
-_KINDS = {
-    "": "masks",
-    "labelIds": "Cityscapes: the class of each pixel as official id (what evaluation starts from)",
-    "labelTrainIds": "Cityscapes: the class of each pixel as train id, 0 to 18, the model's own indices",
-    "instanceIds": "Cityscapes: single objects; no class masks",
-    "instanceTrainIds": "Cityscapes: single objects by train id; no class masks",
-    "color": "Cityscapes: the classes painted in colors, to look at",
-}
-_ENDINGS = "|".join(filter(None, _KINDS))
-_KIND = re.compile(rf"_({_ENDINGS})$")
-_PARTNER = re.compile(rf"(_gtFine|_gtCoarse)?_({_ENDINGS})$|_leftImg8bit$")
-
-_FILE_TEXT = {
-    "unreadable": "Cannot be read; the reasons are listed below. Fetch or export them again.",
-    "jpeg": "JPEG alters labels at every edge, which cannot be undone: such masks are refused. Export them from their "
-    "source as PNG. (If these are the images, name the folder that holds the masks alone.)",
-    "mode": "Mode {}: neither one channel of values nor RGB; export them as 8-bit PNG with one channel.",
-    "size": "The mask has another size than its image: {}. Export it again at the image's size, with nearest "
-    "neighbor if it must be resized.",
-    "exif": "The image is stored lying and turned upright by its EXIF orientation; the mask is not turned: {}. "
-    "Turn the masks too, or write the images anew without the orientation if the masks fit what is stored.",
-    "transposed": "Width and height of the mask are swapped: {}. It is transposed or turned, or the image lost "
-    "an EXIF orientation on the way; which of them, the sizes cannot tell.",
+_FILE_FINDINGS = {
+    "unreadable": "Cannot be used; the reasons are listed below. Export or fetch them again, as 8-bit PNG.",
+    "size": "The mask has another size than its image: {}. Export it again at the image's size (nearest neighbor). If "
+    "width and height are swapped, the mask was turned, or the image lost an EXIF orientation.",
+    "exif": "The image is rotated by its EXIF orientation, and the mask is not: {}. Rotate the masks too, or save the "
+    "images without the orientation if the masks fit the stored pixels.",
     "no-image": "The mask has no image of the same path and name.",
     "image-unreadable": "The mask's image cannot be read.",
-    "duplicate": "Another mask belongs to the same image (its name differs in the suffix only); one of them is too "
-    "many.",
-    "no-mask": "Images without a mask (no matter if the list of a split leaves them out).",
+    "no-mask": "Images without a mask (even if the list of a split leaves them out).",
+    "not-labelIds": "Not checked, since isanet.datasets.Cityscapes reads only the files *_labelIds.png.",
 }
-
-Size = tuple[int, int]
+_HATCHED = {"ignored": ("white", "////", "#808080"), "stray": ("#ffd0d0", "xxxx", "#c00000")}
 
 
 @dataclass(frozen=True)
 class ValueCount:
-    """How often one value, or one color, occurs.
+    """How often a value, or a color, occurs.
 
     Attributes:
-        value: The value in the files; for a color its 24 bits, red highest.
+        value: As in the files; a color as 24 bits, red highest.
         pixels: Pixels in all files.
         files: Files that have it.
-        role: `"class"`, `"ignored"`, `"stray"` (outside what was expected), or `"unknown"` without known classes.
-        name: Of the class, empty if not known.
-        color: Of the class or of the pixels, None if not known.
+        role: `"class"`, `"ignored"`, `"stray"` (not expected), or `"unknown"`.
+        name: Of the class, if known.
+        color: Of the class or of the pixels, if known.
     """
 
     value: int
@@ -103,64 +81,43 @@ class ValueCount:
 
 
 @dataclass(frozen=True)
-class MaskGroup:
-    """Masks of one kind: all of a folder, or for Cityscapes those whose names end in the same word.
-
-    Attributes:
-        name: The word, such as `"labelIds"`; empty for masks that have none.
-        text: What this kind is.
-        files: Readable files.
-        formats: How many files are in each format and mode, such as `{"PNG, mode P": 12}`.
-        pixels: Of all files together.
-        values: Of the files that hold values, by value.
-        colors: Of the files that are in colors, by share; at most `MAX_COLORS`.
-    """
-
-    name: str
-    text: str
-    files: int
-    formats: dict[str, int]
-    pixels: int
-    values: tuple[ValueCount, ...]
-    colors: tuple[ValueCount, ...]
-
-
-@dataclass(frozen=True)
 class MaskCheck:
     """What `check_masks` found; `str()` of it is the report.
 
     Attributes:
         folder: As it was given.
-        files: Masks found, unreadable ones too.
-        groups: The masks by kind.
-        findings: What is to be known or done, gravest first.
-        unreadable: The reason for each file that cannot be used, by its path in the folder.
-        sizes: (mask's width and height, upright image's) for each mask whose image has another size.
+        files: Number of masks, unreadable ones included.
+        formats: Number of readable files of each format and mode, such as `{"PNG, mode P": 12}`.
+        pixels: Of all readable files.
+        values: Of the masks that hold values, ascending.
+        colors: Of the RGB masks, most frequent first.
+        findings: What to know or to act on, most important first.
+        unreadable: The reason for each mask that cannot be used, by its path in the folder.
     """
 
     folder: str
     files: int
-    groups: tuple[MaskGroup, ...]
+    formats: dict[str, int]
+    pixels: int
+    values: tuple[ValueCount, ...]
+    colors: tuple[ValueCount, ...]
     findings: tuple[Finding, ...]
     unreadable: dict[str, str]
-    sizes: dict[str, tuple[Size, Size]]
 
     def __str__(self) -> str:
-        lines = [f"{self.folder}: {plural(self.files, 'mask')}"]
+        lines = [f"{clean(self.folder)}: {plural(self.files, 'mask')}"]
         if self.unreadable:
             lines[0] += f", {len(self.unreadable):,} of them unreadable"
-        for group in self.groups:
-            formats = ", ".join(f"{count:,} {name}" for name, count in group.formats.items())
-            title = f"*_{group.name}: {group.text}; " if group.name else ""
-            lines += ["", f"{title}{formats}; {group.pixels:,} pixels"]
-            lines += [*_table("VALUE", group.values), *_table("COLOR", group.colors)]
+        if self.formats:
+            formats = ", ".join(f"{count:,} {name}" for name, count in self.formats.items())
+            lines += ["", f"{formats}; {self.pixels:,} pixels"]
+            lines += [*_table("VALUE", self.values), *_table("COLOR", self.colors)]
         if self.findings:
             lines += ["", *map(str, self.findings)]
         if self.unreadable:
-            reasons = [f"  {name}: {reason}" for name, reason in self.unreadable.items()]
-            lines += ["", "Unreadable:", *reasons[:20]]
-            if len(reasons) > 20:
-                lines.append(f"  … and {len(reasons) - 20:,} more")
+            reasons = [f"  {clean(name)}: {clean(reason)}" for name, reason in self.unreadable.items()]
+            more = [f"  … and {len(reasons) - 20:,} more"] if len(reasons) > 20 else []
+            lines += ["", "Unreadable:", *reasons[:20], *more]
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -168,7 +125,7 @@ class MaskCheck:
         return asdict(self)
 
     def histogram(self) -> Image.Image:
-        """A bar chart of the share of pixels of each value, one part for each kind of mask.
+        """A bar chart of the share of pixels of each value; below it one of the colors, if there are RGB masks too.
 
         Bars have the colors of the classes where they are known; ignored and stray values are hatched. Of more than
         256 values the most frequent are shown. The axis is logarithmic where shares differ more than 1000-fold.
@@ -176,69 +133,63 @@ class MaskCheck:
         Raises:
             DatasetError: No mask could be read.
         """
-        parts = []
-        for group in self.groups:
-            title = f"{f'*_{group.name}, ' if group.name else ''}{plural(group.files, 'mask')}, share of pixels"
-            for counts, painted in ((group.values, False), (group.colors, True)):
-                if counts:
-                    parts.append(self._chart(title, counts, painted=painted))
-        if not parts:
+        charts = [self._chart(counts) for counts in (self.values, self.colors) if counts]
+        if not charts:
             raise DatasetError(f"there is nothing to draw: no mask in {self.folder} could be read")
-        whole = Image.new("RGB", (max(part.width for part in parts), sum(part.height for part in parts)), "white")
+        image = Image.new("RGB", (max(one.width for one in charts), sum(one.height for one in charts)), "white")
         top = 0
-        for part in parts:
-            whole.paste(part, (0, top))
-            top += part.height
-        return whole
+        for chart in charts:
+            image.paste(chart, (0, top))
+            top += chart.height
+        return image
 
     def save_histogram(self, path: str | os.PathLike[str]) -> None:
-        """Write `histogram()` to a PNG; an existing file is replaced."""
-        image = self.histogram()
-        with atomic_write(Path(path)) as file:
-            image.save(file, format="PNG")
+        """Write `histogram()` as a PNG; an existing file is replaced.
 
-    def _chart(self, title: str, counts: Sequence[ValueCount], *, painted: bool) -> Image.Image:
-        shown, total = _shown(counts), sum(count.pixels for count in counts)
-        lines = [self.folder, title]
+        Raises:
+            DatasetError: No mask could be read.
+            OutputError: The file cannot be written.
+        """
+        stream = io.BytesIO()
+        self.histogram().save(stream, format="PNG")
+        write_output(Path(path), stream.getvalue())
+
+    def _chart(self, counts: Sequence[ValueCount]) -> Image.Image:
+        shown, total = _most_frequent(counts), sum(count.pixels for count in counts)
+        lines = [self.folder, f"{plural(sum(self.formats.values()), 'mask')}, share of pixels"]
         if self.unreadable:
             lines.append(f"{len(self.unreadable):,} of {self.files:,} masks unreadable")
         if len(shown) < len(counts):
             lines.append(f"{len(shown)} of {len(counts):,} values, the most frequent")
         bars = []
         for count in shown:
-            value = f"#{count.value:06x}" if painted else str(count.value)
+            value = f"#{count.value:06x}" if counts is self.colors else str(count.value)
             role = count.role if count.role in _HATCHED else ""
-            label = "  ".join(filter(None, (shortened(clean(count.name)), role, value)))
-            share = count.pixels / total
-            plain = (count.color or "#4878a8", "", "black")
-            bars.append(Bar(label, share, percent(share), *_HATCHED.get(role, plain)))
+            label = "  ".join(filter(None, (shortened(count.name), role, value)))
+            look = _HATCHED.get(role, (count.color or "#4878a8", "", "black"))
+            bars.append(Bar(label, count.pixels / total, percent(count.pixels / total), *look))
         return Image.open(io.BytesIO(to_png(share_chart(bars, *lines), dpi=100))).convert("RGB")
 
 
-_HATCHED = {"ignored": ("white", "////", "#808080"), "stray": ("#ffd0d0", "xxxx", "#c00000")}
-
-
-def _shown(counts: Sequence[ValueCount]) -> Sequence[ValueCount]:
-    return counts if len(counts) <= _SHOWN_VALUES else sorted(counts, key=lambda count: -count.pixels)[:_MOST]
+def _most_frequent(counts: Sequence[ValueCount]) -> Sequence[ValueCount]:
+    if len(counts) <= _MAX_ROWS:
+        return counts
+    return sorted(counts, key=lambda count: -count.pixels)[:_NUM_FREQUENT]
 
 
 def _table(head: str, counts: Sequence[ValueCount]) -> list[str]:
     if not counts:
         return []
-    total, shown = sum(count.pixels for count in counts), _shown(counts)
-    rows = [(head, "PIXELS", "SHARE", "FILES", "CLASS")]
+    shown, total = _most_frequent(counts), sum(count.pixels for count in counts)
+    rows, meanings = [(head, "PIXELS", "SHARE", "FILES")], ["CLASS"]
     for count in shown:
         value = f"#{count.value:06x}" if head == "COLOR" else str(count.value)
+        rows.append((value, f"{count.pixels:,}", percent(count.pixels / total), f"{count.files:,}"))
         role = f"({count.role})" if count.role in _HATCHED else ""
-        meaning = " ".join(filter(None, (clean(count.name), role)))
-        rows.append((value, f"{count.pixels:,}", percent(count.pixels / total), f"{count.files:,}", meaning))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join([*(cell.rjust(width) for cell, width in zip(row[:4], widths, strict=False)), row[4]]).rstrip()
-        for row in rows
-    ]
+        meanings.append(" ".join(filter(None, (clean(count.name), role))))
+    lines = [f"{row}  {meaning}".rstrip() for row, meaning in zip(aligned(rows, left=0), meanings, strict=True)]
     if len(shown) < len(counts):
-        lines.append(f"… and {len(counts) - len(shown):,} values more, each with fewer pixels")
+        lines.append(f"… and {len(counts) - len(shown):,} more values, each with fewer pixels")
     return lines
 
 
@@ -249,18 +200,17 @@ def check_masks(
     classes: LabelSpace | int | None = None,
     progress: bool | None = None,
 ) -> MaskCheck:
-    """Look at every mask under a folder and tell what they hold.
+    """Open every mask in a folder and its sub-folders, and report what they hold.
 
-    About 2 ms for a mask of 512x512 pixels. Memory grows with the number of files, by less than a kilobyte each for
-    masks of classes, and not with their size.
+    About 2 ms for a mask of 512x512 pixels. Memory grows with the number of files (less than a kilobyte each for
+    masks of classes), not with their size.
 
     Args:
-        folder: Looked through with the folders in it, for files with the suffixes of images; hidden ones are left
-            out.
+        folder: Searched for files with the suffixes of images; hidden files and folders are skipped.
         images: The folder of the images, to compare sizes. An image and its mask have the same path in their
             folders, apart from the suffix and the endings of Cityscapes' names (`_leftImg8bit`, `_gtFine_labelIds`).
-        classes: The classes that are expected, or their number.
-        progress: Show a bar on standard error; None: if that is a terminal.
+        classes: The expected classes, or their number.
+        progress: Show a progress bar on standard error; None: if that is a terminal.
 
     Raises:
         DatasetError: A folder is missing or has no image in it.
@@ -268,106 +218,75 @@ def check_masks(
     """
     from tqdm import tqdm
 
-    number, space = (len(classes), classes) if isinstance(classes, LabelSpace) else (classes, None)
-    if number is not None and number < 1:
-        raise ValueError(f"the number of classes must be at least 1, got {number}")
+    num_classes, space = (len(classes), classes) if isinstance(classes, LabelSpace) else (classes, None)
+    if num_classes is not None and num_classes < 1:
+        raise ValueError(f"the number of classes must be at least 1, got {num_classes}")
     root, image_root = Path(folder), None if images is None else Path(images)
     if image_root is not None and image_root.resolve() == root.resolve():
-        raise ValueError(f"images and masks are in the same folder {root}; put each in a folder of their own")
-    paths = _images_below(root, "masks", apart_from=image_root)
+        raise ValueError(f"images and masks are in the same folder {root}; put each in its own folder")
+    masks = {path.relative_to(root): path for path in _find(root, "masks", apart_from=image_root)}
+    concerned: dict[str, dict[str, str]] = {problem: {} for problem in _FILE_FINDINGS}  # detail by file name
+    official_ids = any(path.stem.endswith("_labelIds") for path in masks)
+    if official_ids:
+        others = [path for path in masks if not path.stem.endswith("_labelIds")]
+        concerned["not-labelIds"] = {path.as_posix(): "" for path in others if masks.pop(path)}
     image_files: dict[str, Path] = {}
     if image_root is not None:
-        below = _images_below(image_root, "images", apart_from=root)
-        image_files = {_key(path.relative_to(image_root)): path for path in below}
+        found = _find(image_root, "images", apart_from=root)
+        image_files = {_key(path.relative_to(image_root)): path for path in found}
+        keys = set(map(_key, masks))
+        concerned["no-mask"] = {path.name: "" for key, path in image_files.items() if key not in keys}
 
-    seen: defaultdict[str, Seen] = defaultdict(Seen)
-    unreadable: dict[str, str] = {}
-    sizes: dict[str, tuple[Size, Size]] = {}
-    problems: dict[str, dict[str, str]] = {problem: {} for problem in _FILE_TEXT}  # detail by file
-    paired: set[tuple[str, str]] = set()
-    with tqdm(paths, unit="mask", disable=None if progress is None else not progress) as bar:
-        for path in bar:
-            name, key = path.relative_to(root).as_posix(), _key(path.relative_to(root))
-            kind = match[1] if (match := _KIND.search(path.stem)) else ""
-            try:
-                mask = open_mask(path)
-            except (DatasetError, OSError) as error:
-                unreadable[name] = " ".join(str(error).replace(str(path), name).split())
-                problems["jpeg" if "is a JPEG" in str(error) else "unreadable"][name] = ""
-                continue
+    stats, unreadable = MaskStats(), {}
+    for relative, path in tqdm(masks.items(), unit="mask", disable=None if progress is None else not progress):
+        name = relative.as_posix()
+        try:
+            mask = open_mask(path)
             if mask.mode not in (*VALUE_MODES, *COLOR_MODES):
-                unreadable[name] = f"has mode {mask.mode}, which is neither one channel of values nor RGB"
-                problems["mode"][name] = mask.mode
-                continue
-            _add(seen[kind], name, mask)
-            if image_root is None:
-                continue
-            if (key, kind) in paired:
-                problems["duplicate"][name] = ""
-            paired.add((key, kind))
-            problem, size = _compared(mask.size, image_files.get(key))
-            detail = ""
-            if size is not None:
-                sizes[name] = (mask.size, size)
-                detail = f"{name} is {mask.width}x{mask.height}, its image {size[0]}x{size[1]}"
-            if problem:
-                problems[problem][name] = detail
-
-    keys = {_key(path.relative_to(root)) for path in paths}
-    problems["no-mask"] = {path.name: "" for key, path in image_files.items() if key not in keys}
-    findings = [
-        finding(
-            problem,
-            text.format(", ".join(sorted(set(problems[problem].values()))[:3])),
-            list(problems[problem]),
-            len(image_files) if problem == "no-mask" else len(paths),
-        )
-        for problem, text in _FILE_TEXT.items()
-        if problems[problem]
+                raise DatasetError(f"{path} has mode {mask.mode}, which is neither one channel of values nor RGB")
+        except DatasetError as error:
+            unreadable[name] = clean(str(error).replace(str(path), name))
+            concerned["unreadable"][name] = ""
+            continue
+        _add(stats, name, mask)
+        if image_root is not None and (problem := _compare(name, mask, image_files.get(_key(relative)))):
+            concerned[problem[0]][name] = problem[1]
+    totals = {"no-mask": len(image_files), "not-labelIds": len(masks) + len(concerned["not-labelIds"])}
+    file_findings = [
+        finding(problem, text.format(listed(sorted(files.values()), 3)), list(files), totals.get(problem, len(masks)))
+        for problem, text in _FILE_FINDINGS.items()
+        if (files := concerned[problem])
     ]
-    kinds = [kind for kind in _KINDS if kind in seen]
-    if len(kinds) > 1:
-        names = [name for kind in kinds for name in (*seen[kind].values.files, *seen[kind].colors.files)]
-        counted = ", ".join(f"{seen[kind].formats.total():,} {f'*_{kind}' if kind else 'others'}" for kind in kinds)
-        text = (
-            f"Several kinds of masks of the same images: {counted}. Take one kind; isanet.datasets.Cityscapes takes "
-            "*_labelIds."
-        )
-        findings.append(finding("several-kinds", text, names, len(names)))
-    groups = []
-    for kind in kinds:
-        coding, found = judge(kind, seen[kind], number, space)
-        findings += found
-        groups.append(_group(kind, seen[kind], coding, space))
-    return MaskCheck(str(folder), len(paths), tuple(groups), tuple(findings), unreadable, sizes)
+    encoding, pixel_findings = diagnose(stats, num_classes, space, official_ids=official_ids)
+    values, colors = _value_counts(stats, encoding), _color_counts(stats, space)
+    formats, findings = dict(stats.formats.most_common()), (*file_findings, *pixel_findings)
+    return MaskCheck(str(folder), len(masks), formats, stats.area, values, colors, findings, unreadable)
 
 
-def _images_below(root: Path, what: str, apart_from: Path | None) -> list[Path]:
-    """The files with the suffix of an image, sorted, links followed, without those below `apart_from`."""
+def _find(root: Path, what: str, apart_from: Path | None) -> list[Path]:
+    """The files below `root` with the suffix of an image, sorted, except those below `apart_from`."""
     if not root.is_dir():
         raise DatasetError(f"there is no folder {root} to look for {what} in")
     apart = None if apart_from is None or apart_from.resolve() in root.resolve().parents else apart_from.resolve()
-    seen: set[Path] = set()
+    seen: set[Path | None] = {apart}
     found: list[Path] = []
     others: Counter[str] = Counter()
     for folder, folders, names in os.walk(root, followlinks=True):
-        real = Path(folder).resolve()
-        if real in seen or real == apart:  # a link may lead back to a folder above it
+        if (real := Path(folder).resolve()) in seen:  # a link may lead back to a folder above it
             folders.clear()
             continue
         seen.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            path = Path(folder, name)
-            if path.suffix.lower() in SUFFIXES and not name.startswith("."):
+        for path in (Path(folder, name) for name in names):
+            if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
                 found.append(path)
             else:
-                others[path.suffix.lower() or name] += 1
+                others[path.suffix.lower() or path.name] += 1
     if not found:
-        listed = ", ".join(f"{count:,} {suffix}" for suffix, count in others.most_common(4))
+        present = ", ".join(f"{count:,} {suffix}" for suffix, count in others.most_common(4))
         raise DatasetError(
             f"there are no {what} under {root}: no file there ends in {', '.join(sorted(SUFFIXES))}"
-            + (f"; found were {listed}" if listed else "; it is empty")
+            + (f"; found were {present}" if present else "; it is empty")
         )
     return sorted(found)
 
@@ -377,94 +296,80 @@ def _key(path: Path) -> str:
     return unicodedata.normalize("NFC", path.with_name(_PARTNER.sub("", path.stem)).as_posix())
 
 
-def _add(seen: Seen, name: str, mask: Image.Image) -> None:
+def _add(stats: MaskStats, name: str, mask: Image.Image) -> None:
     """Count one mask."""
-    seen.formats[f"{mask.format}, mode {mask.mode}"] += 1
-    seen.area += mask.width * mask.height
-    counts: dict[int, int]
+    stats.formats[f"{mask.format}, mode {mask.mode}"] += 1
+    stats.area += mask.width * mask.height
+    into, limit = (stats.colors, MAX_COLORS) if mask.mode in COLOR_MODES else (stats.values, _MAX_VALUES)
     if mask.mode in COLOR_MODES:
-        into, most = seen.colors, MAX_COLORS
         colors = mask.convert("RGB").getcolors(MAX_COLORS) or []
         counts = {int(packed(color)): count for count, color in colors}
+    elif mask.mode in ("L", "P"):
+        counts = {value: count for value, count in enumerate(mask.histogram()) if count}
     else:
-        into, most = seen.values, MAX_VALUES
-        if mask.mode in ("L", "P"):
-            counts = {value: count for value, count in enumerate(mask.histogram()) if count}
-        else:
-            values, times = np.unique(np.asarray(mask), return_counts=True)
-            counts = dict(zip(map(int, values), times.tolist(), strict=True))
+        values, times = np.unique(np.asarray(mask), return_counts=True)
+        counts = dict(zip(map(int, values), times.tolist(), strict=True))
     for value, count in counts.items():
-        if value in into.pixels or len(into.pixels) < most:
+        if value in into.pixels or len(into.pixels) < limit:
             into.pixels[value] += count
-    into.files[name] = array("q", sorted(counts)[:_KEPT_VALUES])
-    if mask.mode == "1":
-        seen.one_bit.append(name)
+    into.files[name] = array("q", sorted(counts)[:_MAX_VALUES_PER_FILE])
     if mask.mode == "P":
-        seen.palette_files.append(name)
-        if _palette_differs(seen.palette, mask, counts):
-            seen.palettes_differ.append(name)
+        stats.palette_files.append(name)
+        table = np.reshape(mask.getpalette("RGB") or [], (-1, 3)).tolist()
+        colors_of = {index: (red, green, blue) for index, (red, green, blue) in enumerate(table) if index in counts}
+        if any(stats.palette.setdefault(index, color) != color for index, color in colors_of.items()):
+            stats.palettes_differ.append(name)
 
 
-def _palette_differs(palette: dict[int, Color], mask: Image.Image, present: Iterable[int]) -> bool:
-    """Add the colors of the indices that occur; whether one of them had another color before."""
-    table = mask.getpalette("RGB") or []
-    differs = False
-    for index in present:
-        if 3 * index + 3 <= len(table):
-            color = (table[3 * index], table[3 * index + 1], table[3 * index + 2])
-            differs |= palette.setdefault(index, color) != color
-    return differs
-
-
-def _compared(size: Size, image_path: Path | None) -> tuple[str, Size | None]:
-    """What is wrong between a mask and its image, which is turned upright when it is read, and the size of that."""
+def _compare(name: str, mask: Image.Image, image_path: Path | None) -> tuple[str, str] | None:
+    """What is wrong between a mask and its image (which is turned upright when it is read), and in detail."""
     if image_path is None:
-        return "no-image", None
+        return "no-image", ""
     turned = False
     try:
         with image_path.open("rb") as stream:
             image = open_header(stream, image_path)
             stored = image.size
             # Pillow decodes the whole of a PNG for an orientation that may stand behind its pixels
-            if image.format != "PNG" or "exif" in image.info or stored != size:
+            if image.format != "PNG" or "exif" in image.info or stored != mask.size:
                 turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
     except (ImageError, OSError):
-        return "image-unreadable", None
+        return "image-unreadable", ""
     except Exception:  # a damaged EXIF block counts as none, as when the image is read
         turned = False
-    upright = stored[::-1] if turned else stored
-    if size == upright:
-        return "", None
-    return "exif" if turned and size == stored else "transposed" if size == upright[::-1] else "size", upright
+    width, height = stored[::-1] if turned else stored
+    detail = f"{name} is {mask.width}x{mask.height}, its image {width}x{height}"
+    if mask.size == (width, height):
+        return None
+    return ("exif" if turned and mask.size == stored else "size"), detail
 
 
-def _group(kind: str, seen: Seen, coding: Coding, space: LabelSpace | None) -> MaskGroup:
-    """The tables of one kind, with names as the coding reads the values."""
-    known = space or (CITYSCAPES if coding.kind in ("official-ids", "train-ids") else None)
-    ids = {value: index for index, value in enumerate(coding.ids or ())}
-    files = Counter(value for held in seen.values.files.values() for value in held)
-    values = []
-    for value, pixels in sorted(seen.values.pixels.items()):
-        role, name, color = "unknown", "", None
+def _value_counts(stats: MaskStats, encoding: MaskEncoding) -> tuple[ValueCount, ...]:
+    """The values, with the names of the classes as the encoding reads them."""
+    ids, space = {value: index for index, value in enumerate(encoding.ids or ())}, encoding.space
+    files = Counter(value for held in stats.values.files.values() for value in held)
+    counts = []
+    for value, pixels in sorted(stats.values.pixels.items()):
+        role, name, color = "stray" if ids else "unknown", "", None
         if value in ids:
             role = "class"
-            if known and ids[value] < len(known):
-                name, color = known.classes[ids[value]], known.palette[ids[value]]
-        elif value in coding.ignored:
+            if space is not None:
+                name, color = space.classes[ids[value]], space.palette[ids[value]]
+        elif value in encoding.ignored:
             role = "ignored"
-            if coding.kind == "official-ids" and value < len(CITYSCAPES_IDS):
+            if encoding.kind == "official-ids" and value < len(CITYSCAPES_IDS):
                 name = CITYSCAPES_IDS.classes[value]
-        elif ids or (coding.kind == "interpolated" and value in (coding.concerned or ())):
-            role = "stray"
-        values.append(ValueCount(value, pixels, files[value], role, name, color))
-    files = Counter(value for held in seen.colors.files.values() for value in held)
+        counts.append(ValueCount(value, pixels, files[value], role, name, color))
+    return tuple(counts)
+
+
+def _color_counts(stats: MaskStats, space: LabelSpace | None) -> tuple[ValueCount, ...]:
+    """The colors, with the names of the expected classes that have them."""
     names = dict(zip(space.palette, space.classes, strict=True)) if space else {}
-    colors = [
-        ValueCount(code, pixels, files[code], "class" if rgb in names else "unknown", names.get(rgb, ""), rgb)
-        for code, pixels in seen.colors.pixels.most_common()
-        for rgb in [unpacked(code)]
-    ]
-    count = seen.formats.total()
-    return MaskGroup(
-        kind, _KINDS[kind], count, dict(seen.formats.most_common()), seen.area, tuple(values), tuple(colors)
-    )
+    files = Counter(code for held in stats.colors.files.values() for code in held)
+    counts = []
+    for code, pixels in stats.colors.pixels.most_common():
+        color = unpacked(code)
+        role = "class" if color in names else "unknown"
+        counts.append(ValueCount(code, pixels, files[code], role, names.get(color, ""), color))
+    return tuple(counts)

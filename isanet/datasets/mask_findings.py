@@ -1,48 +1,49 @@
-"""What follows from what was seen in masks: how their values or colors stand for classes, and what is odd.
+"""Diagnose masks: how their values or colors encode classes, and which arguments of `Folder` read them.
 
-Where the files allow two readings, both are said.
+In come statistics of the masks of one kind and what is known of the classes; out go the encoding and the findings.
+Where the masks allow two readings, the text names both.
 """
 
 from __future__ import annotations
 
-import itertools
 import textwrap
 from array import array
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from PIL import Image
 
-from isanet._text import percent, plural, shortened
+from isanet._text import clean, percent, plural, shortened
 from isanet.images.masks import Color, unpacked
-from isanet.labels import IGNORED, LABEL_SPACES, OFFICIAL_SPACES, LabelSpace, generic_palette, official_name
+from isanet.labels import IGNORED, LABEL_SPACES, OFFICIAL_SPACES, LabelSpace, generic_palette
 
 MAX_COLORS = 300
-"""Colors told apart in masks that are in colors; more are no classes anyway."""
+"""Colors that are counted in RGB masks; masks with more do not encode classes."""
 
 CITYSCAPES = LABEL_SPACES["cityscapes19"]
 CITYSCAPES_IDS = OFFICIAL_SPACES["cityscapes-ids"]
-_IGNORED_16 = 65535
 _VOC_BORDER = (224, 224, 192)
 _BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
-_LISTED = 32  # colors or levels, at most, that an argument spells out
+_IGNORED_16 = 65535
+_MAX_SPELLED_OUT = 32  # colors in the arguments of a finding
+
+Arguments = tuple[str, str]
+"""Arguments of `isanet.datasets.Folder` in Python, and as options of the command line; both may be empty."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was found.
+    """One thing to know or to act on.
 
     Attributes:
         kind: A word by which programs tell findings apart, such as `"shifted"`.
         text: Sentences for people.
-        files: How many files it concerns.
-        of: How many files were looked at for it.
-        examples: The first of the files.
-        fix: Arguments of `isanet.datasets.Folder` that fix it, as Python; empty where none helps or is needed.
-        option: The same for the command line; empty where there is none.
-        group: The kind of file it is about, see `isanet.datasets.mask_check.MaskGroup`; empty if there is one kind or it is
-            about all.
+        files: Number of files concerned.
+        of: Number of files that were checked for it.
+        examples: Names of the first files concerned.
+        fix: Arguments of `isanet.datasets.Folder` that help, in Python; empty if none helps or is needed.
+        option: The same as options of the command line.
     """
 
     kind: str
@@ -52,512 +53,311 @@ class Finding:
     examples: tuple[str, ...]
     fix: str = ""
     option: str = ""
-    group: str = ""
 
     def __str__(self) -> str:
-        where = f"{self.group}: " if self.group else ""
-        shown = ", ".join(self.examples[:3]) + (", …" if self.files > 3 else "")
-        lines = [textwrap.fill(where + self.text, 110, initial_indent="* ", subsequent_indent="  ")]
+        lines = [textwrap.fill(clean(self.text), 110, initial_indent="* ", subsequent_indent="  ")]
         if self.fix:
             lines.append(f"    Python:        Folder(..., {self.fix})")
         if self.option:
             lines.append(f"    command line:  {self.option}")
-        lines.append(f"  In {self.files:,} of {self.of:,} files, e.g. {shown}")
+        more = ", …" if self.files > 3 else ""
+        lines.append(f"  In {self.files:,} of {self.of:,} files, e.g. {', '.join(map(clean, self.examples[:3]))}{more}")
         return "\n".join(lines)
 
 
 @dataclass
-class Counts:
-    """The values of some masks, or their colors as 24 bits.
-
-    Attributes:
-        files: Which each file has, ascending, by its name; none for a file of more than `MAX_COLORS` colors.
-        pixels: How many pixels each has in all files.
-    """
+class Occurrences:
+    """The values, or colors as 24 bits, of each file (ascending), and the number of pixels of each in all files."""
 
     files: dict[str, array[int]] = field(default_factory=dict)
     pixels: Counter[int] = field(default_factory=Counter)
 
-    def having(self, values: Container[int]) -> list[str]:
-        """The files with one of these values."""
+    def files_with(self, values: Container[int]) -> list[str]:
+        """The files that have one of the values."""
         return [name for name, held in self.files.items() if any(value in values for value in held)]
 
     def share(self, values: Iterable[int]) -> str:
-        """What these values have of all pixels."""
+        """The share of all pixels that have one of the values."""
         return percent(sum(self.pixels[value] for value in values) / self.pixels.total())
-
-    def leading(self, share: float) -> list[int]:
-        """The most frequent values that together have this share of the pixels."""
-        common = self.pixels.most_common()
-        sums = itertools.accumulate((count for _, count in common), initial=0)
-        wanted = share * self.pixels.total()
-        return [value for (value, _), before in zip(common, sums, strict=False) if before < wanted]
 
 
 @dataclass
-class Seen:
-    """What is kept of the masks of one kind.
+class MaskStats:
+    """Statistics of the masks of one kind.
 
     Attributes:
         values: Of the masks that hold values.
-        colors: Of the masks that are painted in colors.
-        formats: How many files have each format and mode.
+        colors: Of the RGB masks; a file with more than `MAX_COLORS` colors has none here.
+        formats: Number of files of each format and mode.
         area: Pixels of all files.
-        palette: The color of each value, in the first palette image that has it.
+        palette: The color of each value, from the first palette image that has it.
         palette_files: The palette images.
-        palettes_differ: Those in which a value has another color than in an earlier one.
-        one_bit: The images of 1 bit, whose values are 0 and 1.
+        palettes_differ: Palette images in which a value has another color than in an earlier one.
     """
 
-    values: Counts = field(default_factory=Counts)
-    colors: Counts = field(default_factory=Counts)
+    values: Occurrences = field(default_factory=Occurrences)
+    colors: Occurrences = field(default_factory=Occurrences)
     formats: Counter[str] = field(default_factory=Counter)
     area: int = 0
     palette: dict[int, Color] = field(default_factory=dict)
     palette_files: list[str] = field(default_factory=list)
     palettes_differ: list[str] = field(default_factory=list)
-    one_bit: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Coding:
-    """How values stand for classes, as far as the files tell.
+class MaskEncoding:
+    """How values encode classes: the value of each class (None: unknown) and the ignored values.
 
-    Attributes:
-        kind: As of a finding.
-        text: As of a finding.
-        arguments: Fix and option of the finding.
-        ids: The value of each class, if known.
-        ignored: Values that are ignored.
-        concerned: The values that the text is about; None: all.
+    `kind`, `text` and `arguments` are those of the finding that says so; `space` is what the classes are, if known.
     """
 
     kind: str = ""
     text: str = ""
-    arguments: tuple[str, str] = ("", "")
+    arguments: Arguments = ("", "")
     ids: Sequence[int] | None = None
     ignored: frozenset[int] = frozenset({IGNORED})
-    concerned: frozenset[int] | None = None
+    space: LabelSpace | None = None
 
 
-def finding(
-    kind: str, text: str, names: Sequence[str], of: int, arguments: tuple[str, str] = ("", ""), group: str = ""
-) -> Finding:
+def finding(kind: str, text: str, names: Sequence[str], of: int, arguments: Arguments = ("", "")) -> Finding:
     """A finding about the files of these names."""
-    return Finding(kind, text, len(names), of, tuple(names[:5]), *arguments, group)
+    return Finding(kind, text, len(names), of, tuple(names[:5]), *arguments)
 
 
-def judge(
-    kind: str, seen: Seen, number: int | None = None, space: LabelSpace | None = None
-) -> tuple[Coding, list[Finding]]:
-    """What the masks of one kind are.
+def diagnose(
+    stats: MaskStats, num_classes: int | None = None, space: LabelSpace | None = None, *, official_ids: bool = False
+) -> tuple[MaskEncoding, list[Finding]]:
+    """Find out how masks encode classes.
 
     Args:
-        kind: The ending of their names.
-        seen: What they hold.
-        number: Of the expected classes.
-        space: Of the expected classes.
+        stats: What the masks hold.
+        num_classes: The expected number of classes.
+        space: The expected classes.
+        official_ids: The file names say that these are official ids of Cityscapes.
     """
-    values, colors = seen.values, seen.colors
-    coding, findings = Coding(), []
+    values, encoding, findings = stats.values, MaskEncoding(space=space), []
     if values.files:
-        voc = _is_voc_palette(seen.palette)
-        coding = _coding(kind, values, number, space, voc)
-        concerned = None if coding.concerned is None else values.having(coding.concerned)
-        names = concerned or list(values.files)  # a large value of a file that has very many is not remembered
-        findings.append(finding(coding.kind, coding.text, names, len(values.files), coding.arguments))
-        findings += _value_findings(values, coding, number, space)
-        if seen.palette_files:
-            findings.append(_palette_finding(seen, voc))
-    if 0 < len(seen.one_bit) < len(values.files):
-        text = (
-            "Black and white of 1 bit, read as 0 and 1, beside masks of more bits. A program that saved 0 and 255 with "
-            "fewer bits makes such files, and one reading does not fit both then: save all with 8 bits."
-        )
-        findings.append(finding("one-bit", text, seen.one_bit, len(values.files)))
-    if colors.files:
-        findings.append(_color_finding(kind, colors, number, space))
-    if values.files and colors.files:
-        text = (
-            f"{len(values.files):,} masks hold values and {len(colors.files):,} are in colors; one reading does not "
-            "fit both: export them alike, or put them in folders of their own."
-        )
-        rarer = min((colors, values), key=lambda counts: len(counts.files))
-        findings.append(finding("mixed", text, list(rarer.files), len(values.files) + len(colors.files)))
-    return coding, [replace(each, group=kind) for each in findings]
+        voc_palette = _is_voc_palette(stats.palette)
+        encoding = _encoding(values, num_classes, space, official_ids, voc_palette)
+        names = list(values.files)
+        if encoding.kind == "stray":
+            names = values.files_with(values.pixels.keys() - set(encoding.ids or ()) - encoding.ignored) or names
+        findings.append(finding(encoding.kind, encoding.text, names, len(values.files), encoding.arguments))
+        if stats.palette_files:
+            findings.append(_palette_finding(stats, voc_palette))
+    if stats.colors.files:
+        findings.append(_color_finding(stats.colors, num_classes, space))
+    return encoding, findings
 
 
 # --- values
 
 
-def _coding(kind: str, values: Counts, number: int | None, space: LabelSpace | None, voc_palette: bool) -> Coding:
-    """How the values stand for classes.
-
-    Args:
-        kind: The ending of the files' names.
-        values: That occur.
-        number: Of the expected classes.
-        space: Of the expected classes.
-        voc_palette: The files carry the VOC color map, so 255 is its border.
-    """
-    ignored = frozenset({IGNORED, _IGNORED_16} if number is None or number <= IGNORED else {_IGNORED_16})
+def _encoding(
+    values: Occurrences, num_classes: int | None, space: LabelSpace | None, official_ids: bool, voc_palette: bool
+) -> MaskEncoding:
+    """How values encode classes; with the palette of VOC, 255 is the border of objects. See `diagnose`."""
+    ignored = frozenset({IGNORED, _IGNORED_16} if num_classes is None or num_classes <= IGNORED else {_IGNORED_16})
     present = frozenset(values.pixels)
     core = present - ignored
-    top = max(core, default=0)
-    shown = _ranges(core) or "none but ignored"
-
-    if kind.startswith("instance") or _like_instance_ids(present):
-        sure = "By their names these are" if kind.startswith("instance") else "The values look like"
-        return Coding(
-            "instance-ids",
-            f"{sure} Cityscapes' instance ids (class id x 1000 + number of the object), no class masks. The class "
-            "masks are the files *_labelIds.png; of an instance file, values from 1000 on divided by 1000 are label "
-            "ids.",
-            ignored=frozenset(),
-            concerned=frozenset(value for value in present if value >= 1000) or None,
+    top, shown = max(core, default=0), _ranges(core) or "none but ignored"
+    if num_classes is None and (len(core) > IGNORED or top >= 1000):
+        text = (
+            f"{plural(len(core), 'different value')}, {min(core, default=0)} to {top}: these look like instance ids, "
+            "depths or heights, not like classes. (Cityscapes' class masks are the files *_labelIds.png.)"
         )
-
-    city = space is not None and space.classes == CITYSCAPES.classes
-    city_possible = city or number is None or (number == len(CITYSCAPES) and space is None)
-    strange = core - set(range(len(CITYSCAPES_IDS)))  # no official ids
-    if kind == "labelIds" and city_possible:
-        but = f" Only {_ranges(strange)} are none: stray values." if strange else ""
-        return _official(
-            f"Official Cityscapes ids, by name and by values ({shown}).{but} isanet.datasets.Cityscapes reads "
-            "them; in a folder of one's own:"
+        return MaskEncoding("not-classes", text, ignored=frozenset())
+    if present == {0, IGNORED} and not voc_palette and num_classes != 1:
+        return _black_and_white(num_classes)
+    stray = core - set(range(num_classes or top + 1))
+    expected_city = space.classes == CITYSCAPES.classes if space else num_classes in (None, len(CITYSCAPES))
+    if expected_city and (official_ids or _like_official_ids(core, stray, num_classes, voc_palette)):
+        doubt = " Plain indices of 34 classes would look the same." if core == set(range(len(CITYSCAPES_IDS))) else ""
+        text = (
+            f"The values {shown} fit the official Cityscapes ids (7 road, 11 building, 23 sky, 26 car).{doubt} "
+            "isanet.datasets.Cityscapes reads them; for your own folder:"
         )
-    if kind == "labelTrainIds" and city_possible and top < len(CITYSCAPES):
-        text = f"Cityscapes' train ids, by name and by values ({shown}): the models' own indices."
-        return Coding("train-ids", text, _arguments(classes=CITYSCAPES.name), range(len(CITYSCAPES)))
-
-    smoothed = _smoothed(values)
-    # 255 is a class where all files have two values, 0 and 255, and nothing says that it is the border of VOC
-    binary = present == {0, IGNORED} and not voc_palette and (number is None or number >= 2)
-    if binary or (not core <= set(range(number or 0)) and _far_apart(present, ignored, number)):
-        if smoothed and number != len(present):
-            return smoothed
-        return _gray_levels(present, number)
-
-    if number is not None:
-        stray = core - set(range(number))
-        if stray and city_possible and not strange and not core <= set(range(1, number + 1)):
-            return _official(
-                f"The values {shown} are more than the 19 classes have, and fit the official Cityscapes ids, 0 to 33."
-            )
-        if stray == {number}:
-            return _shifted(values, number, space)
-        if stray:
-            return smoothed or _stray(values, stray, number)
-    elif city_possible and not strange and not voc_palette and top > 20 and len(core & {7, 8, 11, 21, 23, 26}) >= 3:
-        doubt = "" if len(core) < len(CITYSCAPES_IDS) else " Plain indices of 34 classes would look the same."
-        return _official(
-            f"The values {shown} fit the official Cityscapes ids (7 road, 11 building, 23 sky, 26 car), though their "
-            f"names do not say so.{doubt} If that is what they are:"
+        arguments = _arguments(classes=CITYSCAPES.name, ids="official", ignore="rest")
+        others = frozenset(CITYSCAPES_IDS.official_ids) - set(CITYSCAPES.official_ids) | {IGNORED}
+        return MaskEncoding("official-ids", text, arguments, CITYSCAPES.official_ids, others, CITYSCAPES)
+    if num_classes is not None and stray:
+        read = _shifted(values, num_classes, space) if stray == {num_classes} else _stray(values, stray, num_classes)
+        return replace(read, space=space)
+    ids, text, arguments = None if num_classes is None else range(num_classes), "", ("", "")
+    if core and 0 not in core and num_classes != 1:
+        count, first = num_classes or top, f"0 {shortened(space.classes[0])}" if space else "0"
+        text = (
+            f"The values are {shown}, and 0 never occurs. Either no pixel has the class {first}, or the {count} "
+            "classes are counted from 1. Compare one mask with its image; if they are counted from 1:"
         )
-    elif smoothed:
-        return smoothed
-    elif len(core) > IGNORED:
-        return Coding(
-            "too-many-values",
-            f"{len(core):,} different values, {min(core)} to {top}: not classes, rather depths, heights or "
-            "numbers of objects.",
-            ignored=frozenset(),
-        )
-
-    if core and 0 not in core and number != 1:
-        say = "" if number else ", or say how many classes there are"
-        return Coding(
-            "shifted-unsure",
-            f"The values are {shown}, and 0 never occurs. Either no pixel has the class {_class(space, 0)}, or the "
-            f"{number or top} classes are counted from 1. Compare one mask with its image{say}; if they are counted "
-            "from 1:",
-            _arguments(ids=range(1, (number or top) + 1)),
-            range(number) if number else None,
-        )
-    if city:
-        text = f"Cityscapes' train ids ({shown}), the model's own indices, not the official ids."
-        return Coding("train-ids", text, ids=range(len(CITYSCAPES)))
-    if number is not None:
-        text = f"Class indices as expected: {shown}, of {number} classes."
+        return MaskEncoding("shifted-unsure", text, _arguments(ids=range(1, count + 1)), ids, space=space)
+    if num_classes is not None:
+        train_ids = " (Cityscapes' train ids, not the official ids)" if space == CITYSCAPES else ""
+        text = f"Class indices as expected: {shown}, of {num_classes} classes{train_ids}."
     else:
-        text = f"Class indices {shown}, as it seems{'' if len(core) > top else ', with gaps'}."
-        if top > 0:
-            text += (
-                f" With {top + 1} classes they are read as they are; if 0 is 'other' or 'unlabeled', there are {top} "
-                f"classes and ids=range(1, {top + 1}) is right{', as for ADE20K' if top == 150 else ''}. The values "
-                "cannot tell which: say how many classes there are."
-            )
-    arguments = ("", "")
+        gaps, like_ade20k = ", with gaps" if len(core) <= top else "", ", as for ADE20K" if top == 150 else ""
+        text = (
+            f"Probably class indices: {shown}{gaps}. With {top + 1} classes they are read as they are; if 0 is 'other' "
+            f"or 'unlabeled', there are {top} classes and ids=range(1, {top + 1}) is right{like_ade20k}. The values "
+            "cannot tell which: say how many classes there are."
+        )
     if _IGNORED_16 in present:
-        text += " 65535 looks like the value for 'ignore' in 16 bits:"
+        text += " 65535 seems to mean 'ignore' in 16 bits:"
         arguments = _arguments(ignore=tuple(sorted(present & ignored)))
-    return Coding("plain", text, arguments, None if number is None else range(number))
+    return MaskEncoding("plain", text, arguments, ids, ignored, space)
 
 
-def _official(text: str) -> Coding:
-    arguments = _arguments(classes=CITYSCAPES.name, ids="official", ignore="rest")
-    ignored = frozenset(range(len(CITYSCAPES_IDS))) - set(CITYSCAPES.official_ids) | {IGNORED}
-    return Coding("official-ids", text, arguments, CITYSCAPES.official_ids, ignored)
-
-
-def _stray(values: Counts, stray: frozenset[int], number: int, hint: str = "") -> Coding:
-    return Coding(
-        "stray",
-        f"Neither a class (0 to {number - 1}) nor 255: {_ranges(stray)} ({values.share(stray)} of the pixels). What "
-        "that means is not known: a class that is missing from the list, another number that means 'ignore', or a "
-        f"mask that was resized with interpolation, which makes new values at edges.{hint} Mend the files; or, to "
-        "ignore all such values:",
-        _arguments(ignore="rest"),
-        range(number),
-        concerned=stray,
-    )
-
-
-def _shifted(values: Counts, number: int, space: LabelSpace | None) -> Coding:
-    """The values reach `number`, one more than the last index."""
-    ids, present = range(1, number + 1), frozenset(values.pixels)
-    if 0 not in present:
-        text = f"The values reach {number}, and 0 does not occur, so the {number} classes are counted from 1."
-        return Coding("shifted", text, _arguments(ids=ids), ids)
-    known = space is not None and space.official_ids == tuple(ids)
-    files = len(values.files)
-    if not known and files >= 10 and len(values.having({number})) <= max(1, files // 200):
-        hint = f" So few files have {number} that the classes are hardly counted from 1, with 0 for 'other' ({ids=})."
-        return _stray(values, frozenset({number}), number, hint)
-    ignored = frozenset({0, IGNORED}) | (present & {_IGNORED_16})
-    which = f" {space.name} is counted so in its own files." if known and space else ""
-    return Coding(
-        "shifted-zero-other",
-        f"Both 0 and {number} occur, one value more than {number} classes have. That is certain; why is not: 0 is "
-        f"probably 'other', as in ADE20K, and the classes are counted from 1.{which} If instead 0 is a class, {number} "
-        f"({values.share([number])} of the pixels) is a stray value or a class more. If 0 is 'other':",
-        _arguments(ids=ids, ignore=tuple(sorted(ignored))),
-        ids,
-        ignored,
-    )
-
-
-def _gray_levels(present: frozenset[int], number: int | None) -> Coding:
-    levels = tuple(sorted(present))
-    text = f"Few values, far apart: {', '.join(map(str, levels))}. These look like gray levels, not class indices."
-    if levels == (0, 255):
-        text = (
-            "The only values are 0 and 255: two classes painted black and white, probably. (The other reading, that "
-            "all is class 0 or ignored, is possible and useless.)"
-        )
-    elif number is None:
-        text += " (Unless the folder is a small part of a set with many classes.)"
-    elif number != len(levels):
-        text += f" They are {len(levels)}, but the classes are {number}: which value is which class only you know."
-    if IGNORED in present:
-        text += " 255 is a class then and not ignored."
-    if number is not None and number != len(levels):
-        return Coding("gray-levels", text, ignored=frozenset())
-    arguments = _arguments(ids=levels, ignore=()) if IGNORED in present else _arguments(ids=levels)
-    return Coding("gray-levels", text + " Classes in the order of the values:", arguments, levels, frozenset())
-
-
-def _spread(values: Iterable[int]) -> bool:
-    """Whether these are few, of 8 bits, and far from each other."""
-    levels = sorted(values)
-    if not 2 <= len(levels) <= _LISTED or levels[-1] > 255:
+def _like_official_ids(core: frozenset[int], stray: frozenset[int], num_classes: int | None, voc_palette: bool) -> bool:
+    """Whether values look like the official ids of Cityscapes, not like its train ids or indices of other classes."""
+    if voc_palette or not core <= set(CITYSCAPES_IDS.official_ids):
         return False
-    return min(b - a for a, b in itertools.pairwise(levels)) >= 8
+    if num_classes is not None:
+        return bool(stray) and not core <= set(range(1, num_classes + 1))
+    return max(core, default=0) > 20 and len(core & {7, 8, 11, 21, 23, 26}) >= 3
 
 
-def _far_apart(present: frozenset[int], ignored: frozenset[int], number: int | None) -> bool:
-    """Few values, far from each other, that reach up to where class indices seldom do."""
-    if number == len(present):
-        return _spread(present)
-    if number is not None and sum(level < number for level in present) > 1:
-        return False  # several are indices, and the others rather stray
-    return max(present - ignored, default=0) >= 64 and _spread(present)
-
-
-def _smoothed(values: Counts) -> Coding | None:
-    """A few values far apart that have nearly all pixels, and several between them that have hardly any."""
-    levels = sorted(values.leading(0.9))
-    between = frozenset(v for v in values.pixels if levels[0] < v < levels[-1]) - set(levels)
-    if len(between) < 4 or levels[-1] < 64 or not _spread(levels):
-        return None
-    return Coding(
-        "interpolated",
-        f"The values {', '.join(map(str, levels))} have {values.share(levels)} of the pixels; {len(between)} other "
-        "values lie between them. That is what smoothed edges or resizing with interpolation make, and no argument "
-        "mends it: export the masks again without smoothing (nearest neighbor). (Rare classes would look the same "
-        "only if their values were chosen so.)",
-        ignored=frozenset(),
-        concerned=between,
+def _black_and_white(num_classes: int | None) -> MaskEncoding:
+    text = (
+        "The only values are 0 and 255: probably two classes painted black and white, and 255 is a class and not "
+        "ignored. (The other reading, that everything is class 0 or ignored, is possible and useless.)"
     )
+    if num_classes not in (None, 2):
+        return MaskEncoding("black-and-white", f"{text} But {num_classes} classes are expected.", ignored=frozenset())
+    return MaskEncoding("black-and-white", f"{text} If so:", _arguments(ids=(0, 255), ignore=()), (0, 255), frozenset())
 
 
-def _like_instance_ids(present: frozenset[int]) -> bool:
-    core = present - {IGNORED, _IGNORED_16}
-    return max(core, default=0) >= 1000 and all(
-        24 <= value // 1000 <= 33 if value >= 1000 else value < len(CITYSCAPES_IDS) for value in core
+def _stray(values: Occurrences, stray: Iterable[int], num_classes: int, hint: str = "") -> MaskEncoding:
+    text = (
+        f"Neither a class (0 to {num_classes - 1}) nor 255: {_ranges(stray)} ({values.share(stray)} of the pixels). "
+        "Either a class is missing from the list, or another number means 'ignore', or the masks were resized or "
+        f"smoothed with interpolation, which makes new values at edges.{hint} Correct the files; or, to ignore all "
+        "such values:"
     )
+    return MaskEncoding("stray", text, _arguments(ignore="rest"), range(num_classes))
 
 
-def _value_findings(values: Counts, coding: Coding, number: int | None, space: LabelSpace | None) -> Iterator[Finding]:
-    """What is ignored, what is constant, what never occurs."""
-    if coding.kind in ("instance-ids", "too-many-values", "interpolated"):
-        return
-    of = len(values.files)
-    ignored = coding.ignored - set(coding.ids or ())
-    skipped = sorted(ignored & values.pixels.keys())
-    if skipped:
-        text = (
-            f"{'The value' if len(skipped) == 1 else 'The values'} {_ranges(skipped)} ({values.share(skipped)} of the "
-            f"pixels) {'is' if len(skipped) == 1 else 'are'} ignored, "
-            + ("as by default." if skipped == [IGNORED] else "read like that.")
+def _shifted(values: Occurrences, num_classes: int, space: LabelSpace | None) -> MaskEncoding:
+    """Values that reach `num_classes`, one more than the last index."""
+    ids, files = range(1, num_classes + 1), len(values.files)
+    if 0 not in values.pixels:
+        text = f"The values reach {num_classes}, and 0 does not occur: the {num_classes} classes are counted from 1."
+        return MaskEncoding("shifted", text, _arguments(ids=ids), ids)
+    known = space is not None and space.official_ids == tuple(ids)
+    if not known and files >= 10 and len(values.files_with({num_classes})) <= max(1, files // 200):
+        hint = (
+            f" So few files have {num_classes} that the classes are hardly counted from 1, with 0 as 'other' ({ids=})."
         )
-        yield finding("ignored", text, values.having(ignored), of)
-    empty = [name for name, held in values.files.items() if ignored.issuperset(held)]
-    if empty:
-        text = "Every pixel is ignored; nothing is learned or counted from such masks."
-        yield finding("all-ignored", text, empty, of)
-    flat = {name: held[0] for name, held in values.files.items() if len(held) == 1 and held[0] not in ignored}
-    if flat:
-        listed = ", ".join(f"{value} in {plural(n, 'file')}" for value, n in Counter(flat.values()).most_common(5))
-        text = f"One value in the whole mask ({listed}): right for images of one class."
-        yield finding("single-value", text, list(flat), of)
-    if number is not None and coding.ids is not None and len(coding.ids) == number:
-        unseen = [index for index, value in enumerate(coding.ids) if value not in values.pixels]
-        if unseen:
-            names = ", ".join(_class(space, index) for index in unseen[:12]) + (", …" if len(unseen) > 12 else "")
-            text = (
-                f"{plural(len(unseen), 'class', 'classes')} of {number} never "
-                f"{'occurs' if len(unseen) == 1 else 'occur'}: {names}. IoU is not defined there on these masks."
-            )
-            yield finding("never-seen", text, list(values.files), of)
+        return _stray(values, {num_classes}, num_classes, hint)
+    ignored = frozenset({0, IGNORED}) | (values.pixels.keys() & {_IGNORED_16})
+    which = f" {space.name} is counted so in its own files." if known and space else ""
+    text = (
+        f"Both 0 and {num_classes} occur, one value more than {num_classes} classes have: probably 0 is 'other', as in "
+        f"ADE20K, and the classes are counted from 1.{which} If instead 0 is a class, {num_classes} "
+        f"({values.share([num_classes])} of the pixels) is a stray value or one more class. If 0 is 'other':"
+    )
+    arguments = _arguments(ids=ids, ignore=tuple(sorted(ignored)))
+    return MaskEncoding("shifted-zero-other", text, arguments, ids, ignored)
 
 
 # --- palettes and colors
 
 
-def _palette_finding(seen: Seen, voc: bool) -> Finding:
-    of = len(seen.values.files)
-    if seen.palettes_differ:
+def _palette_finding(stats: MaskStats, voc: bool) -> Finding:
+    of = len(stats.values.files)
+    if stats.palettes_differ:
         text = (
-            "The same index has different colors in different files, so an index does not mean one class "
-            "throughout: some program gave each file a palette of its own. Export them with one palette, or as RGB."
+            "The same index has different colors in different files, so an index may not mean the same class "
+            "everywhere: some program gave each file its own palette. Export them with one palette, or as RGB."
         )
-        return finding("palettes-differ", text, seen.palettes_differ, of)
+        return finding("palettes-differ", text, stats.palettes_differ, of)
     text = f"Palette images, read as indices{', with the colors of VOC' if voc else ''}: nothing to do."
-    index = max(seen.palette.keys() - {0, IGNORED}, default=None)
+    index = max(stats.palette.keys() - {0, IGNORED}, default=None)
     if index is not None:
-        gray = Image.new("RGB", (1, 1), seen.palette[index]).convert("L").getpixel((0, 0))
-        text += f" A program that turns them into gray would read {gray} where the class is {index}; isanet does not."
-    return finding("palette", text, seen.palette_files, of)
+        gray = Image.new("RGB", (1, 1), stats.palette[index]).convert("L").getpixel((0, 0))
+        text += f" A program that converts them to gray would read {gray} where the class is {index}; isanet does not."
+    return finding("palette", text, stats.palette_files, of)
 
 
-def _is_voc_palette(palette: Mapping[int, Color]) -> bool:
+def _is_voc_palette(palette: dict[int, Color]) -> bool:
     voc = dict(enumerate(generic_palette(256)))
     return bool(palette.keys() - {0, IGNORED}) and all(
         color in (_VOC_BORDER, _WHITE) if index == IGNORED else color == voc[index] for index, color in palette.items()
     )
 
 
-def _color_finding(kind: str, counts: Counts, number: int | None, space: LabelSpace | None) -> Finding:
-    """What masks in colors are."""
-    of, names = len(counts.files), list(counts.files)
-    colors = [unpacked(code) for code, _ in counts.pixels.most_common()]
-    wild = [name for name, held in counts.files.items() if not held]
-    if wild or len(colors) >= MAX_COLORS:
+def _color_finding(held: Occurrences, num_classes: int | None, space: LabelSpace | None) -> Finding:
+    """How the colors of RGB masks encode classes."""
+    of, names = len(held.files), list(held.files)
+    colors = [unpacked(code) for code, _ in held.pixels.most_common()]
+    uncounted = [name for name, codes in held.files.items() if not codes]
+    if uncounted or len(colors) >= MAX_COLORS:
         text = (
-            f"More than {MAX_COLORS} colors{'' if wild else ' in all files together'}: photographs, or masks whose "
-            "edges were smoothed or which were compressed with loss. They cannot be read as classes; export them "
-            "again, without smoothing (nearest neighbor), as PNG."
+            f"More than {MAX_COLORS} colors{'' if uncounted else ' in all files together'}: photographs, or masks with "
+            "smoothed edges or lossy compression. They cannot be read as classes; export them again as PNG, without "
+            "smoothing (nearest neighbor)."
         )
-        return finding("too-many-colors", text, wild or names, of)
-    if all(red == green == blue for red, green, blue in colors):
-        return _gray_as_rgb(sorted(red for red, _, _ in colors), names, number)
-
+        return finding("too-many-colors", text, uncounted or names, of)
     telling = set(colors) - {_BLACK, _WHITE}
-    fits = _known_palettes(telling, number, space)
+    grays = {red for red, green, blue in telling if red == green == blue}
+    count = num_classes or max(grays, default=0) + 1
+    if grays and len(grays) == len(telling) and max(grays) < count:
+        text = (
+            "Gray saved as RGB: red, green and blue are equal everywhere. Save one channel; or read them as they are, "
+            f"{'by' if num_classes else f'if there are {count} classes'}:"
+        )
+        arguments = f"colors=tuple((v, v, v) for v in range({count}))", _hex([(v, v, v) for v in range(count)])
+        return finding("gray-as-rgb", text, names, of, arguments)
+    fits = _known_palettes(telling, num_classes, space)
     if fits:
         name, remark, arguments = fits[0]
-        doubt = ""
         if len(fits) > 1:
-            doubt = f" They fit {', '.join(fit[0] for fit in fits[1:])} as well; which it is, only you know."
-        elif len(telling) < 3 and space is None and kind != "color":
-            doubt = " Colors so few may fit by chance."
-        so = " If so:" if arguments[0] else ""
-        text = f"Painted in {plural(len(colors), 'color')}, all of {name}.{remark}{doubt}{so}"
+            remark += f" They fit {', '.join(fit[0] for fit in fits[1:])} as well; which it is, only you know."
+        elif len(telling) < 3 and space is None:
+            remark += " So few colors may fit by chance."
+        text = f"Painted in {plural(len(colors), 'color')}, all of {name}.{remark}{' If so:' if arguments[0] else ''}"
         return finding("known-colors", text, names, of, arguments)
-    few = counts.leading(0.95)
-    if len(colors) >= 16 and len(few) * 4 <= len(colors):
-        text = (
-            f"{len(colors)} colors, {len(few)} of which have {counts.share(few)} of the pixels: probably masks "
-            "with smoothed edges. Export them again without smoothing (nearest neighbor)."
-        )
-        return finding("too-many-colors", text, names, of)
     text = (
-        f"Painted in {plural(len(colors), 'color')} of no palette that is known here. Give the color of each class, "
-        "in the order of your classes (black and white are ignored unless they are listed):"
+        f"Painted in {plural(len(colors), 'color')} of no known palette. Give the color of each class, in the order of "
+        "your classes (black and white are ignored unless they are listed):"
     )
-    return finding("colors", text, names, of, _by_colors([color for color in colors if color != _WHITE]))
-
-
-def _gray_as_rgb(values: Sequence[int], names: Sequence[str], number: int | None) -> Finding:
-    """Masks in colors that are all gray, as they are read by their indices, or else by the values that occur."""
-    classes = number or max((value for value in values if value != IGNORED), default=0) + 1
-    if set(values) - {IGNORED} <= set(range(classes)) and values != [0, 255]:
-        arguments = f"colors=tuple((v, v, v) for v in range({classes}))", _hex([(v, v, v) for v in range(classes)])
-        doubt = "" if number else f" if there are {classes} classes"
-    else:
-        arguments, doubt = _by_colors([(v, v, v) for v in values]), " if each of these values is a class"
-    text = (
-        f"Gray saved as RGB: red, green and blue are equal everywhere (values {_ranges(values)}). Save one "
-        f"channel; or read them as they are,{doubt or ' by'}:"
-    )
-    return finding("gray-as-rgb", text, names, len(names), arguments)
+    spelled_out = [color for color in colors if color != _WHITE] if telling else sorted(colors)
+    return finding("colors", text, names, of, _by_colors(spelled_out))
 
 
 def _known_palettes(
-    telling: set[Color], number: int | None, space: LabelSpace | None
-) -> list[tuple[str, str, tuple[str, str]]]:
-    """Name, a remark and the arguments for each palette that has all these colors."""
+    telling: set[Color], num_classes: int | None, space: LabelSpace | None
+) -> list[tuple[str, str, Arguments]]:
+    """Name, remark and arguments of each palette that has all these colors; the expected classes come first."""
     if not telling:
         return []
-    # The expected one goes before all others
-    known = [each for each in LABEL_SPACES.values() if official_name(each.name)]  # ToyStreets' colors are Cityscapes'
     if space is not None and telling <= set(space.palette):
-        known = [space]
-    fits = [
-        (f"the palette of {each.name}", _REMARKS.get(each.name, ""), _by_palette(each))
-        for each in known
-        if telling <= set(each.palette) and number in (None, len(each))
-    ]
-    if fits:
-        return fits
-    voc = LABEL_SPACES["voc21"]
-    if telling <= {*voc.palette, _VOC_BORDER} and number in (None, len(voc)):
-        border = " #e0e0c0 is the border of objects, which is no class: paint it white, which is ignored."
-        fits.append(("the palette of voc21 and its border", border, _by_palette(voc)))
-    if telling <= set(CITYSCAPES_IDS.palette) and number in (None, len(CITYSCAPES)):
-        remark = (
-            " Some are of classes that are not among the 19, and pole and polegroup have one color: take the files "
-            "*_labelIds.png instead."
-        )
-        fits.append(("the official palette of Cityscapes", remark, ("", "")))
-    if number is not None and telling <= set(generic_palette(number)):
-        fix = f"colors=isanet.labels.generic_palette({number})"
-        fits.append(("the color map of VOC", "", (fix, _hex(generic_palette(number)))))
+        return [(f"the palette of {space.name}", _REMARKS.get(space.name, ""), _by_palette(space))]
+    fits = []
+    # Not ToyStreets, whose colors are those of Cityscapes
+    for known in (LABEL_SPACES["voc21"], LABEL_SPACES["ade20k150"], CITYSCAPES, CITYSCAPES_IDS):
+        border = {_VOC_BORDER} if known.name == "voc21" else set()
+        number = len(CITYSCAPES if known is CITYSCAPES_IDS else known)
+        if telling <= {*known.palette, *border} and num_classes in (None, number):
+            remark = _BORDER_REMARK if _VOC_BORDER in telling else _REMARKS.get(known.name, "")
+            fits.append((f"the palette of {known.name}", remark, _by_palette(known)))
+            if known is CITYSCAPES:
+                break  # the colors are among those of the ids as well
     return fits
 
 
+_BORDER_REMARK = " #e0e0c0 is the border of objects, which is no class: paint it white, which is ignored."
 _REMARKS = {
-    "ade20k150": " Road and skyscraper have one color, so it cannot be undone: take ADE20K's own masks of values.",
-    "voc21": " Other programs use the colors of VOC for classes of their own.",
+    "ade20k150": " Road and skyscraper have one color and cannot be told apart: use ADE20K's own masks of values.",
+    "voc21": " Other programs use the colors of VOC for other classes.",
+    "cityscapes-ids": " Some are of classes that are not among the 19, and pole and polegroup have one color: use the "
+    "files *_labelIds.png instead.",
 }
 
 
-# --- words and arguments
+# --- arguments of Folder
 
 
-def _arguments(**values: str | Sequence[int]) -> tuple[str, str]:
-    """Arguments of `isanet.datasets.Folder`, as Python and for the command line."""
+def _arguments(**values: str | Sequence[int]) -> Arguments:
     python, options = [], []
     for name, value in values.items():
         python.append(f'{name}="{value}"' if isinstance(value, str) else f"{name}={value}")
@@ -565,8 +365,8 @@ def _arguments(**values: str | Sequence[int]) -> tuple[str, str]:
     return ", ".join(python), " ".join(options)
 
 
-def _by_palette(space: LabelSpace) -> tuple[str, str]:
-    """The arguments that read masks in the colors of a space; none if two classes share one."""
+def _by_palette(space: LabelSpace) -> Arguments:
+    """For RGB masks in the colors of a space; none if two classes share a color."""
     if len(set(space.palette)) < len(space):
         return "", ""
     if LABEL_SPACES.get(space.name) == space:
@@ -574,18 +374,15 @@ def _by_palette(space: LabelSpace) -> tuple[str, str]:
     return _by_colors(space.palette)
 
 
-def _by_colors(colors: Sequence[Color]) -> tuple[str, str]:
-    """The arguments that spell out the colors; none if there are too many."""
-    return (f"colors={tuple(colors)}", _hex(colors)) if len(colors) <= _LISTED else ("", "")
+def _by_colors(colors: Sequence[Color]) -> Arguments:
+    """For RGB masks in these colors; none if there are too many to spell out."""
+    return (f"colors={tuple(colors)}", _hex(colors)) if len(colors) <= _MAX_SPELLED_OUT else ("", "")
 
 
 def _hex(colors: Sequence[Color]) -> str:
-    """Colors for the command line, without the # that shells take for a comment; none if there are too many."""
-    return "--colors " + ",".join(bytes(color).hex() for color in colors) if len(colors) <= _LISTED else ""
-
-
-def _class(space: LabelSpace | None, index: int) -> str:
-    return str(index) if space is None else f"{index} {shortened(space.classes[index])}"
+    """Without "#", which starts a comment in shells; empty if there are too many to spell out."""
+    listing = ",".join(bytes(color).hex() for color in colors)
+    return f"--colors {listing}" if len(colors) <= _MAX_SPELLED_OUT else ""
 
 
 def _ranges(values: Iterable[int]) -> str:
