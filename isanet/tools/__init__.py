@@ -1,1 +1,4 @@
-"""What is built on all the rest: self-test, demonstration, benchmark."""
+"""Tools built on everything else: self-test, benchmark, demonstration.
+
+A model's name or a model comes in; an outcome, measurements or an image go out. Nothing here imports `isanet.cli`.
+"""

@@ -128,8 +128,8 @@ def remove_unrecorded(name: str, record: Record) -> None:
                 path.unlink()
 
 
-def answer_path(name: str) -> Path:
-    """Where the recorded answer of a model is, which `isanet.tools.selftest` compares with."""
+def selftest_path(name: str) -> Path:
+    """Where the cache has the recorded answer of a model, which `isanet.tools.selftest` compares with."""
     return home() / f"{name}.selftest"
 
 
@@ -151,7 +151,7 @@ def clear(name: str, *, forget: bool = False) -> int:
                 path.unlink()
             if forget:
                 (home() / f"{name}.json").unlink(missing_ok=True)
-                answer_path(name).unlink(missing_ok=True)
+                selftest_path(name).unlink(missing_ok=True)
         except OSError as error:
             raise unwritable(home(), error) from error
     return freed

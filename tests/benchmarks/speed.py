@@ -10,7 +10,8 @@ import argparse
 from skimage import data
 
 import isanet
-from isanet.cli.run import _print_table, _size
+from isanet._text import aligned
+from isanet.cli.options import image_size
 from isanet.tools.benchmark import benchmark, machine, table
 from isanet.weights.convert import convert
 from isanet.zoo.released import model_config
@@ -20,7 +21,7 @@ from tests.helpers import stand_in
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="isanet_r50_voc")
-    parser.add_argument("--sizes", nargs="+", type=_size, default=[(512, 512), (1024, 2048)])
+    parser.add_argument("--sizes", nargs="+", type=image_size, default=[(512, 512), (1024, 2048)])
     parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16", "int8"])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--images", type=int, default=4)
@@ -39,7 +40,7 @@ def main() -> None:
         repeats=options.repeats,
     )
     print(f"{options.model}, stand-in weights; {machine()}; {options.images} photographs, {options.repeats} times each")
-    _print_table(table(rows))
+    print(*aligned(table(rows), left=2), sep="\n")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import isanet
-from isanet.cli.run import main
+from isanet.cli import main
 from isanet.tools.benchmark import benchmark, table
 
 NANO = "isanet_nano_toystreets"
@@ -23,34 +23,34 @@ def image(seed: int = 0) -> np.ndarray[Any, Any]:
     return np.random.default_rng(seed).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 
 
-def test_every_way_at_every_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_variant_at_every_size(monkeypatch: pytest.MonkeyPatch) -> None:
     model = isanet.from_pretrained(NANO)
     before = dict(model.preprocessing)
     seen: list[tuple[int, ...]] = []
-    plain = isanet.ISANet.coarse_logits
+    coarse_logits = isanet.ISANet.coarse_logits
 
     def slow(self: isanet.ISANet, images: torch.Tensor, **options: Any) -> Any:
         seen.append(tuple(images.shape))
         time.sleep(0.3)
-        return plain(self, images, **options)
+        return coarse_logits(self, images, **options)
 
     monkeypatch.setattr(isanet.ISANet, "coarse_logits", slow)
     sizes = [(64, 128), (96, 64)]
     rows = benchmark(model, [image(), image(1)], sizes=sizes, device="cpu", repeats=2, progress=False)
-    assert [(row.size, row.way) for row in rows] == [
-        (size, way) for size in sizes for way in ("plain", "float32", "bfloat16", "int8")
+    assert [(row.size, row.variant) for row in rows] == [
+        (size, way) for size in sizes for way in ("baseline", "float32", "bfloat16", "int8")
     ]
     assert set(seen) == {(1, 3, 64, 128), (1, 3, 96, 64)}  # images are not resized once more
     for row in rows:
         assert len(row.seconds) == 4
         assert row.seconds == tuple(sorted(row.seconds))
         assert row.agreement > 0.9
-        assert (row.median >= 0.3) == (row.way == "plain")  # what is timed is what is named
-    assert [row.agreement for row in rows if row.way == "plain"] == [1, 1]
+        assert (row.median >= 0.3) == (row.variant == "baseline")  # what is timed is what is named
+    assert [row.agreement for row in rows if row.variant == "baseline"] == [1, 1]
     assert model.preprocessing == before
     lines = table(rows)
     assert len({len(line) for line in lines}) == 1
-    assert [line[5] for line in lines[1:] if line[1] == "plain"] == ["1.00x", "1.00x"]
+    assert [line[5] for line in lines[1:] if line[1] == "baseline"] == ["1.00x", "1.00x"]
     assert float(lines[2][5].rstrip("x")) > 1
 
 
@@ -68,7 +68,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "int8" in out
     assert main([*call, "--precisions", "float32", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert [row["way"] for row in report["rows"]] == ["plain", "float32"]
+    assert [row["variant"] for row in report["rows"]] == ["baseline", "float32"]
 
 
 def test_segment_in_8_bits(tmp_path: Path) -> None:

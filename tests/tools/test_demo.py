@@ -10,21 +10,21 @@ import torch
 from PIL import Image
 
 import isanet
-from isanet.cli.run import main
+from isanet.cli import main
 from isanet.datasets import ToyStreets
 from isanet.evaluation.metrics import ConfusionMatrix
 from isanet.tools.demo import MODEL, demo
 
 
 def test_a_scene_is_segmented_and_scored() -> None:
-    shown = demo(7, device="cpu")
-    image, truth = ToyStreets(count=1, seed=7, split="test").read(0)
+    found = demo(7, device="cpu")
+    image, ground_truth = ToyStreets(count=1, seed=7, split="test").read(0)
     result = isanet.Segmenter(MODEL, device="cpu")(image)
-    np.testing.assert_array_equal(shown.result.labels, result.labels)
+    np.testing.assert_array_equal(found.result.labels, result.labels)
     matrix = ConfusionMatrix(len(result.classes))
-    matrix.update(torch.from_numpy(result.labels), torch.from_numpy(truth))
-    assert shown.matrix.miou() == matrix.miou()
-    assert shown.image.width > 3 * 400
+    matrix.update(torch.from_numpy(result.labels), torch.from_numpy(ground_truth))
+    assert found.matrix.miou() == matrix.miou()
+    assert found.overview.width > 3 * 400
 
 
 def test_the_command_needs_nothing(
@@ -33,15 +33,15 @@ def test_the_command_needs_nothing(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ISANET_OFFLINE", "1")
     assert main(["demo", "--seed", "7"]) == 0
-    shown = capsys.readouterr().out
+    out = capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir() if path != home] == ["demo_7.png"]
     assert not home.exists()
     with Image.open("demo_7.png") as image:
         assert image.format == "PNG"
     areas = demo(7, device="cpu").result.areas()
-    lines = {line.rsplit(maxsplit=2)[0]: line.rsplit(maxsplit=2)[1] for line in shown.splitlines() if "%  " in line}
+    lines = {line.rsplit(maxsplit=2)[0]: line.rsplit(maxsplit=2)[1] for line in out.splitlines() if "%  " in line}
     assert lines == {name: f"{share:.1%}" for name, share in areas.items()}
-    assert f"mIoU {demo(7, device='cpu').matrix.miou():.1%}" in shown
+    assert f"mIoU {demo(7, device='cpu').matrix.miou():.1%}" in out
 
 
 def test_each_call_draws_another_street(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +61,7 @@ def test_an_earlier_image_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize("output", ["scene.jpg", "no/such/folder/scene.png"])
-def test_a_image_that_cannot_be_written_is_one_line(
+def test_an_image_that_cannot_be_written_is_one_line(
     tmp_path: Path, output: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["demo", "--quiet", "--seed", "1", "--output", str(tmp_path / output)]) == 1

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import isanet
-from isanet.cli import run as cli
+from isanet.cli import main
 from isanet.inference.fast.optimize import FastISANet
 from isanet.inference.segmenter import Segmenter
 from isanet.tools import selftest
@@ -25,7 +25,7 @@ MODEL = "isanet_nano_toystreets"
 
 
 def run(*arguments: str) -> int:
-    return cli.main(list(arguments))
+    return main(list(arguments))
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_the_model_in_the_package_is_good(precision: str, home: Path) -> None:
     found = selftest.selftest(MODEL, device="cpu", precision=precision)
     assert not found.fault
     assert not found.first
-    assert found.sure > 0.5
+    assert found.confident > 0.5
     # A quarter of what is allowed, or less: the tolerances leave room for other models and machines
     assert 1 - found.agreement <= (1 - found.tolerance.labels) / 4
     assert found.difference <= found.tolerance.confidence / 4
@@ -228,7 +228,7 @@ def test_a_later_fault_is_found_by_what_was_recorded(tiny: FileServer) -> None:
 
 def test_the_answer_goes_with_the_released_file(tiny: FileServer, home: Path) -> None:
     selftest.selftest(tiny_zoo.NAME, device="cpu")
-    path = cache.answer_path(tiny_zoo.NAME)
+    path = cache.selftest_path(tiny_zoo.NAME)
     cache.clear(tiny_zoo.NAME)
     assert path.exists()
     assert not selftest.selftest(tiny_zoo.NAME, device="cpu").first  # the same file, fetched again
@@ -241,7 +241,7 @@ def test_an_answer_that_does_not_count_is_recorded_anew(
     tiny: FileServer, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     assert selftest.selftest(tiny_zoo.NAME, device="cpu").first
-    path = cache.answer_path(tiny_zoo.NAME)
+    path = cache.selftest_path(tiny_zoo.NAME)
     good = path.read_bytes()
     record = cache.read_record(tiny_zoo.NAME)
     assert record is not None

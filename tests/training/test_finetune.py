@@ -823,7 +823,7 @@ def test_trackers_are_told(sets: tuple[Folder, Folder], tmp_path: Path) -> None:
 
 
 def command(*arguments: object) -> int:
-    from isanet.cli.run import main
+    from isanet.cli import main
 
     return main(["--quiet", *map(str, arguments)])
 
@@ -891,7 +891,7 @@ def test_wrong_recipes_are_one_line(
 
 
 def test_the_published_recipe_is_taken_by_name(sets: tuple[Folder, Folder]) -> None:
-    from isanet.cli.run import _recipe
+    from isanet.cli.finetune import _recipe
 
     assert _recipe("isanet_r50_ade20k", ["lr=0.5"]) == replace(Recipe.published("isanet_r50_ade20k"), lr=0.5)
 
@@ -910,7 +910,7 @@ def test_held_out_images_are_none_of_the_rest(sets: tuple[Folder, Folder]) -> No
 
 
 def test_settings_are_written_as_json(tmp_path: Path) -> None:
-    from isanet.cli.run import _recipe
+    from isanet.cli.finetune import _recipe
 
     assert _recipe(None, ["ohem=null", "ema=0.9", "freeze_backbone=true", "precision=bfloat16"]) == Recipe(
         ema=0.9, freeze_backbone=True, precision="bfloat16"

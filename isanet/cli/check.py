@@ -1,0 +1,183 @@
+"""Checking this machine: selftest, benchmark, doctor."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+
+from isanet._text import aligned, clean
+from isanet._version import __version__
+from isanet.cli.options import DEVICE, MODEL, PRECISIONS, AddCommand, image_size, positive_int
+from isanet.cli.printing import error_text, megabytes
+from isanet.errors import DownloadError, IsanetError
+from isanet.weights import cache
+from isanet.weights.manifest import load_manifest, load_released
+
+PACKAGES = ("torch", "torchvision", "huggingface_hub", "safetensors", "requests", "pillow", "numpy", "matplotlib")
+"""Those whose versions `isanet doctor` tells."""
+
+SETTINGS = ("ISANET_HOME", "ISANET_OFFLINE", "ISANET_MIRROR", "HF_ENDPOINT", "HF_HUB_OFFLINE", "REQUESTS_CA_BUNDLE")
+
+SECRET_SETTINGS = ("HF_TOKEN", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
+"""May hold passwords: shown as set or not."""
+
+
+def add_commands(add_command: AddCommand) -> None:
+    """Adds the commands of this file."""
+    selftest = add_command("selftest", _selftest, "run models on a drawn street and compare with recorded answers")
+    selftest.add_argument("names", nargs="+", metavar="NAME", help="models of the zoo")
+    selftest.add_argument("--device", default="auto", help=DEVICE)
+    selftest.add_argument("--precision", default="auto", choices=("auto", *PRECISIONS), help="default: auto")
+
+    text = "measure speed, memory and label agreement of each precision on this machine"
+    benchmark = add_command("benchmark", _benchmark, text)
+    benchmark.add_argument("model", metavar="MODEL", help=MODEL)
+    images = "files, folders or glob patterns; default: drawn streets"
+    benchmark.add_argument("--images", nargs="+", metavar="IMAGE", help=images)
+    sizes = "default: 512x512 1024x2048"
+    benchmark.add_argument(
+        "--sizes", nargs="+", type=image_size, default=[(512, 512), (1024, 2048)], metavar="HEIGHTxWIDTH", help=sizes
+    )
+    precisions = f"of {', '.join(PRECISIONS)}; default: those that suit the device"
+    benchmark.add_argument("--precisions", nargs="+", choices=PRECISIONS, metavar="NAME", help=precisions)
+    benchmark.add_argument("--compile", action="store_true", help="measure compiled networks too; takes minutes")
+    benchmark.add_argument("--device", default="auto", help=DEVICE)
+    repeats = "how often each image is segmented; default: 3"
+    benchmark.add_argument("--repeats", type=positive_int, default=3, metavar="N", help=repeats)
+    benchmark.add_argument("--json", action="store_true", help="all measurements, as JSON")
+
+    add_command("doctor", _doctor, "check the cache, settings, versions and which addresses answer")
+
+
+def _selftest(options: argparse.Namespace) -> int:
+    from isanet.tools.selftest import selftest
+
+    failed = 0
+    for name in dict.fromkeys(options.names):
+        try:
+            found = selftest(name, device=options.device, precision=options.precision)
+        except IsanetError as error:
+            failed += 1
+            print(f"{name}: FAILED: {error_text(error)}")
+            continue
+        where = f"on {found.device} in {found.precision}"
+        if found.fault:
+            failed += 1
+            print(f"{name}: FAILED {where}: {clean(found.fault)}")
+        elif found.first and (found.device, found.precision) == ("cpu", "float32"):
+            print(f"{name}: recorded {where}; there was nothing to compare with yet")
+        else:
+            print(f"{name}: good {where}")
+        if found.agreement == found.agreement:  # not NaN: the network gave labels
+            print(
+                f"  {found.agreement:.2%} of the confident pixels have the recorded label "
+                f"(at least {found.tolerance.labels:.1%}),"
+            )
+            print(f"  the confidence differs by {found.difference:.4f} (at most {found.tolerance.confidence:.4f})")
+    return 1 if failed else 0
+
+
+def _benchmark(options: argparse.Namespace) -> int:
+    from isanet import from_pretrained
+    from isanet.images.reading import read_image
+    from isanet.inference.outputs import find_images
+    from isanet.inference.segmenter import Segmenter
+    from isanet.tools.benchmark import benchmark, drawn_images, machine, suitable_precisions, table
+
+    images = [read_image(path) for path in find_images(options.images)] if options.images else drawn_images()
+    model = from_pretrained(options.model)
+    device = Segmenter(model, device=options.device, precision="float32").device
+    measured = benchmark(
+        model,
+        images,
+        sizes=options.sizes,
+        precisions=options.precisions or suitable_precisions(device),
+        compile=options.compile,
+        device=options.device,
+        repeats=options.repeats,
+        progress=False if options.quiet else None,
+    )
+    if options.json:
+        print(json.dumps({"machine": machine(), "rows": [each._asdict() for each in measured]}, indent=1))
+        return 0
+    print(f"{options.model} on {device} ({machine()}), {len(images)} images, {options.repeats} times each")
+    print(*aligned(table(measured), left=2), sep="\n")
+    print("baseline: the network as loaded, eager float32, all logits at full size; SPEED and LABELS compare with it")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from isanet.weights import download
+
+    _print_versions()
+    healthy = _check_models()
+    print("settings:")
+    for name in SETTINGS:
+        value = os.environ.get(name, "")
+        print(f"  {name}={clean(download.redacted(value) if '://' in value else value)}")
+    for name in SECRET_SETTINGS:
+        print(f"  {name} is {'set' if os.environ.get(name) or os.environ.get(name.lower()) else 'not set'}")
+    if download.offline():
+        print("addresses: not asked, because ISANET_OFFLINE or HF_HUB_OFFLINE is set")
+        return 0 if healthy else 1
+    return 0 if _check_addresses() and healthy else 1
+
+
+def _print_versions() -> None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    import torch
+
+    print(f"isanet {__version__}, Python {sys.version.split()[0]}, {sys.platform}")
+    for package in PACKAGES:
+        try:
+            print(f"  {package} {version(package)}")
+        except PackageNotFoundError:
+            print(f"  {package} is not installed")
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    devices += ["Apple GPU (mps)"] if torch.backends.mps.is_available() else []
+    print(f"devices: {', '.join([*devices, 'cpu'])}, {torch.get_num_threads()} threads")
+
+
+def _check_models() -> bool:
+    """Prints the state of the cache and of the packaged models; gives whether the latter are good."""
+    from isanet.zoo import released
+
+    folder = cache.home()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    writable = "writable" if os.access(existing, os.W_OK) else "NOT writable: set ISANET_HOME to another folder"
+    print(f"cache: {folder} ({writable}, {megabytes(shutil.disk_usage(existing).free)} free)")
+    cached = [name for name in load_released() if cache.cached_file(name)]
+    print(f"  cached: {', '.join(cached) or 'nothing'}")
+    good = True
+    for weights in load_manifest().values():
+        if weights.packaged:
+            try:
+                released.verify(weights)
+            except IsanetError as error:
+                good = False
+                print(f"  in the package: {weights.name}, FAILED: {error_text(error)}")
+            else:
+                print(f"  in the package: {weights.name}, good")
+    return good
+
+
+def _check_addresses() -> bool:
+    """Asks the addresses of one model and the Hub, and prints their answers; gives whether any answers."""
+    from isanet.weights import download
+
+    print("addresses:")
+    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    urls = next((weights.urls for weights in load_manifest().values() if not weights.packaged), ())
+    reached = False
+    for url in [*download.addresses(urls), hub]:
+        try:
+            answer = download.probe(url)
+            reached = True
+        except DownloadError as error:
+            answer = f"FAILED: {error_text(error)}"
+        print(f"  {clean(download.redacted(url))}: {clean(answer)}")
+    return reached

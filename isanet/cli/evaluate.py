@@ -1,0 +1,96 @@
+"""Evaluating a model on a dataset: evaluate."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from isanet.cli.options import (
+    DATA,
+    MODEL,
+    AddCommand,
+    add_dataset_options,
+    add_inference_options,
+    dataset_options,
+    positive_int,
+)
+
+
+def add_commands(add_command: AddCommand) -> None:
+    """Adds the commands of this file."""
+    evaluate = add_command("evaluate", _evaluate, "evaluate a model on a dataset")
+    evaluate.add_argument("root", metavar="DATA", help=DATA)
+    evaluate.add_argument("--model", required=True, help=MODEL)
+    evaluate.add_argument("--split", help="default: val, or all of your own folder")
+    evaluate.add_argument("--output", type=Path, default=Path("evaluated"), metavar="DIR", help="default: evaluated")
+    evaluate.add_argument("--force", action="store_true", help="discard the earlier report and start over")
+    evaluate.add_argument("--limit", type=positive_int, metavar="N", help="only N images, spread over the dataset")
+    evaluate.add_argument("--boundary", action="store_true", help="compute the boundary F-score too")
+    predictions = "write label maps too, as the benchmark's evaluation server takes them"
+    evaluate.add_argument("--predictions", metavar="DIR", help=predictions)
+    mapping = 'merge classes by JSON such as {"vehicle": ["car", "bus"]}'
+    evaluate.add_argument("--mapping", type=Path, metavar="FILE", help=mapping)
+    add_inference_options(evaluate, precision="float32")
+    add_dataset_options(evaluate)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    import torch
+
+    from isanet import datasets
+    from isanet.evaluation.evaluate import evaluate, label_maps
+
+    dataset = datasets.open_dataset(options.root, options.split, **dataset_options(options))
+    mapping = None if options.mapping is None else _read_mapping(options.mapping)
+    given = ("protocol", "device", "precision", "batch_size")
+    running: dict[str, Any] = {name: getattr(options, name) for name in given}
+    running |= {"overwrite": options.force, "progress": False if options.quiet else None}
+    if not dataset.has_masks and options.predictions is not None:
+        label_maps(options.model, dataset, options.predictions, **running)
+        print(f"{len(dataset)} label maps are in {options.predictions}; the ground truth of {dataset} is not published")
+        return 0
+    distributed = torch.distributed.is_torchelastic_launched()
+    if distributed:
+        torch.distributed.init_process_group("gloo")  # whatever the model's device: only counts are sent
+    try:
+        first = not distributed or torch.distributed.get_rank() == 0
+        if not first:
+            logging.getLogger("isanet").setLevel(logging.ERROR)  # the first process reports for all
+        report = evaluate(
+            options.model,
+            dataset,
+            mapping=mapping,
+            limit=options.limit,
+            boundary=options.boundary,
+            output=options.output,
+            predictions=options.predictions,
+            workers=options.workers,
+            **running,
+        )
+    finally:
+        if distributed:
+            torch.distributed.destroy_process_group()
+    if first:
+        print(report)
+        print(f"\nReport with images: {options.output / 'index.html'}")
+    return 0
+
+
+def _read_mapping(path: Path) -> dict[str, list[str] | None]:
+    """Which classes are merged, from a JSON file; `evaluate` checks the names."""
+
+    def unique(pairs: list[tuple[str, list[str] | None]]) -> dict[str, list[str] | None]:
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError("a name appears twice")
+        return dict(pairs)
+
+    try:
+        mapping = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
+        if not isinstance(mapping, dict):
+            raise ValueError("expected an object")
+    except ValueError as error:
+        raise ValueError(f'{path} is no mapping such as {{"vehicle": ["car", "bus"]}}: {error}') from error
+    return mapping

@@ -1,0 +1,154 @@
+"""Training on your own images and masks: finetune, check-masks."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from isanet._files import keep_existing
+from isanet.cli.options import (
+    DATA,
+    MODEL,
+    AddCommand,
+    add_dataset_options,
+    class_names_or_number,
+    dataset_options,
+)
+from isanet.labels import custom_space, label_space
+from isanet.weights.manifest import list_models, unknown_model
+
+if TYPE_CHECKING:
+    from isanet.training.recipe import Recipe
+
+
+def add_commands(add_command: AddCommand) -> None:
+    """Adds the commands of this file."""
+    _add_finetune(add_command)
+    check = add_command("check-masks", _check_masks, "check the masks in a folder and tell how to read them")
+    check.add_argument("folder", type=Path, metavar="DIR", help="folder with masks")
+    check.add_argument("--images", type=Path, metavar="DIR", help="compare sizes with these images")
+    check.add_argument(
+        "--classes", type=class_names_or_number, help="comma-separated names, a label space, or a number"
+    )
+    check.add_argument("--output", type=Path, metavar="FILE.png", help="write a histogram of the values")
+    check.add_argument("--force", action="store_true", help="replace an existing histogram")
+    check.add_argument("--json", action="store_true", help="all findings, as JSON")
+
+
+def _add_finetune(add_command: AddCommand) -> None:
+    finetune = add_command("finetune", _finetune, "fine-tune a model on your own images and masks, or on a benchmark")
+    finetune.add_argument("root", metavar="DATA", help=DATA)
+    start = finetune.add_mutually_exclusive_group(required=True)
+    start.add_argument("--model", help=f"start from {MODEL}")
+    start.add_argument("--backbone", help="start from resnet50 or resnet101, trained on ImageNet")
+    finetune.add_argument("--output", type=Path, default=Path("finetuned"), metavar="DIR", help="default: finetuned")
+    finetune.add_argument("--recipe", metavar="NAME|FILE", help="the recipe of a model of the zoo, or a recipe.json")
+    finetune.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="override recipe fields: epochs=20 lr=0.001 crop=[256,256]",
+    )
+    finetune.add_argument("--split", help="to train on; default: train, or all of a folder without that split")
+    finetune.add_argument("--val-data", metavar="DIR", help="dataset to validate on; default: DATA")
+    val_split = "to validate on; default: val, or images held out of a folder without that split"
+    finetune.add_argument("--val-split", help=val_split)
+    hold_out = "share of the images that is held out; default: 0.2"
+    finetune.add_argument("--hold-out", type=float, default=0.2, metavar="SHARE", help=hold_out)
+    finetune.add_argument("--force", action="store_true", help="discard the earlier run and start over")
+    finetune.add_argument("--device", default="auto", choices=("auto", "cpu"), help="default: auto")
+    tracker = "experiment tracker such as tensorboard or wandb; may be repeated"
+    finetune.add_argument("--tracker", action="append", default=[], help=tracker)
+    add_dataset_options(finetune)
+
+
+def _finetune(options: argparse.Namespace) -> int:
+    from isanet import datasets
+    from isanet.model import ISANet
+    from isanet.training.finetune import finetune
+    from isanet.zoo.pretrained import from_backbone
+
+    recipe = _recipe(options.recipe, options.set)
+    train, val = datasets.open_train_and_val(
+        options.root,
+        options.val_data,
+        split=options.split,
+        val_split=options.val_split,
+        hold_out=options.hold_out,
+        seed=recipe.seed,
+        **dataset_options(options),
+    )
+    progress = False if options.quiet else None
+    model: ISANet | str = options.model
+    if options.backbone is not None:
+        import torch
+
+        torch.manual_seed(recipe.seed)  # the same head when the run is resumed
+        model = from_backbone(options.backbone, classes=train.classes, palette=train.palette, progress=progress)
+    run = finetune(
+        model,
+        train,
+        val,
+        recipe,
+        options.output,
+        overwrite=options.force,
+        workers=options.workers,
+        device=options.device,
+        trackers=options.tracker,
+        progress=progress,
+    )
+    if os.environ.get("RANK", "0") == "0":
+        print(run.report)
+        print(f"\n{options.output} holds the model, curves.png, overlays.png and history.csv")
+    return 0
+
+
+def _recipe(source: str | None, settings: Sequence[str]) -> Recipe:
+    """The recipe of a model, a file, or the default one, with some fields overridden."""
+    from isanet.training.recipe import Recipe
+
+    if source is None:
+        recipe = Recipe()
+    elif source in list_models():
+        recipe = Recipe.published(source)
+    else:
+        try:
+            recipe = Recipe.from_json(Path(source).read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise ValueError(f"--recipe {source}: no such file, and {unknown_model(source)}") from error
+    fields = json.loads(recipe.to_json())
+    for setting in settings:
+        field, equals, text = setting.partition("=")
+        if not equals:
+            raise ValueError(f"--set takes FIELD=VALUE, such as lr=0.001; got {setting!r}")
+        try:
+            fields[field] = json.loads(text)
+        except ValueError:
+            fields[field] = text  # a word needs no quotation marks
+    return Recipe.from_json(json.dumps(fields))
+
+
+def _check_masks(options: argparse.Namespace) -> int:
+    from isanet.datasets.mask_check import check_masks
+
+    classes = options.classes
+    if isinstance(classes, str):
+        classes = label_space(classes)
+    elif isinstance(classes, list):
+        classes = custom_space(classes)
+    if options.output is not None:
+        if options.output.suffix.lower() != ".png":
+            raise ValueError(f"the histogram is a PNG; give --output a name that ends in .png, got {options.output}")
+        keep_existing(options.output, overwrite=options.force)
+    progress = False if options.quiet else None
+    found = check_masks(options.folder, images=options.images, classes=classes, progress=progress)
+    print(json.dumps(found.to_json(), indent=1) if options.json else found)
+    if options.output is not None:
+        found.save_histogram(options.output)
+    return 0

@@ -1,0 +1,253 @@
+"""The zoo and the cache: list, info, download, verify, convert, cache."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from isanet._files import keep_existing
+from isanet._text import aligned
+from isanet.cli.options import AddCommand
+from isanet.cli.printing import error_text, megabytes
+from isanet.errors import CacheError, IsanetError
+from isanet.labels import LABEL_SPACES
+from isanet.protocols import PROTOCOLS
+from isanet.weights import cache
+from isanet.weights.manifest import (
+    Released,
+    Weights,
+    list_models,
+    load_backbones,
+    load_manifest,
+    load_released,
+    manifest_path,
+    model_info,
+    packaged_path,
+)
+
+
+def add_commands(add_command: AddCommand) -> None:
+    """Adds the commands of this file."""
+    listing = add_command("list", _list, "list the models of the zoo")
+    listing.add_argument("pattern", nargs="?", default="*", help="filter by glob pattern, such as '*cityscapes*'")
+    form = listing.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="all metadata, as JSON")
+    form.add_argument("--markdown", action="store_true", help="the table of the README")
+
+    info = add_command("info", _info, "show a model's metadata and classes")
+    info.add_argument("name", metavar="NAME", help="a model of the zoo")
+
+    download = add_command("download", _download, "download, verify and convert models into the cache")
+    download.add_argument("names", nargs="*", metavar="NAME", help="models, or backbones such as resnet50_v1c")
+    download.add_argument("--all", action="store_true", help="every model of the zoo")
+    download.add_argument("--keep", action="store_true", help="keep the released file in the cache too")
+    download.add_argument("--force", action="store_true", help="download again what is cached")
+
+    verify = add_command("verify", _verify, "check models against recorded hashes and show where they came from")
+    names = "models, or a model's folder or file; default: every cached or packaged model"
+    verify.add_argument("names", nargs="*", metavar="NAME", help=names)
+    verify.add_argument("--pin", action="store_true", help="write the measured hashes and sizes into the manifest")
+    verify.add_argument("--manifest", type=Path, metavar="FILE", help="the weights.json that --pin writes to")
+
+    convert = add_command("convert", _convert, "convert a checkpoint to a model folder, or to one .safetensors file")
+    convert.add_argument("source", type=Path, metavar="IN", help="a checkpoint, or a model's folder")
+    convert.add_argument("target", type=Path, metavar="OUT", help="a folder, or a name that ends in .safetensors")
+    convert.add_argument("--force", action="store_true", help="replace an existing OUT")
+
+    manage = add_command("cache", _cache, "show or clear the cache")
+    actions = manage.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions.add_parser("path", help="print the cache folder")
+    actions.add_parser("list", help="list cached models and backbones")
+    clear = actions.add_parser("clear", help="delete cached models and backbones")
+    clear.add_argument("names", nargs="*", metavar="NAME", help="default: all")
+    clear.add_argument("--forget", action="store_true", help="forget hashes too: any next download is trusted")
+
+
+def _list(options: argparse.Namespace) -> int:
+    names = list_models(options.pattern)
+    manifest = load_manifest()
+    if options.json:
+        print(json.dumps({name: vars(manifest[name]) for name in names}, indent=1))
+        return 0
+    if not names:
+        raise ValueError(f"no model matches {options.pattern!r}; `isanet list` shows all")
+    rows = [("NAME", "DATASET", "mIoU", "PARAMETERS", "DOWNLOAD", "CACHED")]
+    for name in names:
+        weights = manifest[name]
+        dataset = f"{weights.metrics['dataset']} {weights.metrics['split']}"
+        miou, parameters = f"{100 * weights.metrics['miou']:.2f}", f"{weights.parameters / 1e6:.1f} M"
+        cached = "-" if weights.packaged else "yes" if cache.cached_file(name) else "no"
+        rows.append((name, dataset, miou, parameters, _download_size(weights), cached))
+    if options.markdown:
+        print("| name | dataset | mIoU | parameters | download |\n|---|---|---|---|---|")
+        for row in rows[1:]:
+            print(f"| `{row[0]}` | {' | '.join(row[1:5])} |")
+        return 0
+    print(*aligned(rows, left=2), sep="\n")
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    weights = model_info(options.name)
+    record, path = cache.read_record(weights.name), cache.cached_file(weights.name)
+    metrics = weights.metrics
+    protocol = f"{metrics['protocol']} ({PROTOCOLS[metrics['protocol']].text})"
+    facts = [
+        ("name", weights.name),
+        ("architecture", _pairs(weights.architecture)),
+        ("published mIoU", f"{100 * metrics['miou']:.2f} on {metrics['dataset']} {metrics['split']}"),
+        ("protocol", protocol),
+        ("parameters", f"{weights.parameters:,}"),
+        ("download", _download_size(weights)),
+        *(("address", url) for url in weights.urls),
+        *(("training log", url) for url in weights.log_urls),
+        *([("file", packaged_path(weights.name))] if weights.packaged else []),
+        ("sha256", weights.sha256 or "not published; recorded at the first download"),
+        ("preprocessing", _pairs(weights.preprocessing)),
+        ("recipe", _pairs(weights.recipe)),
+        ("license", weights.license),
+        ("paper", weights.paper),
+        ("cached", "not needed" if weights.packaged else str(path) if path else "no"),
+        *((("recorded sha256", record.source_sha256), ("fetched from", record.source)) if record else ()),
+    ]
+    for key, value in facts:
+        print(f"{key:<16} {value}")
+    space = LABEL_SPACES[weights.label_space]
+    print(f"\nLabel space {space.name}:")
+    rows = [("INDEX", "NAME", "OFFICIAL ID", "COLOR")]
+    for i, name in enumerate(space.classes):
+        rows.append((str(i), name, str(space.official_ids[i]), "#" + bytes(space.palette[i]).hex()))
+    print(*aligned(rows, left=2), sep="\n")
+    return 0
+
+
+def _download(options: argparse.Namespace) -> int:
+    from isanet.zoo import released
+
+    if bool(options.names) == options.all:
+        raise ValueError("name the models, or pass --all; `isanet list` shows them")
+    for weights in _released(options.names, list_models()):
+        if weights.packaged:
+            print(f"{weights.name} is in the package: {packaged_path(weights.name)}; nothing to download")
+            continue
+        released.load_cached(weights, keep=options.keep, force=options.force)
+        print(f"{weights.name} is ready: {cache.cached_file(weights.name)}")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from isanet.zoo import released
+
+    known = {weights.name for weights in load_released().values()}
+    files = [name for name in dict.fromkeys(options.names) if name not in known and os.path.lexists(name)]
+    names = [name for name in options.names if name not in files]
+    if files and options.pin:
+        raise ValueError(f"--pin is for models of the zoo, not for {files[0]}")
+    failed = sum(not _verify_file(Path(file)) for file in files)
+    if files and not names:
+        return 1 if failed else 0
+    present = [name for name, weights in load_released().items() if weights.packaged or cache.cached_file(name)]
+    if not names and not present:
+        raise CacheError(f"nothing is cached in {cache.home()}; `isanet download NAME` fetches a model")
+    records = {}
+    for weights in _released(names, present):
+        try:
+            record = released.verify(weights)
+        except IsanetError as error:
+            failed += 1
+            print(f"{weights.name}: FAILED: {error_text(error)}")
+            continue
+        if record is None:
+            print(f"{weights.name}: good. In the package, {weights.size:,} bytes,")
+            print(f"  sha256 {weights.sha256} (as in the manifest)")
+            continue
+        records[weights.name] = record
+        trust = "as in the manifest" if weights.sha256 else "trusted on first use; not pinned in the manifest"
+        print(f"{weights.name}: good. From {record.source} on {record.date}, {record.source_size:,} bytes,")
+        print(f"  sha256 {record.source_sha256} ({trust})")
+    if options.pin and not failed:
+        target = options.manifest or manifest_path()
+        released.pin(records, target)
+        print(f"pinned {', '.join(records) or 'nothing'} in {target}")
+    return 1 if failed else 0
+
+
+def _verify_file(path: Path) -> bool:
+    """Prints where a model's folder or file came from; gives whether it is good."""
+    from isanet.zoo.origin import origin
+
+    try:
+        found = origin(path)
+    except (IsanetError, ValueError) as error:
+        print(f"{path}: FAILED: {error_text(error)}")
+        return False
+    print(f"{path}: good. {found.size:,} bytes,")
+    print(f"  sha256 {found.sha256}")
+    print(f"  {'its metadata:' if found.said else 'it does not say where it came from'}")
+    for key, value in found.said.items():
+        print(f"    {key} {value}")
+    for line in found.compared or ["there is nothing here to compare it with"]:
+        print(f"  {line}")
+    return True
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from isanet.zoo import pretrained as zoo
+
+    source: Path = options.source
+    target: Path = options.target
+    if target.suffix in (".pth", ".pt"):
+        raise ValueError(f"OUT is a folder, or a file that ends in .safetensors; got {target}")
+    single = target.suffix == ".safetensors"
+    for output in [target] if single else [target / "model.safetensors", target / "config.json"]:
+        if output.resolve() in (source.resolve(), (source / output.name).resolve()):
+            raise ValueError(f"{output} is the input; use another OUT")
+        keep_existing(output, overwrite=options.force)
+    model = zoo.convert_file(source, target)
+    print(f"{target}: {model.config['backbone']}, {len(model.classes)} classes")
+    return 0
+
+
+def _cache(options: argparse.Namespace) -> int:
+    if options.action == "path":
+        print(cache.home())
+    elif options.action == "list":
+        rows = [("NAME", "SIZE", "DATE", "SOURCE")]
+        for name in load_released():
+            record, path = cache.read_record(name), cache.cached_file(name)
+            if record and path:
+                rows.append((name, megabytes(path.stat().st_size), record.date[:10], record.source))
+        if len(rows) > 1:
+            print(*aligned(rows, left=4), sep="\n")
+        else:
+            print(f"nothing is cached in {cache.home()}")
+    elif not cache.home().is_dir():
+        print(f"nothing is cached in {cache.home()}")
+    else:
+        chosen = _released(options.names, load_released())
+        freed = sum(cache.clear(weights.name, forget=options.forget) for weights in chosen if not weights.packaged)
+        kept = "" if options.forget else "; hashes are kept, so a later download must still match (--forget drops them)"
+        print(f"freed {megabytes(freed)}{kept}")
+    return 0
+
+
+def _released(names: Iterable[str], default: Iterable[str]) -> list[Released]:
+    """The models and backbones of these names, each once; of `default` where there are none."""
+    backbones = load_backbones()
+    return [backbones.get(name) or model_info(name) for name in list(dict.fromkeys(names)) or default]
+
+
+def _download_size(weights: Weights) -> str:
+    if weights.packaged:
+        return "none: in the package"
+    if weights.size is not None:
+        return megabytes(weights.size)
+    return f"{megabytes(weights.payload)} or more"
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in values.items())

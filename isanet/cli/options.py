@@ -1,0 +1,122 @@
+"""Arguments that several commands share, and the types that arguments are parsed into."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from isanet.labels import LABEL_SPACES, OFFICIAL_SPACES, label_space
+from isanet.protocols import PROTOCOLS
+
+PRECISIONS = ("float32", "bfloat16", "float16", "int8")
+"""As in isanet.inference.fast.optimize, which would import torch."""
+
+LAYOUTS = ("auto", "voc", "ade20k", "cityscapes", "folder")
+"""As in `isanet.datasets.open_dataset`."""
+
+MODEL = "a name in the zoo, org/name on the Hugging Face Hub, a folder or a file"
+DATA = "folder with VOC, ADE20K, Cityscapes, or your own images and masks"
+DEVICE = "auto, cpu, cuda, cuda:1 or mps; default: auto"
+
+Run = Callable[[argparse.Namespace], int]
+"""Runs a command with its options; gives the exit code."""
+
+
+AddCommand = Callable[[str, Run, str], argparse.ArgumentParser]
+"""Adds a command: its name, the function that runs it, its one-line help; gives its parser."""
+
+
+def add_inference_options(parser: argparse.ArgumentParser, precision: str, *, int8: bool = False) -> None:
+    """Adds how a model is run: protocol, device, precision with this default, batch size."""
+    protocols = f"how an image goes through the network: {', '.join(PROTOCOLS)}; default: whole"
+    parser.add_argument("--protocol", default="whole", choices=PROTOCOLS, metavar="NAME", help=protocols)
+    parser.add_argument("--device", default="auto", help=DEVICE)
+    precisions = ("auto", *PRECISIONS[: 4 if int8 else 3])
+    parser.add_argument("--precision", default=precision, choices=precisions, help=f"default: {precision}")
+    parser.add_argument("--batch-size", type=positive_int, default=1, metavar="N", help="images at once; default: 1")
+
+
+def add_dataset_options(parser: argparse.ArgumentParser) -> None:
+    """Adds how a dataset is read."""
+    workers = "processes that load data; default: depends on cores and device"
+    parser.add_argument("--workers", type=non_negative_int, metavar="N", help=workers)
+    parser.add_argument("--layout", default="auto", choices=LAYOUTS, help="of the dataset; default: detected from DATA")
+    parser.add_argument("--sbd", metavar="DIR", help="folder with SBD, for VOC's split trainaug")
+    own = parser.add_argument_group("your own images and masks")
+    own.add_argument("--classes", type=class_names, metavar="NAMES", help="comma-separated, or a label space")
+    own.add_argument("--ids", type=mask_values, metavar="VALUES", help="of the classes: 1-150, 0,255 or official")
+    own.add_argument(
+        "--ignore", type=ignored_values, metavar="VALUES", help="to ignore, or rest, or none; default: 255"
+    )
+    own.add_argument("--colors", type=colors, help="of the classes: #ff0000,#00ff00 or a label space")
+
+
+def dataset_options(options: argparse.Namespace) -> dict[str, Any]:
+    """The keyword arguments of `isanet.datasets.open_dataset` for what `add_dataset_options` added."""
+    given = {name: getattr(options, name) for name in ("sbd", "classes", "ids", "ignore", "colors")}
+    return {"layout": options.layout, **{name: value for name, value in given.items() if value is not None}}
+
+
+def positive_int(text: str) -> int:
+    """`1`, `2`, ..."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+    return value
+
+
+def non_negative_int(text: str) -> int:
+    """`0`, `1`, ..."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is negative")
+    return value
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """`HEIGHTxWIDTH`."""
+    height, _, width = text.partition("x")
+    return positive_int(height), positive_int(width)
+
+
+def class_names(text: str) -> list[str] | str:
+    """The name of a label space, or comma-separated names of classes."""
+    return text if text in LABEL_SPACES or text in OFFICIAL_SPACES else [name.strip() for name in text.split(",")]
+
+
+def class_names_or_number(text: str) -> list[str] | str | int:
+    """The number of classes, or what `class_names` takes."""
+    return int(text) if text.isdecimal() else class_names(text)
+
+
+def mask_values(text: str) -> list[int] | str:
+    """`1-150`, `0,255`, both mixed, or `official`."""
+    if text == "official":
+        return text
+    values: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        more = range(int(first), int(last if dash else first) + 1)
+        if not more:
+            raise argparse.ArgumentTypeError(f"{part} is an empty range")
+        values += more
+    return values
+
+
+def ignored_values(text: str) -> list[int] | str:
+    """`0,255`, `none` or `rest`."""
+    if text == "none":
+        return []
+    return text if text == "rest" else [int(value) for value in text.split(",")]
+
+
+def colors(text: str) -> list[tuple[int, int, int]]:
+    """The palette of a label space, or comma-separated `#rrggbb`."""
+    if text in LABEL_SPACES or text in OFFICIAL_SPACES:
+        return list(label_space(text).palette)
+    colors = []
+    for part in text.split(","):
+        red, green, blue = bytes.fromhex(part.strip().removeprefix("#"))
+        colors.append((red, green, blue))
+    return colors

@@ -1,0 +1,37 @@
+"""What the commands print: sizes, errors, log lines. Text from untrusted files is cleaned here."""
+
+from __future__ import annotations
+
+import logging
+
+from isanet._text import clean
+from isanet.errors import MirrorsExhaustedError, OfflineError
+
+
+class LogFormatter(logging.Formatter):
+    """`isanet: MESSAGE`, without control characters."""
+
+    def __init__(self) -> None:
+        super().__init__("isanet: %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Formats a record; line breaks stay, for tracebacks and lists."""
+        return _clean_lines(super().format(record))
+
+
+def error_text(error: BaseException) -> str:
+    """The message of an error on one cleaned line; a list of failed addresses stays a list, one line each."""
+    text = str(error)
+    if isinstance(error, MirrorsExhaustedError | OfflineError):
+        return _clean_lines(text)
+    return clean(text) or type(error).__name__
+
+
+def megabytes(size: int) -> str:
+    """A number of bytes in decimal megabytes, without decimals."""
+    return f"{size / 1e6:,.0f} MB"
+
+
+def _clean_lines(text: str) -> str:
+    lines = text.splitlines()
+    return "\n".join(" " * (len(line) - len(line.lstrip(" "))) + clean(line) for line in lines)

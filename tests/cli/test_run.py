@@ -1,0 +1,112 @@
+"""Exit codes, one line for errors, and what every command has in common."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.helpers import tiny_zoo
+from tests.helpers.commands import run
+from tests.helpers.file_server import FileServer
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ((), 2, "COMMAND"),
+        (("segment", "x.jpg"), 2, "--model"),
+        (("segment", "x.jpg", "--model", "m", "--batch-size", "0"), 2, "positive"),
+        (("cache",), 2, "ACTION"),
+        (("nonsense",), 2, "invalid choice"),
+        (("download",), 1, "name the models"),
+        (("download", tiny_zoo.NAME, "--all"), 1, "name the models"),
+        (("verify",), 1, "nothing is cached"),
+        (("convert", "up.pth", "out.pth"), 1, "ends in .safetensors"),
+        (("download", "isanet_r5_voc"), 1, "no model"),
+        (("segment", "empty", "--model", "m"), 1, "no images"),
+        (("segment", "*.jpeg", "--model", "m"), 1, "no file matches"),
+        (("segment", "images", "--model", "m", "--output", "images/0.png"), 1, "File exists"),
+        (("segment", "images", "--model", "isanet_tiny"), 1, "did you mean"),
+        (("segment", "images", "--model", tiny_zoo.NAME, "--device", "gpu"), 1, "device"),
+        (("segment", "images", "--model", tiny_zoo.NAME, "--precision", "int3"), 2, "float32"),
+        (("convert", "missing.pth", "out"), 1, "missing.pth"),
+        (("convert", "images/0.png", "out"), 1, "not a checkpoint"),
+    ],
+)
+def test_wrong_calls(
+    tiny: FileServer,
+    work: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    code: int,
+    message: str,
+) -> None:
+    Path("empty").mkdir()
+    if code == 2:
+        with pytest.raises(SystemExit, check=lambda stop: stop.code == 2):
+            run(*arguments)
+    else:
+        assert run(*arguments) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    if code == 1:
+        assert len([line for line in error.splitlines() if line.startswith("isanet: error:")]) == 1
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("arguments", [("--quiet", "download"), ("download", "--quiet")])
+def test_quiet_works_before_and_after_the_command(
+    tiny: FileServer, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*arguments, tiny_zoo.NAME) == 0
+    error = capsys.readouterr().err
+    assert "downloading" not in error
+    assert "is recorded" in error  # a warning: trust on first use is never silent
+
+
+def test_running_out_of_memory_is_one_line(
+    tiny: FileServer, work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 9 GiB")
+
+    monkeypatch.setattr("isanet.inference.fast.optimize.FastISANet.coarse_logits", full)
+    assert run("segment", "images", "--model", tiny_zoo.NAME) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("isanet: error: CUDA out of memory. Tried")
+    assert "--batch-size 1" in last
+
+
+def test_debug_shows_the_traceback(tiny: FileServer) -> None:
+    with pytest.raises(ValueError, match="no model"):
+        run("--debug", "info", "nothing")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["list"], ["--help"], ["segment", "--help"], ["cache", "path"], ["cache", "list"], ["info", "isanet_r50_voc"]],
+)
+def test_light_commands_do_not_import_torch(arguments: list[str]) -> None:
+    code = (
+        "import sys, runpy\n"
+        f"sys.argv = ['isanet', *{arguments!r}]\n"
+        "try:\n    runpy.run_module('isanet.cli', run_name='__main__')\n"
+        "except SystemExit as stop:\n    assert not stop.code, stop.code\n"
+        "heavy = {'torch', 'numpy', 'PIL', 'requests', 'huggingface_hub'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=60)
+
+
+def test_a_closed_pipe_is_no_error_of_ours() -> None:
+    command = f"{sys.executable} -m isanet.cli list --json | head -n 1"
+    result = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout == "{\n"
+    assert result.stderr == ""

@@ -1,0 +1,215 @@
+"""segment."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+import isanet
+from isanet.cli import segment
+from tests.helpers import tiny_zoo
+from tests.helpers.commands import run
+from tests.helpers.file_server import FileServer
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_segment_writes_the_requested_outputs(tiny: FileServer, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("segment", "images", "--model", tiny_zoo.NAME, "--overlay", "--labels", "--areas") == 0
+    written = sorted(path.name for path in Path("segmented").iterdir())
+    assert written == [f"{i}_{kind}" for i in range(3) for kind in ("areas.json", "labels.png", "overlay.png")]
+    out = capsys.readouterr().out.splitlines()
+    assert [line.split(" -> ")[0] for line in out] == [f"images/{i}.png" for i in range(3)]
+    expected = isanet.Segmenter(tiny_zoo.NAME)(work / "images" / "1.png")
+    np.testing.assert_array_equal(np.asarray(Image.open("segmented/1_labels.png")), expected.labels)
+    assert json.loads(Path("segmented/1_areas.json").read_text()) == expected.areas()
+    assert np.array_equal(np.asarray(Image.open("segmented/1_overlay.png")), np.asarray(expected.overlay()))
+
+
+def test_segment_takes_files_folders_and_patterns_once_each(tiny: FileServer, work: Path) -> None:
+    arguments = ("images/0.png", "images", "images/[12].png")
+    assert run("segment", *arguments, "--model", tiny_zoo.NAME, "--output", "out", "--batch-size", "2") == 0
+    assert len(list(Path("out").iterdir())) == 3
+
+
+def test_segment_keeps_existing_outputs_without_force(
+    tiny: FileServer, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("segmented").mkdir()
+    Path("segmented/1_overlay.png").write_text("mine")
+    assert run("segment", "images", "--model", tiny_zoo.NAME) == 1
+    error = capsys.readouterr().err
+    assert "segmented/1_overlay.png exists and was kept; --force (overwrite=True) replaces it" in error
+    assert "1 of 3 images were not segmented" in error
+    assert Path("segmented/1_overlay.png").read_text() == "mine"
+    assert Path("segmented/2_overlay.png").exists()
+    assert run("segment", "images", "--model", tiny_zoo.NAME, "--force") == 0
+    with Image.open("segmented/1_overlay.png") as replaced:
+        assert replaced.mode == "RGB"
+
+
+def test_segment_never_overwrites_an_input(tiny: FileServer, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy("images/0.png", "images/0_overlay.png")
+    before = Path("images/0_overlay.png").read_bytes()
+    assert run("segment", "images", "--model", tiny_zoo.NAME, "--output", "images", "--force") == 1
+    assert "already taken by" in capsys.readouterr().err
+    assert Path("images/0_overlay.png").read_bytes() == before
+
+
+def test_two_images_of_one_name_do_not_share_an_output(
+    tiny: FileServer, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("other").mkdir()
+    shutil.copy("images/0.png", "other/0.png")
+    assert run("segment", "images/0.png", "other/0.png", "--model", tiny_zoo.NAME) == 1
+    assert "already taken by images/0.png" in capsys.readouterr().err
+    assert Path("segmented/0_overlay.png").exists()
+
+
+def test_one_bad_image_does_not_stop_the_others(
+    tiny: FileServer, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("images/1.png").write_text("<html>")
+    assert run("segment", "images", "missing.jpg", "--model", tiny_zoo.NAME) == 1
+    error = capsys.readouterr().err
+    assert "images/1.png" in error
+    assert "missing.jpg" in error
+    assert "2 of 4 images were not segmented" in error
+    assert sorted(path.name for path in Path("segmented").iterdir()) == ["0_overlay.png", "2_overlay.png"]
+
+
+def test_a_missing_image_is_reported_before_the_model_is_fetched(
+    tiny: FileServer, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("segment", "missing.jpg", "--model", tiny_zoo.NAME) == 1
+    assert "missing.jpg: there is no such file" in capsys.readouterr().err
+    assert not Path("segmented").exists()
+    assert not tiny.requests
+
+
+def test_a_file_name_that_is_not_valid_text(tiny: FileServer, work: Path) -> None:
+    odd = os.fsdecode(b"caf\xe9.png")
+    shutil.copy("images/0.png", Path("images", odd))
+    code = (
+        "import isanet.weights.manifest, pathlib, sys\n"
+        f"isanet.weights.manifest.manifest_path = lambda: pathlib.Path({str(work.parent / 'weights.json')!r})\n"
+        "from isanet.cli import main\n"
+        f"sys.exit(main(['segment', 'images', '--model', {tiny_zoo.NAME!r}]))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8:strict"}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert len(list(Path("segmented").iterdir())) == 4
+
+
+def test_an_output_that_cannot_be_written_does_not_stop_the_others(
+    tiny: FileServer, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("segmented/1_overlay.png").mkdir(parents=True)
+    assert run("segment", "images", "--model", tiny_zoo.NAME, "--force") == 1
+    assert "1_overlay.png is a folder" in capsys.readouterr().err
+    assert Path("segmented/2_overlay.png").is_file()
+
+
+def test_images_are_reported_in_order_whichever_is_written_first(
+    tiny: FileServer, work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(3, 9):
+        shutil.copy("images/0.png", f"images/{i}.png")
+    Path("images/4.png").write_text("<html>")
+    write = segment._write
+
+    def slow(result: Any, outputs: Any) -> str:
+        number = int(result.path.stem)
+        time.sleep(0.1 if number % 2 == 0 else 0)
+        if number == 5:
+            raise isanet.OutputError(f"cannot write the outputs of {result.path}: the disk is full")
+        return write(result, outputs)
+
+    monkeypatch.setattr(segment, "_write", slow)
+    monkeypatch.setattr(tqdm, "write", lambda line, file: print(line))
+    assert run("segment", "images", "--model", tiny_zoo.NAME) == 1
+    out, error = capsys.readouterr()
+    assert re.findall(r"images/(\d)\.png", out) == list("012345678")
+    assert re.findall(r"isanet: .*images/(\d)", out) == ["4", "5"]
+    assert "2 of 9 images were not segmented" in error
+    assert {path.name for path in Path("segmented").iterdir()} == {f"{i}_overlay.png" for i in (0, 1, 2, 3, 6, 7, 8)}
+
+
+def test_the_network_runs_ahead_of_the_writers_but_not_far(
+    tiny: FileServer, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(3, 30):
+        shutil.copy("images/0.png", f"images/{i}.png")
+    isanet.from_pretrained(tiny_zoo.NAME)
+    far_enough = threading.Event()
+    segmented, written, ahead = 0, 0, 0
+    write, result_of = segment._write, isanet.Segmenter._result
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal segmented, ahead
+        segmented += 1
+        ahead = max(ahead, segmented - written)
+        if segmented == segment.MAX_PENDING_WRITES + 1:
+            far_enough.set()
+        return result_of(*arguments)
+
+    def slow(result: Any, outputs: Any) -> str:
+        nonlocal written
+        assert far_enough.wait(60)  # nothing is written until the network is ahead
+        line = write(result, outputs)
+        written += 1
+        return line
+
+    monkeypatch.setattr(isanet.Segmenter, "_result", counted)
+    monkeypatch.setattr(segment, "_write", slow)
+    assert run("segment", "images", "--model", tiny_zoo.NAME) == 0
+    assert written == segmented == 30
+    assert ahead == segment.MAX_PENDING_WRITES + 1
+
+
+def test_running_out_of_memory_after_an_image_writes_that_image(
+    tiny: FileServer, work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result_of = isanet.Segmenter._result
+
+    def full(segmenter: isanet.Segmenter, read: Any, *prediction: Any) -> Any:
+        if read.path.stem == "1":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return result_of(segmenter, read, *prediction)
+
+    monkeypatch.setattr(isanet.Segmenter, "_result", full)
+    assert run("segment", "images", "--model", tiny_zoo.NAME) == 1
+    out, error = capsys.readouterr()
+    assert "0.png -> segmented/0_overlay.png" in out
+    assert "out of memory; try --batch-size 1" in error
+    assert [path.name for path in Path("segmented").iterdir()] == ["0_overlay.png"]
+
+
+def test_segment_writes_official_ids(
+    tiny: FileServer, work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("segment", "images", "--model", tiny_zoo.NAME, "--ids", "--protocol", "multiscale-flip") == 0
+    segmenter = isanet.Segmenter(tiny_zoo.NAME, protocol="multiscale-flip")
+    for i in range(3):
+        with Image.open(f"segmented/{i}.png") as image:
+            assert image.mode == "P"
+            np.testing.assert_array_equal(np.asarray(image), segmenter(f"images/{i}.png").labels)
+    isanet.from_pretrained(tiny_zoo.NAME, num_classes=3).save_pretrained("mine")
+    assert run("segment", "images", "--model", "mine", "--ids", "--output", "other") == 1
+    assert "without official ids" in capsys.readouterr().err
+    assert not Path("other").exists()
