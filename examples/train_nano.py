@@ -22,7 +22,7 @@ from PIL import Image
 import isanet
 from isanet.datasets import Folder, ToyStreets
 from isanet.toystreets.scene import MEASURED
-from isanet.zoo.released import package_model
+from isanet.zoo.publish import package_model
 
 TRAINING, VALIDATION = 3000, 50
 """Scenes. They are drawn once and written to the disk, because drawing takes longer than reading."""

@@ -101,7 +101,8 @@ class ISANetConfig:
         if not all(isinstance(name, str) for name in (*names, self.backbone, self.label_space or "")):
             raise ValueError("classes, backbone and label_space must be texts")
         if not 1 <= len(names) == count or len(set(names)) != count:
-            raise ValueError(f"classes must be {count} different names, got {len(names)}: {', '.join(names)}")
+            what = "classes" if len(names) == count else f"num_classes={count} contradicts classes, which"
+            raise ValueError(f"{what} must be {count} different names, got {len(names)}: {', '.join(names)}")
         if palette is None:
             palette = [(i * 255 // max(count - 1, 1),) * 3 for i in range(count)]
         colors = [[int(red), int(green), int(blue)] for red, green, blue in palette]
@@ -145,3 +146,8 @@ class ISANetConfig:
 def numbered_classes(count: int) -> list[str]:
     """Names for classes that have none: "class 0", "class 1", ..."""
     return [f"class {i}" for i in range(count)]
+
+
+def are_numbered(classes: Sequence[str]) -> bool:
+    """Whether classes have no names but those of `numbered_classes`."""
+    return list(classes) == numbered_classes(len(classes))

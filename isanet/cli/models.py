@@ -134,13 +134,13 @@ def _download(options: argparse.Namespace) -> int:
         if weights.packaged:
             print(f"{weights.name} is in the package: {packaged_path(weights.name)}; nothing to download")
             continue
-        released.load_cached(weights, keep=options.keep, force=options.force)
+        released.load(weights, keep=options.keep, force=options.force)
         print(f"{weights.name} is ready: {cache.cached_file(weights.name)}")
     return 0
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from isanet.zoo import released
+    from isanet.zoo import publish, released
 
     known = {weights.name for weights in load_released().values()}
     files = [name for name in dict.fromkeys(options.names) if name not in known and os.path.lexists(name)]
@@ -171,7 +171,7 @@ def _verify(options: argparse.Namespace) -> int:
         print(f"  sha256 {record.source_sha256} ({trust})")
     if options.pin and not failed:
         target = options.manifest or manifest_path()
-        released.pin(records, target)
+        publish.pin(records, target)
         print(f"pinned {', '.join(records) or 'nothing'} in {target}")
     return 1 if failed else 0
 
@@ -187,16 +187,16 @@ def _verify_file(path: Path) -> bool:
         return False
     print(f"{path}: good. {found.size:,} bytes,")
     print(f"  sha256 {found.sha256}")
-    print(f"  {'its metadata:' if found.said else 'it does not say where it came from'}")
-    for key, value in found.said.items():
+    print(f"  {'its metadata:' if found.claims else 'it does not say where it came from'}")
+    for key, value in found.claims.items():
         print(f"    {key} {value}")
-    for line in found.compared or ["there is nothing here to compare it with"]:
+    for line in found.findings or ["there is nothing here to compare it with"]:
         print(f"  {line}")
     return True
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from isanet.zoo import pretrained as zoo
+    from isanet.zoo.pretrained import convert_file
 
     source: Path = options.source
     target: Path = options.target
@@ -207,7 +207,7 @@ def _convert(options: argparse.Namespace) -> int:
         if output.resolve() in (source.resolve(), (source / output.name).resolve()):
             raise ValueError(f"{output} is the input; use another OUT")
         keep_existing(output, overwrite=options.force)
-    model = zoo.convert_file(source, target)
+    model = convert_file(source, target)
     print(f"{target}: {model.config['backbone']}, {len(model.classes)} classes")
     return 0
 

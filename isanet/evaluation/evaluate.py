@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from isanet._processes import Processes, leave_signals
-from isanet.config import numbered_classes
+from isanet.config import are_numbered
 from isanet.datasets.base import SegmentationDataset
 from isanet.errors import CacheError, DatasetError, IsanetError
 from isanet.evaluation.counting import Count, Store
@@ -226,7 +226,7 @@ def match_classes(model: ISANet, space: LabelSpace, mapping: Groups | None) -> M
         if own.classes == space.classes:
             return Match(space)
         hint = 'say how they match by a mapping such as {"vehicle": ["car", "bus"]}, or {} to match them by name'
-        if list(own.classes) == numbered_classes(len(own)):
+        if are_numbered(own.classes):
             hint = "the model's classes have no names; give them by from_pretrained(..., classes=[...])"
         raise ValueError(f"the model's label space is {own}, the dataset's is {space}; {hint}")
     check_groups(mapping, own, space)
@@ -595,7 +595,7 @@ def _has_weights_of(model: ISANet, released: Weights) -> bool:
     if cached is None:
         return False
     own = model.state_dict()
-    return all(torch.equal(own[name].cpu().to(value.dtype), value) for name, value in cached[0].state_dict().items())
+    return all(torch.equal(own[name].cpu().to(value.dtype), value) for name, value in cached.network.state_dict().items())
 
 
 def _worst_images(

@@ -102,7 +102,7 @@ def pack(names: Iterable[str], target: str | os.PathLike[str], *, overwrite: boo
     if os.path.lexists(path) and not overwrite:
         raise CacheError(f"{path} exists and was kept; --force (overwrite=True) replaces it")
     for weights in chosen:
-        released.load_cached(weights)
+        released.load(weights)
     needed = sum(place.stat().st_size for each in chosen if (place := cache.cached_file(each.name)))
     if needed > zipfile.ZIP64_LIMIT - (64 << 10) * len(chosen):
         raise ValueError(f"an archive holds at most 2 GiB, these models have {needed:,} bytes; pack fewer into one")
@@ -288,7 +288,7 @@ def _checked(weights: Released, record: Record) -> Record:
 
 def _as_installed(weights: Released, record: Record, file: File, path: Path) -> Record:
     """The record that the cache will have, if the file passes; it says that the model came by an archive."""
-    _, provenance = released.verified_file(weights, record, file, values=True)
+    _, provenance = released.load_converted(weights, record, file, values=True)
     name, source = weights.name, provenance.get("source", "")
     told = {"name": name, "source_sha256": record.source_sha256, "layout": record.layout}
     told["converter_version"] = str(record.converter)
@@ -340,7 +340,7 @@ def _cached(weights: Released) -> tuple[Record, File]:
         file = checkpoint.read_file(path)
     except OSError as error:
         raise CacheError(f"cannot read {path}: {error.strerror}; try again") from error
-    released.verified_file(weights, record, file, values=True)
+    released.load_converted(weights, record, file, values=True)
     return record, file
 
 

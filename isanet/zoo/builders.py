@@ -7,8 +7,9 @@ from typing import Any
 
 from isanet.model import ISANet
 from isanet.weights.manifest import model_info
-from isanet.zoo.pretrained import class_config, from_pretrained, new_names
-from isanet.zoo.released import model_config
+from isanet.zoo.classes import requested_classes, with_classes
+from isanet.zoo.networks import model_config
+from isanet.zoo.pretrained import from_pretrained
 
 
 def _builder(name: str) -> Callable[..., ISANet]:
@@ -18,15 +19,15 @@ def _builder(name: str) -> Callable[..., ISANet]:
         if unknown := set(options) - {"num_classes", "classes", "progress"}:
             raise TypeError(f"{name}(pretrained=False) takes num_classes and classes, not {', '.join(sorted(unknown))}")
         config = model_config(model_info(name))
-        names = new_names(options.get("num_classes"), options.get("classes"))
-        return ISANet(**(config if names is None else class_config(config, names)))
+        names = requested_classes(options.get("num_classes"), options.get("classes"))
+        return ISANet(**(config if names is None else with_classes(config, names)))
 
     build_model.__name__ = build_model.__qualname__ = name
     build_model.__doc__ = f"""The model {name} of the zoo.
 
     Args:
-        pretrained: With the released weights, in evaluation mode; else drawn at random.
-        **options: As `isanet.from_pretrained`: `num_classes`, `classes`, `progress`.
+        pretrained: With the released weights, in evaluation mode; else randomly initialized.
+        **options: As of `isanet.from_pretrained`: `num_classes`, `classes`, `progress`.
     """
     return build_model
 

@@ -1,4 +1,4 @@
-"""Where a file on the disk came from: what it says of itself, and what that can be compared with here."""
+"""Where a file on the disk came from: what its metadata claims, and what that can be compared with here."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from typing import NamedTuple
 
 import torch
 
-from isanet._text import clean, plural
+from isanet._text import clean, listed, plural, shortened
 from isanet.errors import CheckpointFormatError, IntegrityError
 from isanet.model import ISANet
 from isanet.weights import cache, checkpoint
 from isanet.weights.manifest import load_manifest, load_released
-from isanet.zoo import pretrained as zoo
 from isanet.zoo import released
+from isanet.zoo.networks import model_config
+from isanet.zoo.pretrained import load_file
 
-LONGEST = 200
-"""Characters shown of what a file says: it may say anything."""
+MAX_SHOWN = 200
+"""Characters shown of a claim, which may be of any length."""
 
 
 class Origin(NamedTuple):
@@ -27,38 +28,39 @@ class Origin(NamedTuple):
         path: The file; `model.safetensors` of a folder.
         sha256: Its hash.
         size: Its size in bytes.
-        said: What its metadata says of where it came from, in one printable line each; empty where it says nothing.
+        claims: What its metadata says of where it came from, one printable line each; empty where it says nothing.
             Anybody can write that.
-        compared: What was found by comparing with the manifest, the cache and the package; empty where there was
+        findings: What comparing it with the manifest, the cache and the package has shown; empty where there was
             nothing to compare with.
     """
 
     path: Path
     sha256: str
     size: int
-    said: dict[str, str]
-    compared: list[str]
+    claims: dict[str, str]
+    findings: list[str]
 
 
 def origin(path: Path) -> Origin:
-    """Explain where a model's folder or file came from. It is read in full and must be a model that loads.
+    """Explain where a model folder or file came from. It is read in full and must be a model that loads.
 
     Raises:
         CheckpointError: It cannot be read, or is not a model.
-        IntegrityError: It says that it came from a released file whose known hash is another.
+        IntegrityError: It claims to come from a released file whose known hash is another.
     """
     place = path / "model.safetensors" if path.is_dir() else path
     try:
         file = checkpoint.read_file(place)
     except OSError as error:
         raise CheckpointFormatError(f"cannot read {place}: {error.strerror}") from error
-    said = released.provenance_in(checkpoint.read_checkpoint(file)[1])
-    compared = _same_file(file.sha256)
-    if path.is_dir() or not compared:  # else the file is known, and may be a backbone, which is no model by itself
-        model = zoo.load_file(file, path / "config.json" if path.is_dir() else None)
-        compared = (compared or _same_source(place, said) + _same_tensors(said, model)) + _other_config(said, model)
-    shown = {clean(key)[:LONGEST]: clean(value)[:LONGEST] for key, value in said.items()}
-    return Origin(place, file.sha256, len(file.data), shown, compared)
+    claims = released.recorded_provenance(checkpoint.read_checkpoint(file)[1])
+    findings = _same_file(file.sha256)
+    if path.is_dir() or not findings:  # else the file is known, and may be a backbone, which is no model by itself
+        model = load_file(file, path / "config.json" if path.is_dir() else None)
+        findings = findings or _same_source(place, claims) + _same_tensors(claims, model)
+        findings += _other_config(claims, model)
+    shown = {shortened(key, MAX_SHOWN): shortened(value, MAX_SHOWN) for key, value in claims.items()}
+    return Origin(place, file.sha256, len(file.data), shown, findings)
 
 
 def _same_file(sha256: str) -> list[str]:
@@ -78,10 +80,10 @@ def _same_file(sha256: str) -> list[str]:
     return found
 
 
-def _same_source(place: Path, said: Mapping[str, str]) -> list[str]:
-    """Whether the released file that a file says it was made from is the known one."""
-    name, claimed = said.get("name"), said.get("source_sha256")
-    weights = next((each for each in load_released().values() if each.name == name), None)
+def _same_source(place: Path, claims: Mapping[str, str]) -> list[str]:
+    """Whether the released file that a file claims to be made from is the known one."""
+    name, claimed = claims.get("name", ""), claims.get("source_sha256")
+    weights = load_released().get(name)
     if weights is None or claimed is None:
         return []
     record = cache.read_record(weights.name)
@@ -97,27 +99,28 @@ def _same_source(place: Path, said: Mapping[str, str]) -> list[str]:
     return [f"the sha256 of the released file of {name} that it names is the one that {where}"]
 
 
-def _same_tensors(said: Mapping[str, str], model: ISANet) -> list[str]:
-    """Whether its tensors are those of the model that a file says it is, where that is cached or in the package."""
-    weights = load_manifest().get(said.get("name", ""))
+def _same_tensors(claims: Mapping[str, str], model: ISANet) -> list[str]:
+    """Whether its tensors are those of the model that a file claims to be, where that is cached or in the package."""
+    weights = load_manifest().get(claims.get("name", ""))
     cached = None if weights is None else released.read_cached(weights)
     if weights is None or cached is None:
         return []
-    ours, theirs = model.state_dict(), cached[0].state_dict()
+    ours, theirs = model.state_dict(), cached.network.state_dict()
     other = sorted(ours.keys() ^ theirs.keys())
     other += [name for name in ours.keys() & theirs.keys() if not torch.equal(ours[name], theirs[name])]
     if not other:
         return [f"all its tensors are those of {weights.name} as verified here"]
-    shown = ", ".join(other[:3]) + (", ..." if len(other) > 3 else "")
-    return [f"{plural(len(other), 'tensor')} of {len(ours):,} are not those of {weights.name}: {shown}; it was "
-            "trained further, has other classes, or was changed"]  # fmt: skip
+    return [
+        f"{plural(len(other), 'tensor')} of {len(ours):,} are not those of {weights.name}: {listed(other, 3)}; it was "
+        "trained further, has other classes, or was changed"
+    ]
 
 
-def _other_config(said: Mapping[str, str], model: ISANet) -> list[str]:
-    """In what the configuration of a model is not that of the one that its file says it is: tensors do not show it."""
-    weights = load_manifest().get(said.get("name", ""))
+def _other_config(claims: Mapping[str, str], model: ISANet) -> list[str]:
+    """How the configuration of a model differs from that of the one its file claims to be: tensors do not show it."""
+    weights = load_manifest().get(claims.get("name", ""))
     if weights is None:
         return []
-    expected = released.model_config(weights)
+    expected = model_config(weights)
     other = sorted(key for key, value in expected.items() if model.config[key] != value)
     return [f"its configuration is not that of {weights.name}: {', '.join(other)}"] if other else []

@@ -1,26 +1,26 @@
-"""A released checkpoint on its way: manifest entry, cached file or download, verification, conversion, cache.
+"""A released checkpoint on its way to a network: manifest entry, cached file or download, verification, conversion.
 
-Models and backbones to start from go the same way; packaged models have their file in the package and need no other.
+First `plan` decides what is to be done, from what is known and what lies in the cache folder; then the steps are taken
+in turn until one of them gives the network. Models and the backbones to start from go the same way; a packaged model
+is read from the package, and no cache is needed.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-import isanet
 from isanet._files import atomic_write
-from isanet.backbone import ResNet
-from isanet.config import BACKBONES
+from isanet._version import __version__
 from isanet.errors import (
     CacheError,
     CheckpointFormatError,
@@ -29,31 +29,93 @@ from isanet.errors import (
     IsanetError,
     MirrorsExhaustedError,
 )
-from isanet.labels import LABEL_SPACES
 from isanet.model import ISANet
 from isanet.weights import cache, checkpoint, convert, download
-from isanet.weights.manifest import (
-    Backbone,
-    Released,
-    Weights,
-    load_manifest,
-    manifest_path,
-    packaged_path,
-    parse_manifest,
-)
+from isanet.weights.cache import Record
+from isanet.weights.manifest import Backbone, Released, packaged_path
 from isanet.weights.torchfile import File
-
-MAX_PACKAGED_BYTES = 3_000_000
-"""Largest file of a model that travels inside the package: everybody who installs it downloads them all."""
-
-Loaded = tuple[nn.Module, dict[str, str]]
-"""The network with its weights, in evaluation mode, and where they came from."""
+from isanet.zoo.networks import fill, meta_network
 
 log = logging.getLogger("isanet")
 
 
-def load_cached(weights: Released, *, progress: bool | None = None, keep: bool = False, force: bool = False) -> Loaded:
-    """What was released: from the cache, verified, or fetched, verified and converted.
+class Loaded(NamedTuple):
+    """A network with its weights, in evaluation mode, and where they came from."""
+
+    network: nn.Module
+    provenance: dict[str, str]
+
+
+# --- what is to be done -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LoadPackaged:
+    """Load the file inside the package."""
+
+
+@dataclass(frozen=True)
+class LoadCached:
+    """Load the converted file in the cache."""
+
+    record: Record
+
+
+@dataclass(frozen=True)
+class ConvertFile:
+    """Convert a released file in the cache folder: put there by hand, or kept from an earlier download."""
+
+    name: str
+    expected: str | None
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """Fetch the released file from the first of these addresses that has it, and convert it."""
+
+    urls: tuple[str, ...]
+    expected: str | None
+
+
+Step = LoadPackaged | LoadCached | ConvertFile | Fetch
+
+
+def plan(weights: Released, record: Record | None, present: Container[str], *, force: bool = False) -> list[Step]:
+    """What is to be done for the network of a model or backbone: the steps in order, until one of them succeeds.
+
+    A pure function; nothing is read, fetched or written.
+
+    Args:
+        weights: The model or backbone.
+        record: What the cache has recorded of it.
+        present: Names of the files in the cache folder.
+        force: Fetch it even if it is there.
+    """
+    if weights.packaged:
+        return [LoadPackaged()]
+    expected = weights.sha256 or (record.source_sha256 if record is not None else None)
+    steps: list[Step] = []
+    if not force:
+        if record is not None and record.converter == convert.CONVERTER_VERSION and record.file in present:
+            steps.append(LoadCached(record))
+        steps += [ConvertFile(name, expected) for name in weights.file_names if name in present]
+    return [*steps, Fetch(weights.urls, expected)]
+
+
+def _plan_now(weights: Released, *, force: bool = False) -> list[Step]:
+    """The plan for the cache as it is."""
+    if weights.packaged:
+        return plan(weights, None, ())
+    record, folder = cache.read_record(weights.name), cache.home()
+    names = (*weights.file_names, *([record.file] if record is not None else []))
+    return plan(weights, record, {name for name in names if (folder / name).is_file()}, force=force)
+
+
+# --- doing it -----------------------------------------------------------------------------------------------
+
+
+def load(weights: Released, *, progress: bool | None = None, keep: bool = False, force: bool = False) -> Loaded:
+    """A released model or backbone: from the cache, verified, or fetched, verified, converted and cached.
 
     A packaged model is read from the package and verified; no cache is needed or written.
 
@@ -62,156 +124,101 @@ def load_cached(weights: Released, *, progress: bool | None = None, keep: bool =
         progress: Show a progress bar; None shows it on a terminal and in a notebook.
         keep: Leave the released file in the cache too, under its own name.
         force: Fetch it again even if it is cached.
-    """
-    if weights.packaged:
-        return _read_packaged(weights)
-    cached = None if force else read_cached(weights)
-    if cached is None:
-        with cache.lock(weights.name):
-            cached = None if force else read_cached(weights)  # another process may have been first
-            if cached is None:
-                cached = _obtain(weights, progress=progress, keep=keep, force=force)
-    return cached
-
-
-def verify(weights: Released) -> cache.Record | None:
-    """Compare a cached file with its record and the manifest, byte by byte and tensor by tensor.
-
-    Returns:
-        The record; None of a packaged model, whose file in the package was compared with the manifest.
 
     Raises:
-        CacheError: It is not cached.
-        IntegrityError: The file is not what was recorded, or not what the manifest says.
-        CheckpointError: Its tensors do not fit the model, or the file of a packaged one cannot be read.
+        DownloadError: It could not be fetched; each subclass is one reason.
+        IntegrityError: The bytes of the only address, or of the file in the package, are not the expected ones.
+        CacheError: The cache cannot be used.
+        CheckpointError: The file is not a checkpoint, is unsafe, or does not fit.
     """
-    if weights.packaged:
-        _read_packaged(weights)
-        return None
-    record, path = cache.read_record(weights.name), cache.cached_file(weights.name)
-    if record is None or path is None:
-        raise CacheError(
-            f"{weights.name} is not cached in {cache.home()}; fetch it with `isanet download {weights.name}`"
-        )
-    _verified(weights, record, path, values=True)
-    return record
+    tried: Step | None = _plan_now(weights, force=force)[0]
+    if isinstance(tried, LoadPackaged | LoadCached):  # without the lock, which a read-only cache cannot have
+        if loaded := _take(weights, tried):
+            return loaded
+    else:
+        tried = None
+    with cache.lock(weights.name):
+        for step in _plan_now(weights, force=force):  # anew: another process may have been first
+            if step != tried and (loaded := _take(weights, step, progress=progress, keep=keep)):
+                return loaded
+    raise AssertionError("the last step gives a network or an error")
 
 
-def pin(records: Mapping[str, cache.Record], manifest: Path) -> None:
-    """Write the hashes and sizes that were measured into a manifest, for its maintainers to commit.
+def read_cached(weights: Released) -> Loaded | None:
+    """A released model or backbone without fetching or writing anything, verified; None if it is not usably cached.
+
+    A packaged model is always there.
 
     Raises:
-        ManifestError: The manifest is malformed, or has no such model; it is unchanged then.
+        CheckpointError: A packaged model's file cannot be read or does not fit.
+        IntegrityError: It is not the one that the manifest describes.
     """
-    load_manifest(manifest)  # an error in it is named
-    document = json.loads(manifest.read_text(encoding="utf-8"))
-    for name, record in records.items():
-        entry = document["weights"].get(name) or document["backbones"].get(name)
-        if entry is None:
-            raise ValueError(f"{manifest} has no model {name!r}")
-        entry.update(sha256=record.source_sha256, size=record.source_size)
-    _write_manifest(document, manifest)
+    first = _plan_now(weights)[0]
+    return _take(weights, first) if isinstance(first, LoadPackaged | LoadCached) else None
 
 
-def package_model(
-    model: ISANet, name: str, *, metrics: Mapping[str, Any], recipe: Mapping[str, Any], license: str
-) -> Weights:
-    """Put a small model into the package: its file, in float16, and its entry in the manifest of this checkout.
-
-    The figures in `metrics` should be those of the file: measure `model.half().float()`, which rounds to the same.
-
-    Args:
-        model: In the classes of a label space of `isanet.labels.LABEL_SPACES`, with its preprocessing. Unchanged.
-        name: Its name in the zoo; an entry and a file of the same name are replaced.
-        metrics: As of `isanet.Weights`.
-        recipe: As of `isanet.Weights`.
-        license: As of `isanet.Weights`.
-
-    Returns:
-        The entry.
-
-    Raises:
-        ValueError: The file would be larger than `MAX_PACKAGED_BYTES`, or the model has classes of its own.
-        CheckpointMismatchError: A value is not finite, or too large for float16.
-        ManifestError: The entry is not what the manifest takes; manifest and package are unchanged.
-    """
-    space = LABEL_SPACES.get(model.label_space or "")
-    if space is None or (model.classes, model.palette) != (space.classes, space.palette):
-        raise ValueError(f"{name} must have the classes and colors of a label space: {', '.join(LABEL_SPACES)}")
-    state = {key: value.half() if value.is_floating_point() else value for key, value in model.state_dict().items()}
-    checkpoint.fit_state_dict(state, meta_model(model.config).state_dict())
-    data = checkpoint.serialize(state, {**model.provenance, "config": json.dumps(model.config)})
-    if len(data) > MAX_PACKAGED_BYTES:
-        raise ValueError(f"{name} has {len(data):,} bytes; a packaged model has at most {MAX_PACKAGED_BYTES:,}")
-    of_classes = ("classes", "palette", "label_space", "preprocessing", "gradient_checkpointing")
-    manifest = manifest_path()
-    document = json.loads(manifest.read_text(encoding="utf-8"))
-    document["weights"][name] = {
-        "architecture": {key: value for key, value in model.config.items() if key not in of_classes},
-        "label_space": space.name,
-        "preprocessing": model.preprocessing,
-        "layout": "isanet",
-        "packaged": True,
-        "urls": [],
-        "log_urls": [],
-        "sha256": sha256(data).hexdigest(),
-        "size": len(data),
-        "tensors": len(state),
-        "payload": sum(value.nbytes for value in state.values()),
-        "parameters": sum(value.numel() for value in model.parameters()),
-        "metrics": dict(metrics),
-        "recipe": dict(recipe),
-        "license": license,
-        "paper": "https://arxiv.org/abs/1907.12273",
-    }
-    with atomic_write(packaged_path(name)) as file:
-        file.write(data)
-        _write_manifest(document, manifest)
-    return load_manifest()[name]
+def _take(weights: Released, step: Step, *, progress: bool | None = None, keep: bool = False) -> Loaded | None:
+    """Take one step; None if it failed and the next one may do better."""
+    match step:
+        case LoadPackaged():
+            return _load_packaged(weights)
+        case LoadCached(record):
+            try:
+                return _load_cached(weights, record, values=False)
+            except FileNotFoundError:  # replaced since the record was read
+                pass
+            except (IsanetError, OSError) as error:
+                log.warning("the cached %s cannot be used and is made again: %s", weights.name, error)
+            return None
+        case ConvertFile(name, expected):
+            path = cache.home() / name
+            try:
+                file = checkpoint.read_file(path)
+                with checkpoint.errors_mention(file):
+                    network = _convert(weights, file, expected)
+                return _store(weights, network, f"{name}, put into the cache by hand", file, expected)
+            except (IsanetError, OSError) as error:
+                if download.offline():
+                    raise
+                log.warning("%s cannot be used, so it is fetched: %s", path, error)
+            return None
+        case Fetch():
+            return _fetch(weights, step, progress=progress, keep=keep)
 
 
-def _write_manifest(document: Mapping[str, Any], manifest: Path) -> None:
-    """Replace a manifest, if the new one is well-formed."""
-    text = (json.dumps(document, indent=1) + "\n").encode()
-    parse_manifest(text, manifest)
-    with atomic_write(manifest) as file:
-        file.write(text)
-
-
-def _read_packaged(weights: Released) -> Loaded:
-    """A model inside the package, verified."""
+def _load_packaged(weights: Released) -> Loaded:
     path = packaged_path(weights.name)
     try:
         file = checkpoint.read_file(path)
     except OSError as error:
         raise CheckpointFormatError(
-            f"cannot read {path}: {error.strerror}; {weights.name} travels inside the package: install isanet again"
+            f"cannot read {path}: {error.strerror}; {weights.name} is part of the package: install isanet again"
         ) from error
     try:
         network = _convert(weights, file, weights.sha256)
     except IsanetError as error:
         raise type(error)(f"{error}; it was changed or damaged: install isanet again") from error
-    return network, _provenance(weights, f"{path.name}, inside the package", file)
+    return Loaded(network, _provenance(weights, f"{path.name}, inside the package", file))
 
 
-def _verified(weights: Released, record: cache.Record, path: Path, *, values: bool) -> Loaded:
+def _load_cached(weights: Released, record: Record, *, values: bool) -> Loaded:
     with ThreadPoolExecutor(max_workers=1) as pool:  # while the file is read and hashed
-        network = pool.submit(_network, weights)
-        file = checkpoint.read_file(path)
-    return verified_file(weights, record, file, values=values, network=network.result())
+        network = pool.submit(meta_network, weights)
+        file = checkpoint.read_file(cache.home() / record.file)
+    return load_converted(weights, record, file, values=values, network=network.result())
 
 
-def verified_file(
-    weights: Released, record: cache.Record, file: File, *, values: bool, network: nn.Module | None = None
+def load_converted(
+    weights: Released, record: Record, file: File, *, values: bool, network: nn.Module | None = None
 ) -> Loaded:
-    """What a converted file holds, compared with its record and the manifest.
+    """What a converted file holds, after comparing it with its record and the manifest.
 
     Args:
-        weights: What it is said to be.
+        weights: The model or backbone that it is said to be.
         record: Its record.
         file: The converted file.
         values: Also look at every value: finite, and variances not negative.
-        network: To be filled; built if left out.
+        network: The one to fill, on the meta device; built if left out.
 
     Raises:
         IntegrityError: The file is not what was recorded, or not what the manifest says.
@@ -227,46 +234,39 @@ def verified_file(
             f"{file.name} has sha256 {file.sha256}, but {record.file_sha256} was recorded: it was changed or damaged"
         )
     tensors, metadata = checkpoint.read_safetensors(file)
-    return _filled(network or _network(weights), tensors, values=values), provenance_in(metadata)
+    return Loaded(fill(network or meta_network(weights), tensors, values=values), recorded_provenance(metadata))
 
 
-def read_cached(weights: Released) -> Loaded | None:
-    """What was released without fetching anything, verified; None where it is not cached or not usable.
+def verify(weights: Released) -> Record | None:
+    """Compare a cached file with its record and the manifest, byte by byte and tensor by tensor.
 
-    A packaged model is always there; errors are those of `load_cached`.
+    Returns:
+        The record; None for a packaged model, whose file in the package was compared with the manifest.
+
+    Raises:
+        CacheError: It is not cached, or its file cannot be read.
+        IntegrityError: The file is not what was recorded, or not what the manifest says.
+        CheckpointError: Its tensors do not fit the model, or the file of a packaged one cannot be read.
     """
     if weights.packaged:
-        return _read_packaged(weights)
-    record, path = cache.read_record(weights.name), cache.cached_file(weights.name)
-    if record is None or path is None or record.converter != convert.CONVERTER_VERSION:
+        _load_packaged(weights)
         return None
+    record = cache.read_record(weights.name)
+    if record is None or not (cache.home() / record.file).is_file():
+        raise CacheError(
+            f"{weights.name} is not cached in {cache.home()}; fetch it with `isanet download {weights.name}`"
+        )
     try:
-        return _verified(weights, record, path, values=False)
-    except FileNotFoundError:  # replaced since the record was read
-        return None
-    except (IsanetError, OSError) as error:
-        log.warning("the cached %s cannot be used and is made again: %s", weights.name, error)
-        return None
+        _load_cached(weights, record, values=True)
+    except OSError as error:
+        raise CacheError(f"cannot read {cache.home() / record.file}: {error.strerror}") from error
+    return record
 
 
-def _obtain(weights: Released, *, progress: bool | None, keep: bool, force: bool) -> Loaded:
+def _fetch(weights: Released, step: Fetch, *, progress: bool | None, keep: bool) -> Loaded:
     """Get the released file, check and convert it, and cache the result; the caller holds the lock."""
     folder = cache.home()
-    record = cache.read_record(weights.name)
-    expected = weights.sha256 or (record.source_sha256 if record is not None else None)
-    for name in () if force else weights.file_names:  # put there by hand, or kept from an earlier download
-        path = folder / name
-        if not path.is_file():
-            continue
-        try:
-            file = checkpoint.read_file(path)
-            with checkpoint.errors_mention(file):
-                state = _convert(weights, file, expected)
-            return _store(weights, state, f"{name}, put into the cache by hand", file, expected)
-        except (IsanetError, OSError) as error:
-            if download.offline():
-                raise
-            log.warning("%s cannot be used, so it is fetched: %s", path, error)
+    expected = step.expected
     cache.sweep()
     found: list[tuple[File, nn.Module]] = []
 
@@ -318,8 +318,8 @@ def _convert(weights: Released, file: File, expected: str | None) -> nn.Module:
         if layout != weights.layout:
             raise CheckpointMismatchError(f"{file.name} has {layout}'s layout, expected {weights.layout}'s")
         converted = convert.convert(state, layout)
-    payload = sum(tensor.numel() * tensor.element_size() for tensor in converted.values())
-    network = _filled(_network(weights), converted)
+    payload = sum(tensor.nbytes for tensor in converted.values())
+    network = fill(meta_network(weights), converted)
     if len(converted) != weights.tensors or payload != weights.payload:
         raise IntegrityError(
             f"{file.name} has {len(converted)} tensors of {payload:,} bytes, "
@@ -328,24 +328,14 @@ def _convert(weights: Released, file: File, expected: str | None) -> nn.Module:
     return network
 
 
-def _provenance(weights: Released, source: str, file: File) -> dict[str, str]:
-    return {
-        "name": weights.name,
-        "source": source,
-        "source_sha256": file.sha256,
-        "layout": weights.layout,
-        "converter_version": str(convert.CONVERTER_VERSION),
-        "isanet_version": isanet.__version__,
-    }
-
-
 def _store(weights: Released, network: nn.Module, source: str, file: File, expected: str | None) -> Loaded:
+    """Write the converted file and its record into the cache."""
     folder = cache.home()
     provenance, state = _provenance(weights, source, file), network.state_dict()
     config = {"config": json.dumps(network.config)} if isinstance(network, ISANet) else {}
     data = checkpoint.serialize(state, {**provenance, **config})
     digest = sha256(data).hexdigest()
-    record = cache.Record(
+    record = Record(
         file=f"{weights.name}-{digest[:8]}.safetensors",
         file_sha256=digest,
         source=source,
@@ -369,41 +359,20 @@ def _store(weights: Released, network: nn.Module, source: str, file: File, expec
             file.sha256,
         )
     network.load_state_dict(checkpoint.release_file_buffer(state, file), assign=True)
-    return network, provenance
+    return Loaded(network, provenance)
 
 
-def _network(weights: Released) -> nn.Module:
-    """The network that the tensors are of, without memory for them."""
-    if isinstance(weights, Backbone):
-        with torch.device("meta"):
-            return ResNet(BACKBONES[weights.backbone])
-    return meta_model(model_config(weights))
-
-
-def _filled(network: nn.Module, tensors: Mapping[str, Tensor], *, values: bool = True) -> nn.Module:
-    """The network with these tensors, if they fit; nothing is drawn at random first, and they are not copied."""
-    network.load_state_dict(checkpoint.fit_state_dict(tensors, network.state_dict(), values=values), assign=True)
-    return network.eval()
-
-
-def model_config(weights: Weights) -> dict[str, Any]:
-    """The arguments of `ISANet` for one released model."""
-    space = LABEL_SPACES[weights.label_space]
+def _provenance(weights: Released, source: str, file: File) -> dict[str, str]:
     return {
-        **weights.architecture,
-        "classes": list(space.classes),
-        "palette": [list(color) for color in space.palette],
-        "label_space": space.name,
-        "preprocessing": dict(weights.preprocessing),
+        "name": weights.name,
+        "source": source,
+        "source_sha256": file.sha256,
+        "layout": weights.layout,
+        "converter_version": str(convert.CONVERTER_VERSION),
+        "isanet_version": __version__,
     }
 
 
-def meta_model(config: Mapping[str, Any]) -> ISANet:
-    """A network without memory for its weights."""
-    with torch.device("meta"):
-        return ISANet(**config)
-
-
-def provenance_in(metadata: Mapping[str, str]) -> dict[str, str]:
-    """What a converted file's metadata says of where it came from."""
+def recorded_provenance(metadata: Mapping[str, str]) -> dict[str, str]:
+    """What a converted file's metadata says of where its tensors came from."""
     return {key: value for key, value in metadata.items() if key not in ("format", "config")}

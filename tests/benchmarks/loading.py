@@ -35,11 +35,11 @@ def prepare(name: str, file: Path) -> None:
     import torch
 
     from isanet.weights.manifest import model_info
-    from isanet.zoo.released import load_cached
+    from isanet.zoo.released import load
     from tests.helpers import stand_in
 
     torch.save({"model": stand_in.state_dict(name.replace("isanet", "sssegmentation"))}, file)
-    load_cached(model_info(name), progress=False)
+    load(model_info(name), progress=False)
 
 
 def upstream(name: str, file: Path) -> None:
@@ -50,7 +50,7 @@ def upstream(name: str, file: Path) -> None:
     from isanet.model import ISANet
     from isanet.weights import convert
     from isanet.weights.manifest import model_info
-    from isanet.zoo.released import model_config
+    from isanet.zoo.networks import model_config
 
     config = model_config(model_info(name))
     start = time.perf_counter()

@@ -14,7 +14,7 @@ from isanet._text import aligned
 from isanet.cli.options import image_size
 from isanet.tools.benchmark import benchmark, machine, table
 from isanet.weights.convert import convert
-from isanet.zoo.released import model_config
+from isanet.zoo.networks import model_config
 from tests.helpers import stand_in
 
 

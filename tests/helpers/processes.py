@@ -75,7 +75,7 @@ start, begin = os.pipe()
 
 def load():
     os.read(start, 1)
-    network, provenance = released.load_cached(isanet.model_info(NAME))
+    network, provenance = released.load(isanet.model_info(NAME))
     print(json.dumps([digest(network), provenance["source_sha256"]]), flush=True)
 
 children = [child(load) for _ in range(8)]

@@ -102,3 +102,24 @@ def publish_backbone(
     }
     manifest_file.write_text(json.dumps(document))
     return file_name
+
+
+def upstream_file(folder: Path, **architecture: Any) -> Path:
+    """The tiny model as upstream saves it, with other arguments of `ISANet` where given."""
+    path = folder / "checkpoint.pth"
+    path.write_bytes(saved({"model": upstream_state(**architecture)}))
+    return path
+
+
+def logits(model: ISANet) -> Tensor:
+    """Of one small image."""
+    with torch.inference_mode():
+        return model(stand_in.image(40, 50))
+
+
+def expected_logits() -> Tensor:
+    """Those of the tiny model, without any of the code that loads models."""
+    state = upstream_state()
+    model = ISANet(**ARCHITECTURE)
+    model.load_state_dict(convert.convert(state, "sssegmentation"))
+    return logits(model.eval())

@@ -25,7 +25,7 @@ from isanet.inference.fast.optimize import FastISANet, optimize, why_not_optimiz
 from isanet.inference.predict import averaged, predict, prepare, stored
 from isanet.inference.segmenter import Segmenter
 from isanet.weights import convert
-from isanet.zoo.released import model_config
+from isanet.zoo.networks import model_config
 from tests.helpers import stand_in
 
 NANO = "isanet_nano_toystreets"

@@ -25,7 +25,8 @@ from isanet.errors import CheckpointError, CheckpointFormatError, CheckpointMism
 from isanet.weights import checkpoint
 from isanet.weights.convert import LANDMARKS
 from isanet.weights.torchfile import MAX_TENSORS, File
-from isanet.zoo import pretrained as zoo
+from isanet.zoo.networks import meta_model
+from isanet.zoo.pretrained import load_file
 from tests.helpers import hostile
 from tests.helpers.hostile import (
     FOUR_FLOATS,
@@ -77,7 +78,7 @@ def watched() -> None:
     """What is imported at first use is imported, and the hook, which cannot be taken away again, is there."""
     for data in (archive(tensor()), legacy(tensor()), safetensors({"a": entry()}, FOUR_FLOATS)):
         checkpoint.read_checkpoint(File("good.pth", np.frombuffer(data, np.uint8), ""))
-    zoo.meta_model({"num_classes": 2})
+    meta_model({"num_classes": 2})
     sys.addaudithook(_hook)
 
 
@@ -101,7 +102,7 @@ def refused(data: bytes) -> CheckpointError:
     seen = []
     try:
         with pytest.raises(CheckpointError) as caught:
-            zoo.load_file(file)
+            load_file(file)
         happened = seen
     finally:
         seen = None

@@ -64,7 +64,7 @@ def fetch(home, point, version):
     '''The work of a process that dies at a point: (kind, number).'''
     def work():
         os.environ["ISANET_HOME"] = str(home)
-        isanet.__version__ = f"0.{version}"  # so that every conversion gives another file
+        released.__version__ = f"0.{version}"  # so that every conversion gives another file
         kind, fatal = point
         if kind == "step":
             killed_at_step(fatal, waiting=home != SHARED)
@@ -74,7 +74,7 @@ def fetch(home, point, version):
             before_it(released, "atomic_write", lambda: killed_at_byte(fatal))
         elif kind == "record":
             before_it(cache, "write_record", lambda: killed_at_byte(fatal))
-        released.load_cached(isanet.model_info(NAME), force=True)
+        released.load(isanet.model_info(NAME), force=True)
     return work
 
 def ended(pids):
@@ -101,7 +101,7 @@ def check(home, had):
     assert (cached is None) == (cache.read_record(NAME) is None), "record and file disagree"
     if cached is not None:
         released.verify(isanet.model_info(NAME))
-        network, _ = released.load_cached(isanet.model_info(NAME))
+        network, _ = released.load(isanet.model_info(NAME))
         assert digest(network) == EXPECTED, "the wrong model"
     for path in home.iterdir() if home.exists() else ():
         named = re.fullmatch(NAME + r"-([0-9a-f]{8})\\.safetensors", path.name)

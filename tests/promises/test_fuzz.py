@@ -37,7 +37,7 @@ from isanet.errors import CheckpointError, DatasetError, ImageError, ManifestErr
 from isanet.images import masks, preprocess, reading
 from isanet.weights import cache, checkpoint, hub, manifest
 from isanet.weights.torchfile import MAX_SHARING, File
-from isanet.zoo import pretrained as zoo
+from isanet.zoo.pretrained import imagenet_preprocessing, load_file
 from tests.helpers import hostile, tiny_zoo
 from tests.helpers.hostile import archive, integer, integers, legacy, name, safetensors, storage, tensor, text
 from tests.helpers.tiny_zoo import saved
@@ -175,7 +175,7 @@ def bounded(size: int, *errors: type[Exception], extra: int = 0) -> Iterator[Non
 
 # --- checkpoints ------------------------------------------------------------------------------------------------
 
-OURS = isanet.ISANet(**tiny_zoo.ARCHITECTURE, preprocessing=zoo.imagenet_preprocessing())
+OURS = isanet.ISANet(**tiny_zoo.ARCHITECTURE, preprocessing=imagenet_preprocessing())
 SMALL = {
     "model": {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(2, dtype=torch.bool), "c": torch.zeros(0, 2)},
     "optimizer": {"state": {0: {"step": torch.tensor(1), "momentum": None}}, "lr": [0.1, (1, "ü")]},
@@ -214,7 +214,7 @@ def check_checkpoint(data: bytes) -> None:
                     or (type(each).__name__ in ("_Name", "_Storage"))
                 )
         assert shown <= MAX_SHARING * len(data)
-        zoo.load_file(file)
+        load_file(file)
 
 
 @pytest.mark.parametrize("kind", FILES)

@@ -25,19 +25,18 @@ import isanet
 from isanet.errors import CheckpointFormatError, IsanetError
 from isanet.weights import cache, checkpoint
 from isanet.weights import hub as model_folders
-from isanet.zoo import pretrained as zoo
-from isanet.zoo import released
+from isanet.zoo import pretrained, released
 from tests.helpers import tiny_zoo
 from tests.helpers.file_server import FileServer
 from tests.helpers.hub_server import HubServer
 
-LOADING = {"read_file", "read_checkpoint", "read_safetensors", "_read", "read_cached", "read_record", "_verified"}
+LOADING = {"read_file", "read_checkpoint", "read_safetensors", "_read", "read_cached", "read_record", "_load_cached"}
 """The functions that stand between a path and its tensors."""
 
 
 def content(value: float) -> bytes:
     """A model's file, every tensor of which has one value."""
-    model = isanet.ISANet(**tiny_zoo.ARCHITECTURE, preprocessing=zoo.imagenet_preprocessing())
+    model = isanet.ISANet(**tiny_zoo.ARCHITECTURE, preprocessing=pretrained.imagenet_preprocessing())
     for tensor in (*model.parameters(), *model.buffers()):
         torch.nn.init.constant_(tensor.detach(), value)
     return model_folders.serialized(model.state_dict(), model.config, model.provenance)
@@ -110,7 +109,7 @@ def test_a_file_changed_at_any_line_is_the_old_or_the_new_one_or_refused(tmp_pat
         replaced(path, CONTENTS[1.0])
         with AtLine(number, lambda: CHANGES[change](path)) as at_line:
             try:
-                file = zoo._read(path)
+                file = pretrained._read(path)
                 tensors = checkpoint.read_checkpoint(file)[0]
             except IsanetError as error:
                 ends.add(type(error))
@@ -133,8 +132,8 @@ def test_a_cached_file_changed_at_any_line_is_never_loaded(
     assert path is not None
     data = path.read_bytes()
     weights = isanet.model_info(tiny_zoo.NAME)
-    network = released._network(weights)
-    monkeypatch.setattr(released, "_network", lambda _: network)  # the same each time, and slow to make
+    network = released.meta_network(weights)
+    monkeypatch.setattr(released, "meta_network", lambda _: network)  # the same each time, and slow to make
     refused = 0
     for number in count():
         replaced(path, data)
@@ -142,7 +141,7 @@ def test_a_cached_file_changed_at_any_line_is_never_loaded(
             cached = released.read_cached(weights)
         refused += cached is None
         if cached is not None:
-            loaded = cached[0].state_dict()
+            loaded = cached.network.state_dict()
             assert all(torch.equal(loaded[name], value) for name, value in good.items())
         if not at_line.done:
             break
@@ -199,7 +198,7 @@ def test_a_path_that_another_process_writes_to(tmp_path: Path) -> None:
     with writer(path, *CONTENTS.values()):
         while time.monotonic() < stop:
             try:
-                file = zoo._read(path)
+                file = pretrained._read(path)
                 tensors = checkpoint.read_checkpoint(file)[0]
             except IsanetError as error:
                 ends.add(type(error))
@@ -215,7 +214,7 @@ def test_a_path_that_another_process_writes_to(tmp_path: Path) -> None:
 def test_a_hub_cache_that_another_process_writes_to(hub: HubServer, tmp_path: Path) -> None:
     from huggingface_hub import hf_hub_download
 
-    model = isanet.ISANet(**tiny_zoo.ARCHITECTURE, preprocessing=zoo.imagenet_preprocessing())
+    model = isanet.ISANet(**tiny_zoo.ARCHITECTURE, preprocessing=pretrained.imagenet_preprocessing())
     model.load_state_dict({name: torch.ones_like(value) for name, value in model.state_dict().items()})
     model.save_pretrained(tmp_path / "model")
     hub.add_repo("org/written", {each.name: each.read_bytes() for each in (tmp_path / "model").iterdir()})

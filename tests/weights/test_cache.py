@@ -450,7 +450,7 @@ def test_the_converted_file_says_where_it_came_from(tiny: FileServer, home: Path
 
 @pytest.mark.parametrize("keep", [False, True])
 def test_the_upstream_file_stays_only_if_asked(tiny: FileServer, home: Path, keep: bool) -> None:
-    released.load_cached(isanet.model_info(NAME), keep=keep)
+    released.load(isanet.model_info(NAME), keep=keep)
     kept = home / FILE_NAME
     assert kept.exists() == keep
     assert not list(home.glob("*.part"))
@@ -616,7 +616,7 @@ def test_forcing_does_not_trust_anew(tiny: FileServer, home: Path, good: dict[st
     before = {path.name: path.read_bytes() for path in home.iterdir()}
     tiny.files[f"/{FILE_NAME}"] = other_version()
     with pytest.raises(isanet.DownloadError, match="wrong bytes"):
-        released.load_cached(isanet.model_info(NAME), force=True)
+        released.load(isanet.model_info(NAME), force=True)
     assert {path.name: path.read_bytes() for path in home.iterdir()} == before
     assert same(isanet.from_pretrained(NAME).state_dict(), good)
 
@@ -682,7 +682,7 @@ def test_a_link_planted_in_the_cache_is_never_written_through(
             isanet.from_pretrained(NAME)
         assert names(home) == set()
     else:
-        network, _ = released.load_cached(isanet.model_info(NAME), keep=True)
+        network, _ = released.load(isanet.model_info(NAME), keep=True)
         assert same(network.state_dict(), good)
         assert not place.is_symlink()
         assert names(home) == {f"{NAME}.json", file, FILE_NAME}

@@ -23,8 +23,8 @@ from isanet.model import ISANet
 from isanet.toystreets import scene as toystreets
 from isanet.weights import checkpoint
 from isanet.weights.manifest import load_manifest, packaged_path
-from isanet.zoo import pretrained as zoo
-from isanet.zoo import released
+from isanet.zoo import builders, publish, released
+from isanet.zoo.pretrained import imagenet_preprocessing
 from tests.helpers import stand_in, tiny_zoo
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +40,7 @@ def trained(**options: Any) -> ISANet:
     """A tiny model of street scenes, with counters and statistics of batch norm that are not the first ones."""
     arguments: dict[str, Any] = {**tiny_zoo.ARCHITECTURE, "num_classes": 11, "label_space": "toystreets"}
     arguments |= {"classes": toystreets.CLASSES, "palette": toystreets.SPACE.palette}
-    arguments["preprocessing"] = zoo.imagenet_preprocessing() | {"short_edge": 64}
+    arguments["preprocessing"] = imagenet_preprocessing() | {"short_edge": 64}
     model = ISANet(**arguments | options)
     state = model.state_dict()
     model.load_state_dict({name: stand_in.tensor(name, tuple(value.shape)) for name, value in state.items()})
@@ -54,10 +54,10 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Nothing answers on the network, and every connection fails the test.
     """
     folder = tmp_path / "package"
-    folder.mkdir()
+    (folder / "assets").mkdir(parents=True)
     tiny_zoo.manifest_of_one(folder / "weights.json")
     monkeypatch.setattr("isanet.weights.manifest.PACKAGE", folder)
-    released.package_model(trained(), NAME, **FACTS)
+    publish.package_model(trained(), NAME, **FACTS)
 
     def refuse(*_: object) -> None:
         pytest.fail("a socket was opened")
@@ -134,22 +134,22 @@ def test_its_recipe_is_one_that_can_be_followed(package: Path) -> None:
 
 
 def test_a_builder(package: Path, home: Path) -> None:
-    build = zoo._builder(NAME)
+    build = builders._builder(NAME)
     assert torch.equal(logits(build()), logits(isanet.from_pretrained(NAME)))
     assert build(pretrained=False, num_classes=3).classes == ("class 0", "class 1", "class 2")
     assert not home.exists()
 
 
-def test_torch_hub_offers_it_with_one_line_in_zoo_and_hubconf(package: Path, tmp_path: Path, home: Path) -> None:
+def test_torch_hub_offers_it_with_one_line_in_builders_and_hubconf(package: Path, tmp_path: Path, home: Path) -> None:
     checkout = tmp_path / "checkout"
     shutil.copytree(ROOT / "isanet", checkout / "isanet", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(packaged_path(NAME), checkout / "isanet")
+    shutil.copy(packaged_path(NAME), checkout / "isanet" / "assets")
     shutil.copy(package / "weights.json", checkout)
-    with (checkout / "isanet" / "zoo.py").open("a") as file:
+    with (checkout / "isanet" / "zoo" / "builders.py").open("a") as file:
         file.write(f'\n{NAME} = _builder("{NAME}")\n')
     shutil.copy(ROOT / "hubconf.py", checkout)
     with (checkout / "hubconf.py").open("a") as file:
-        file.write(f"\nfrom isanet.zoo import {NAME}\n")
+        file.write(f"\nfrom isanet.zoo.builders import {NAME}\n")
     code = (
         "import torch\n"
         f"model = torch.hub.load({str(checkout)!r}, {NAME!r}, source='local')\n"
@@ -340,7 +340,7 @@ def test_what_cannot_be_packaged_changes_nothing(
 ) -> None:
     before = {path: path.read_bytes() for path in package.parent.rglob("*") if path.is_file()}
     with pytest.raises(ValueError, match=message):
-        released.package_model(make(), name, **{**FACTS, **facts})
+        publish.package_model(make(), name, **{**FACTS, **facts})
     assert {path: path.read_bytes() for path in package.parent.rglob("*") if path.is_file()} == before
 
 
@@ -349,7 +349,7 @@ def test_bundling_leaves_the_model_alone_and_replaces_the_entry(package: Path) -
     with torch.no_grad():
         model.classifier.bias += 1 / 3
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    weights = released.package_model(model, NAME, **{**FACTS, "metrics": {**FACTS["metrics"], "miou": 0.25}})
+    weights = publish.package_model(model, NAME, **{**FACTS, "metrics": {**FACTS["metrics"], "miou": 0.25}})
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert weights == isanet.model_info(NAME)
     assert weights.metrics["miou"] == 0.25
@@ -361,10 +361,10 @@ def test_bundling_leaves_the_model_alone_and_replaces_the_entry(package: Path) -
 
 def test_the_packages_own_packaged_models_are_what_its_manifest_says() -> None:
     packaged = {name: weights for name, weights in load_manifest().items() if weights.packaged}
-    assert {path.stem for path in (ROOT / "isanet").glob("*.safetensors")} == set(packaged)
+    assert {path.stem for path in (ROOT / "isanet" / "assets").glob("*.safetensors")} == set(packaged)
     for name, weights in packaged.items():
-        assert weights.size == packaged_path(name).stat().st_size <= released.MAX_PACKAGED_BYTES
+        assert weights.size == packaged_path(name).stat().st_size <= publish.MAX_PACKAGED_BYTES
         assert released.verify(weights) is None
         model = isanet.from_pretrained(name)
         assert sum(value.numel() for value in model.parameters()) == weights.parameters
-        assert hasattr(zoo, name)
+        assert hasattr(builders, name)

@@ -1,12 +1,14 @@
-"""Through huggingface_hub itself, against a Hub on loopback (conftest.py sets HF_ENDPOINT)."""
+"""Model folders, and repositories: through huggingface_hub itself, against a Hub on loopback (see conftest.py)."""
 
 from __future__ import annotations
 
+import json
 import re
 import traceback
 import uuid
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import HTTPError
@@ -15,6 +17,8 @@ import isanet
 from isanet.model import ISANet
 from isanet.weights import checkpoint
 from isanet.weights.hub import model_card
+from tests.helpers import tiny_zoo
+from tests.helpers.disk import full_at
 from tests.helpers.file_server import FileServer
 from tests.helpers.hub_server import HubServer
 from tests.model.test_model import tiny as tiny_model
@@ -179,3 +183,61 @@ def test_a_card_shows_untrusted_texts_literally() -> None:
         assert not re.search(r"^# (?!ISANet)", prose, re.MULTILINE)
         assert r"\[link\](http://x)" in prose
         assert r'{"a\"b": 0.41, ...}' in card
+
+
+# --- model folders
+
+
+def test_a_saved_model_says_where_it_came_from(tiny: FileServer, tmp_path: Path) -> None:
+    model = isanet.from_pretrained(tiny_zoo.NAME)
+    assert model.provenance["source"] == f"{tiny.url}/{tiny_zoo.FILE_NAME}"
+    assert model.provenance["source_sha256"]
+    model.save_pretrained(tmp_path / "mine")
+    again = isanet.from_pretrained(tmp_path / "mine")
+    assert again.provenance == model.provenance
+    card = (tmp_path / "mine" / "README.md").read_text()
+    for words in (
+        "library_name: isanet",
+        "pipeline_tag: image-segmentation",
+        "76.99 %",
+        "Apache-2.0",
+        "Segmenter",
+        "PASCAL VOC",
+    ):
+        assert words in card
+    (tmp_path / "mine" / "README.md").write_text("my own words")
+    again.save_pretrained(tmp_path / "mine")
+    assert (tmp_path / "mine" / "README.md").read_text() == "my own words"
+    assert json.loads((tmp_path / "mine" / "config.json").read_text()) == model.config
+
+
+def test_a_failed_save_changes_no_file(tiny: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "mine"
+    isanet.from_pretrained(tiny_zoo.NAME, classes=["a", "b"]).save_pretrained(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    full_at(monkeypatch, file=2)
+    with pytest.raises(isanet.OutputError, match="No space left"):
+        isanet.from_pretrained(tiny_zoo.NAME, classes=["b", "a"]).save_pretrained(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_the_same_model_is_saved_as_the_same_bytes(tiny: FileServer, tmp_path: Path) -> None:
+    model = isanet.from_pretrained(tiny_zoo.NAME)
+    for name in ("one", "two"):
+        model.save_pretrained(tmp_path / name)
+    assert len({(tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two")}) == 1
+
+
+def test_saving_where_nothing_can_be_written_is_named(tiny: FileServer, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(isanet.OutputError, match="earlier files are unchanged"):
+        isanet.from_pretrained(tiny_zoo.NAME).save_pretrained(tmp_path / "file" / "folder")
+
+
+def test_a_half_precision_model_is_saved_as_float32(tiny: FileServer, tmp_path: Path) -> None:
+    isanet.from_pretrained(tiny_zoo.NAME).half().save_pretrained(tmp_path / "half")
+    again = isanet.from_pretrained(tmp_path / "half")
+    assert {value.dtype for value in again.state_dict().values()} == {torch.float32, torch.int64}
+    np.testing.assert_allclose(
+        tiny_zoo.logits(again), tiny_zoo.expected_logits(), atol=0.05 * float(tiny_zoo.expected_logits().abs().max())
+    )
