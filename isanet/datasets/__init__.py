@@ -1,18 +1,13 @@
 """Datasets for evaluation and training, read from where their archives were unpacked; nothing is downloaded.
 
 Paths come in; pairs of an RGB image and a mask of class indices go out, as PIL images or as arrays (`read`).
+`isanet.datasets.mask_check` reports what a folder of masks holds.
 """
 
-from isanet.datasets.base import (
-    ADE20K,
-    VOC2012,
-    Cityscapes,
-    Folder,
-    SegmentationDataset,
-    Transforms,
-    open_dataset,
-    open_train_and_val,
-)
+from isanet.datasets.base import Options, SegmentationDataset, Transforms
+from isanet.datasets.folder import Folder
+from isanet.datasets.official import ADE20K, VOC2012, Cityscapes
+from isanet.datasets.opening import open_dataset, open_train_and_val
 from isanet.datasets.toystreets import ToyStreets
 
 __all__ = [
@@ -20,6 +15,7 @@ __all__ = [
     "VOC2012",
     "Cityscapes",
     "Folder",
+    "Options",
     "SegmentationDataset",
     "ToyStreets",
     "Transforms",

@@ -26,7 +26,7 @@ from PIL import Image
 from torch import nn
 
 import isanet
-from isanet.datasets.base import Folder, SegmentationDataset, open_train_and_val
+from isanet.datasets import Folder, SegmentationDataset, open_train_and_val
 from isanet.errors import CacheError, CheckpointError, DatasetError, IsanetError
 from isanet.labels import IGNORED
 from isanet.model import ISANet

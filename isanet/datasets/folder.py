@@ -1,0 +1,196 @@
+"""Your own folder of images and masks as a dataset."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
+from pathlib import Path, PurePosixPath
+from typing import Unpack
+
+import numpy as np
+
+from isanet.datasets.base import UNKNOWN, Options, SegmentationDataset
+from isanet.datasets.listing import FoundFiles, PathLike, existing_folder, files_by_key, read_keys, read_lines
+from isanet.errors import DatasetError
+from isanet.images.masks import Colors, checked_colors
+from isanet.images.reading import SUFFIXES
+from isanet.labels import IGNORED, LABEL_SPACES, OFFICIAL_SPACES, LabelSpace, custom_space, label_space, official_name
+
+
+class Folder(SegmentationDataset):
+    """Your own folder: `images/…/name.jpg` and `masks/…/name.png`, whose names differ only in the suffix.
+
+    Args:
+        root: The folder.
+        split: A sub-folder (`images/train` and `masks/train`), or a list of keys (`train.txt` in the folder or in
+            `splits`), one per line: the path in `images`, with or without suffix. None: everything. A list selects
+            samples; without one, every image needs its mask, and every mask its image.
+        classes: Names of the classes, or the name of a label space such as "cityscapes19". None: the lines of
+            `classes.txt` in the folder. At most 255.
+        images: Name of the images' folder.
+        masks: Name of the masks' folder.
+        ids: The value of each class in the files, such as `range(1, 151)`; None: 0, 1, 2, ...; "official": the
+            official ids of the label space, where ids that are not classes are ignored.
+        colors: For RGB masks: the color (red, green, blue) of each class, at most 255 colors. The value of a pixel is
+            then the position of its color in this list, also for `ids` and `ignore`; black and white are 255 if they
+            are not listed. Another color is an error. Of classes that share a color in a published palette, the first
+            gets all pixels.
+        ignore: A further value to ignore, or several; "rest": every other value.
+        options: See `Options`.
+
+    Raises:
+        DatasetError: Something is not as described; the message names the file or the argument.
+    """
+
+    expected_layout = "images and masks"
+
+    def __init__(
+        self,
+        root: PathLike,
+        split: str | None = None,
+        *,
+        classes: Sequence[str] | str | None = None,
+        images: str = "images",
+        masks: str = "masks",
+        ids: Sequence[int] | str | None = None,
+        colors: Colors | None = None,
+        ignore: Iterable[int] | int | str = (IGNORED,),
+        **options: Unpack[Options],
+    ) -> None:
+        root = existing_folder(root)
+        self.name = root.resolve().name
+        self._masks = root / masks
+        space = _space(root, classes, self.name)
+        self._colors = None if colors is None else checked_colors(colors)
+        index_of, other_index = _index_of(space, ids, self._colors, ignore)
+        folder, key_list = _find_split(root, images, split)
+        image_files = files_by_key(root / images / folder, *SUFFIXES)
+        keys = None if key_list is None else [_key(entry, image_files) for entry in read_keys(key_list)]
+        files = FoundFiles(image_files, files_by_key(root / masks / folder, *SUFFIXES), keys)
+        super().__init__(root, split, space, files, index_of, other_index, **options)
+
+    def held_out(self, share: float = 0.2, seed: int = 0) -> tuple[Folder, Folder]:
+        """Splits the dataset at random into one for training and one for validation.
+
+        Args:
+            share: Share of the images that are held out for validation, above 0 and below 1; at least one image.
+            seed: Decides which images are held out.
+
+        Returns:
+            The training and the validation dataset.
+
+        Raises:
+            DatasetError: There are fewer than two images, or `share` is out of range.
+        """
+        if len(self) < 2 or not 0 < share < 1:
+            raise DatasetError(f"{self} has {len(self)} images, of which a share of {share} cannot be held out")
+        order = np.random.default_rng(seed).permutation(len(self)).tolist()
+        number = min(max(1, round(share * len(self))), len(self) - 1)
+        parts = []
+        for name, indices in (("the rest", order[number:]), (f"{number} held out", order[:number])):
+            part = copy(self)
+            part.split = name if self.split is None else f"{self.split}, {name}"
+            part._samples = [self._samples[index] for index in sorted(indices)]
+            part.keys = [sample.name for sample in part._samples]
+            parts.append(part)
+        return parts[0], parts[1]
+
+    def _advice(self) -> str:
+        return (
+            "to ignore such values, pass them as ignore=(…), or ignore='rest'; if they are classes, say by ids= which "
+            f"value is which class (`isanet check-masks {self._masks}` lists the values)"
+        )
+
+
+def _space(root: Path, classes: Sequence[str] | str | None, name: str) -> LabelSpace:
+    """The label space, see `Folder`."""
+    try:
+        if isinstance(classes, str):
+            return label_space(classes)
+        if classes is None:
+            if not (root / "classes.txt").is_file():
+                raise DatasetError(
+                    f"the classes of {root} are not known: pass classes=, a list of names or the name of a label "
+                    f"space, or write the names into {root / 'classes.txt'}, one per line"
+                )
+            classes = [text for _, text in read_lines(root / "classes.txt")]
+        space = custom_space(classes, name=name)
+    except DatasetError:
+        raise
+    except ValueError as error:
+        raise DatasetError(f"the classes of {root}: {error}") from error
+    except TypeError as error:
+        raise DatasetError(f"classes must be names, or the name of a label space, got {classes!r}") from error
+    if len(space) > IGNORED:
+        raise DatasetError(f"{root} has {len(space)} classes; an 8-bit mask holds no more than {IGNORED}")
+    return space
+
+
+def _index_of(
+    space: LabelSpace, ids: Sequence[int] | str | None, colors: Colors | None, ignore: Iterable[int] | int | str
+) -> tuple[dict[int, int], int]:
+    """The class index of each value in the files, and that of every other value, see `SegmentationDataset`."""
+    indices: dict[int, int] = {}
+    if isinstance(ids, str) and ids == "official":
+        ids = space.official_ids
+        official = OFFICIAL_SPACES.get(official_name(space.name) or "")
+        if official is not None:
+            indices = dict.fromkeys(official.official_ids, IGNORED)
+    if isinstance(ids, str) or (isinstance(ignore, str) and ignore != "rest"):
+        raise DatasetError(f"ids is a list or 'official', and ignore a list or 'rest'; got {ids!r} and {ignore!r}")
+    values = list(range(len(space))) if ids is None else _integers("ids", ids)
+    if len(values) != len(space) or len(set(values)) != len(space):
+        raise DatasetError(f"ids must be {len(space)} different values, one for each class, got {values}")
+    if colors is not None:
+        published = [known.palette for known in (LABEL_SPACES | OFFICIAL_SPACES).values()]
+        different = len(colors) if colors in published else len(set(colors))  # some have a color twice
+        if not max(values) < len(colors) == different:
+            raise DatasetError(
+                f"colors must be different ones, and have one for each class; got {len(colors)}, {different} of them "
+                f"different, for {len(space)} classes"
+            )
+    indices |= {value: index for index, value in enumerate(values)}
+    if isinstance(ignore, str):
+        return indices, IGNORED
+    for value in _integers("ignore", [ignore] if isinstance(ignore, int | np.integer) else ignore):
+        if value in values:
+            raise DatasetError(
+                f"{value} is the value of {space.classes[indices[value]]!r} and in ignore; pass an ignore without it, "
+                "such as ignore=()"
+            )
+        indices.setdefault(value, IGNORED)
+    return indices, UNKNOWN
+
+
+def _integers(name: str, values: Iterable[int]) -> list[int]:
+    """Values as int."""
+    try:
+        return [operator.index(value) for value in values]
+    except TypeError as error:
+        raise DatasetError(f"{name} must be whole numbers, got {values!r}") from error
+
+
+def _find_split(root: Path, images: str, split: str | None) -> tuple[str, Path | None]:
+    """The sub-folder to search and the list of keys, see `Folder`."""
+    if split is None:
+        return ".", None
+    lists = [path for path in (root / f"{split}.txt", root / "splits" / f"{split}.txt") if path.is_file()]
+    folders = [path for path in [root / images / split] if path.is_dir()]
+    if len(lists) + len(folders) > 1:
+        raise DatasetError(f"the split {split!r} is there twice: {' and '.join(map(str, folders + lists))}; rename one")
+    if not lists and not folders:
+        others = {path.stem for path in [*root.glob("[!.]*.txt"), *root.glob("splits/[!.]*.txt")]} - {"classes"}
+        others |= {path.name for path in root.glob(f"{images}/[!.]*") if path.is_dir()}
+        raise DatasetError(
+            f"{root} has no split {split!r}, neither a folder {images}/{split} nor a list {split}.txt; "
+            + (f"it has: {', '.join(sorted(others))}" if others else "it has none: leave out split for all of it")
+        )
+    return (split, None) if folders else (".", lists[0])
+
+
+def _key(entry: str, images: Mapping[str, Path]) -> str:
+    """The key of a line in a list, which may have a suffix and a leading "./"."""
+    path = PurePosixPath(entry)
+    key = path.as_posix()
+    return key if key in images or path.suffix.lower() not in SUFFIXES else path.with_suffix("").as_posix()
