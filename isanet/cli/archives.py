@@ -14,12 +14,13 @@ def add_commands(add_command: AddCommand) -> None:
     """Adds the commands of this file."""
     pack = add_command("pack", _pack, "pack models into an archive for a machine without network access")
     pack.add_argument("names", nargs="+", metavar="NAME", help="models, or backbones such as resnet50_v1c")
-    pack.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.zip", help="the archive to write")
+    pack.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.zip", help="archive to write")
     pack.add_argument("--force", action="store_true", help="replace an existing archive")
 
-    install = add_command("install", _install, "install the models of an archive into the cache, without a network")
-    install.add_argument("archive", type=Path, metavar="FILE.zip", help="what isanet pack wrote")
-    install.add_argument("--force", action="store_true", help="replace models that are recorded with another hash")
+    text = "install the models of an archive into the cache, without network access"
+    install = add_command("install", _install, text)
+    install.add_argument("archive", type=Path, metavar="FILE.zip", help="archive written by isanet pack")
+    install.add_argument("--force", action="store_true", help="replace models that are recorded with other hashes")
 
 
 def _pack(options: argparse.Namespace) -> int:

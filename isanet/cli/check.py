@@ -27,7 +27,7 @@ SECRET_SETTINGS = ("HF_TOKEN", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
 
 def add_commands(add_command: AddCommand) -> None:
     """Adds the commands of this file."""
-    selftest = add_command("selftest", _selftest, "run models on a drawn street and compare with recorded answers")
+    selftest = add_command("selftest", _selftest, "run models on a drawn street and compare with the recorded answers")
     selftest.add_argument("names", nargs="+", metavar="NAME", help="models of the zoo")
     selftest.add_argument("--device", default="auto", help=DEVICE)
     selftest.add_argument("--precision", default="auto", choices=("auto", *PRECISIONS), help="default: auto")
@@ -37,19 +37,19 @@ def add_commands(add_command: AddCommand) -> None:
     benchmark.add_argument("model", metavar="MODEL", help=MODEL)
     images = "files, folders or glob patterns; default: drawn streets"
     benchmark.add_argument("--images", nargs="+", metavar="IMAGE", help=images)
-    sizes = "default: 512x512 1024x2048"
+    sizes = "image sizes; default: 512x512 1024x2048"
     benchmark.add_argument(
         "--sizes", nargs="+", type=image_size, default=[(512, 512), (1024, 2048)], metavar="HEIGHTxWIDTH", help=sizes
     )
-    precisions = f"of {', '.join(PRECISIONS)}; default: those that suit the device"
+    precisions = f"{', '.join(PRECISIONS)}; default: those that suit the device"
     benchmark.add_argument("--precisions", nargs="+", choices=PRECISIONS, metavar="NAME", help=precisions)
-    benchmark.add_argument("--compile", action="store_true", help="measure compiled networks too; takes minutes")
+    benchmark.add_argument("--compile", action="store_true", help="also measure compiled networks; takes minutes")
     benchmark.add_argument("--device", default="auto", help=DEVICE)
-    repeats = "how often each image is segmented; default: 3"
+    repeats = "timed runs per image; default: 3"
     benchmark.add_argument("--repeats", type=positive_int, default=3, metavar="N", help=repeats)
     benchmark.add_argument("--json", action="store_true", help="all measurements, as JSON")
 
-    add_command("doctor", _doctor, "check the cache, settings, versions and which addresses answer")
+    add_command("doctor", _doctor, "check versions, cache, settings and network access")
 
 
 def _selftest(options: argparse.Namespace) -> int:

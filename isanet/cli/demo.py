@@ -14,9 +14,9 @@ from isanet.cli.options import DEVICE, AddCommand, non_negative_int
 
 def add_commands(add_command: AddCommand) -> None:
     """Adds the commands of this file."""
-    demo = add_command("demo", _demo, "draw a street, segment it with the packaged model, and score the result")
-    demo.add_argument("--seed", type=non_negative_int, help="which street; default: a new one each time")
-    demo.add_argument("--output", type=Path, metavar="FILE.png", help="default: demo_SEED.png")
+    demo = add_command("demo", _demo, "draw a street, segment it with the packaged model and score the result")
+    demo.add_argument("--seed", type=non_negative_int, help="seed of the street; default: random")
+    demo.add_argument("--output", type=Path, metavar="FILE.png", help="image to write; default: demo_SEED.png")
     demo.add_argument("--force", action="store_true", help="replace an existing image")
     demo.add_argument("--device", default="auto", help=DEVICE)
 

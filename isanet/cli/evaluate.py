@@ -14,6 +14,7 @@ from isanet.cli.options import (
     AddCommand,
     add_dataset_options,
     add_inference_options,
+    add_output_options,
     dataset_options,
     positive_int,
 )
@@ -24,14 +25,13 @@ def add_commands(add_command: AddCommand) -> None:
     evaluate = add_command("evaluate", _evaluate, "evaluate a model on a dataset")
     evaluate.add_argument("root", metavar="DATA", help=DATA)
     evaluate.add_argument("--model", required=True, help=MODEL)
-    evaluate.add_argument("--split", help="default: val, or all of your own folder")
-    evaluate.add_argument("--output", type=Path, default=Path("evaluated"), metavar="DIR", help="default: evaluated")
-    evaluate.add_argument("--force", action="store_true", help="discard the earlier report and start over")
+    evaluate.add_argument("--split", help="split to evaluate; default: val, or all of your own folder")
+    add_output_options(evaluate, "evaluated", force="discard the earlier report and start over")
     evaluate.add_argument("--limit", type=positive_int, metavar="N", help="only N images, spread over the dataset")
-    evaluate.add_argument("--boundary", action="store_true", help="compute the boundary F-score too")
-    predictions = "write label maps too, as the benchmark's evaluation server takes them"
+    evaluate.add_argument("--boundary", action="store_true", help="also compute the boundary F-score")
+    predictions = "also write label maps, as the benchmark's evaluation server expects them"
     evaluate.add_argument("--predictions", metavar="DIR", help=predictions)
-    mapping = 'merge classes by JSON such as {"vehicle": ["car", "bus"]}'
+    mapping = 'JSON file of classes to merge, such as {"vehicle": ["car", "bus"]}'
     evaluate.add_argument("--mapping", type=Path, metavar="FILE", help=mapping)
     add_inference_options(evaluate, precision="float32")
     add_dataset_options(evaluate)

@@ -15,6 +15,7 @@ from isanet.cli.options import (
     MODEL,
     AddCommand,
     add_dataset_options,
+    add_output_options,
     class_names_or_number,
     dataset_options,
 )
@@ -28,9 +29,9 @@ if TYPE_CHECKING:
 def add_commands(add_command: AddCommand) -> None:
     """Adds the commands of this file."""
     _add_finetune(add_command)
-    check = add_command("check-masks", _check_masks, "check the masks in a folder and tell how to read them")
-    check.add_argument("folder", type=Path, metavar="DIR", help="folder with masks")
-    check.add_argument("--images", type=Path, metavar="DIR", help="compare sizes with these images")
+    check = add_command("check-masks", _check_masks, "check a folder of masks and suggest how to read it")
+    check.add_argument("folder", type=Path, metavar="DIR", help="folder of masks")
+    check.add_argument("--images", type=Path, metavar="DIR", help="images to compare sizes with")
     check.add_argument(
         "--classes", type=class_names_or_number, help="comma-separated names, a label space, or a number"
     )
@@ -43,10 +44,10 @@ def _add_finetune(add_command: AddCommand) -> None:
     finetune = add_command("finetune", _finetune, "fine-tune a model on your own images and masks, or on a benchmark")
     finetune.add_argument("root", metavar="DATA", help=DATA)
     start = finetune.add_mutually_exclusive_group(required=True)
-    start.add_argument("--model", help=f"start from {MODEL}")
-    start.add_argument("--backbone", help="start from resnet50 or resnet101, trained on ImageNet")
-    finetune.add_argument("--output", type=Path, default=Path("finetuned"), metavar="DIR", help="default: finetuned")
-    finetune.add_argument("--recipe", metavar="NAME|FILE", help="the recipe of a model of the zoo, or a recipe.json")
+    start.add_argument("--model", help=f"model to start from: {MODEL}")
+    start.add_argument("--backbone", help="ImageNet backbone to start from: resnet50 or resnet101")
+    add_output_options(finetune, "finetuned", force="discard the earlier run and start over")
+    finetune.add_argument("--recipe", metavar="NAME|FILE", help="recipe of a model of the zoo, or a recipe.json")
     finetune.add_argument(
         "--set",
         nargs="+",
@@ -55,13 +56,12 @@ def _add_finetune(add_command: AddCommand) -> None:
         metavar="FIELD=VALUE",
         help="override recipe fields: epochs=20 lr=0.001 crop=[256,256]",
     )
-    finetune.add_argument("--split", help="to train on; default: train, or all of a folder without that split")
-    finetune.add_argument("--val-data", metavar="DIR", help="dataset to validate on; default: DATA")
-    val_split = "to validate on; default: val, or images held out of a folder without that split"
+    finetune.add_argument("--split", help="training split; default: train, or all of a folder without that split")
+    finetune.add_argument("--val-data", metavar="DIR", help="validation dataset; default: DATA")
+    val_split = "validation split; default: val, or images held out of a folder without that split"
     finetune.add_argument("--val-split", help=val_split)
-    hold_out = "share of the images that is held out; default: 0.2"
+    hold_out = "share of the images to hold out; default: 0.2"
     finetune.add_argument("--hold-out", type=float, default=0.2, metavar="SHARE", help=hold_out)
-    finetune.add_argument("--force", action="store_true", help="discard the earlier run and start over")
     finetune.add_argument("--device", default="auto", choices=("auto", "cpu"), help="default: auto")
     tracker = "experiment tracker such as tensorboard or wandb; may be repeated"
     finetune.add_argument("--tracker", action="append", default=[], help=tracker)

@@ -36,35 +36,37 @@ def add_commands(add_command: AddCommand) -> None:
     listing.add_argument("pattern", nargs="?", default="*", help="filter by glob pattern, such as '*cityscapes*'")
     form = listing.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="all metadata, as JSON")
-    form.add_argument("--markdown", action="store_true", help="the table of the README")
+    form.add_argument("--markdown", action="store_true", help="the table of the README, as Markdown")
 
     info = add_command("info", _info, "show a model's metadata and classes")
     info.add_argument("name", metavar="NAME", help="a model of the zoo")
 
     download = add_command("download", _download, "download, verify and convert models into the cache")
     download.add_argument("names", nargs="*", metavar="NAME", help="models, or backbones such as resnet50_v1c")
-    download.add_argument("--all", action="store_true", help="every model of the zoo")
-    download.add_argument("--keep", action="store_true", help="keep the released file in the cache too")
-    download.add_argument("--force", action="store_true", help="download again what is cached")
+    download.add_argument("--all", action="store_true", help="all models of the zoo")
+    download.add_argument("--keep", action="store_true", help="also keep the released file in the cache")
+    download.add_argument("--force", action="store_true", help="download again even if cached")
 
     verify = add_command("verify", _verify, "check models against recorded hashes and show where they came from")
-    names = "models, or a model's folder or file; default: every cached or packaged model"
+    names = "models, model folders or files; default: all cached and packaged models"
     verify.add_argument("names", nargs="*", metavar="NAME", help=names)
-    verify.add_argument("--pin", action="store_true", help="write the measured hashes and sizes into the manifest")
+    verify.add_argument("--pin", action="store_true", help="write the measured hashes and sizes to the manifest")
     verify.add_argument("--manifest", type=Path, metavar="FILE", help="the weights.json that --pin writes to")
 
-    convert = add_command("convert", _convert, "convert a checkpoint to a model folder, or to one .safetensors file")
-    convert.add_argument("source", type=Path, metavar="IN", help="a checkpoint, or a model's folder")
-    convert.add_argument("target", type=Path, metavar="OUT", help="a folder, or a name that ends in .safetensors")
+    convert = add_command("convert", _convert, "convert a checkpoint to a model folder or a single .safetensors file")
+    convert.add_argument("source", type=Path, metavar="IN", help="checkpoint or model folder")
+    convert.add_argument("target", type=Path, metavar="OUT", help="folder, or file name that ends in .safetensors")
     convert.add_argument("--force", action="store_true", help="replace an existing OUT")
 
     manage = add_command("cache", _cache, "show or clear the cache")
     actions = manage.add_subparsers(dest="action", required=True, metavar="ACTION")
     actions.add_parser("path", help="print the cache folder")
     actions.add_parser("list", help="list cached models and backbones")
-    clear = actions.add_parser("clear", help="delete cached models and backbones")
+    text = "delete cached models and backbones"
+    clear = actions.add_parser("clear", help=text, description=text.capitalize() + ".")
     clear.add_argument("names", nargs="*", metavar="NAME", help="default: all")
-    clear.add_argument("--forget", action="store_true", help="forget hashes too: any next download is trusted")
+    forget = "also forget their hashes, so that the next download is trusted on first use"
+    clear.add_argument("--forget", action="store_true", help=forget)
 
 
 def _list(options: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from isanet.labels import LABEL_SPACES, OFFICIAL_SPACES, label_space
@@ -15,7 +16,7 @@ PRECISIONS = ("float32", "bfloat16", "float16", "int8")
 LAYOUTS = ("auto", "voc", "ade20k", "cityscapes", "folder")
 """As in `isanet.datasets.open_dataset`."""
 
-MODEL = "a name in the zoo, org/name on the Hugging Face Hub, a folder or a file"
+MODEL = "name in the zoo, org/name on the Hugging Face Hub, folder or file"
 DATA = "folder with VOC, ADE20K, Cityscapes, or your own images and masks"
 DEVICE = "auto, cpu, cuda, cuda:1 or mps; default: auto"
 
@@ -27,6 +28,13 @@ AddCommand = Callable[[str, Run, str], argparse.ArgumentParser]
 """Adds a command: its name, the function that runs it, its one-line help; gives its parser."""
 
 
+def add_output_options(parser: argparse.ArgumentParser, folder: str, *, force: str) -> None:
+    """Adds the folder to write to, with this default, and `--force` with its help text."""
+    text = f"folder to write to; default: {folder}"
+    parser.add_argument("--output", type=Path, default=Path(folder), metavar="DIR", help=text)
+    parser.add_argument("--force", action="store_true", help=force)
+
+
 def add_inference_options(parser: argparse.ArgumentParser, precision: str, *, int8: bool = False) -> None:
     """Adds how a model is run: protocol, device, precision with this default, batch size."""
     protocols = f"how an image goes through the network: {', '.join(PROTOCOLS)}; default: whole"
@@ -34,22 +42,23 @@ def add_inference_options(parser: argparse.ArgumentParser, precision: str, *, in
     parser.add_argument("--device", default="auto", help=DEVICE)
     precisions = ("auto", *PRECISIONS[: 4 if int8 else 3])
     parser.add_argument("--precision", default=precision, choices=precisions, help=f"default: {precision}")
-    parser.add_argument("--batch-size", type=positive_int, default=1, metavar="N", help="images at once; default: 1")
+    parser.add_argument("--batch-size", type=positive_int, default=1, metavar="N", help="images per batch; default: 1")
 
 
 def add_dataset_options(parser: argparse.ArgumentParser) -> None:
     """Adds how a dataset is read."""
-    workers = "processes that load data; default: depends on cores and device"
+    workers = "data loading processes; default: by cores and device"
     parser.add_argument("--workers", type=non_negative_int, metavar="N", help=workers)
-    parser.add_argument("--layout", default="auto", choices=LAYOUTS, help="of the dataset; default: detected from DATA")
-    parser.add_argument("--sbd", metavar="DIR", help="folder with SBD, for VOC's split trainaug")
+    parser.add_argument("--layout", default="auto", choices=LAYOUTS, help="dataset layout; default: detected")
+    parser.add_argument("--sbd", metavar="DIR", help="folder with SBD, for VOC's trainaug split")
     own = parser.add_argument_group("your own images and masks")
-    own.add_argument("--classes", type=class_names, metavar="NAMES", help="comma-separated, or a label space")
-    own.add_argument("--ids", type=mask_values, metavar="VALUES", help="of the classes: 1-150, 0,255 or official")
-    own.add_argument(
-        "--ignore", type=ignored_values, metavar="VALUES", help="to ignore, or rest, or none; default: 255"
-    )
-    own.add_argument("--colors", type=colors, help="of the classes: #ff0000,#00ff00 or a label space")
+    names = "comma-separated class names, or a label space"
+    own.add_argument("--classes", type=class_names, metavar="NAMES", help=names)
+    ids = "mask values of the classes: 1-150, 0,255 or official"
+    own.add_argument("--ids", type=mask_values, metavar="VALUES", help=ids)
+    ignore = "mask values to ignore, or rest, or none; default: 255"
+    own.add_argument("--ignore", type=ignored_values, metavar="VALUES", help=ignore)
+    own.add_argument("--colors", type=colors, help="mask colors of the classes: #ff0000,#00ff00 or a label space")
 
 
 def dataset_options(options: argparse.Namespace) -> dict[str, Any]:

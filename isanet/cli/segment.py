@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isanet._text import clean
-from isanet.cli.options import MODEL, AddCommand, add_inference_options
+from isanet.cli.options import MODEL, AddCommand, add_inference_options, add_output_options
 from isanet.cli.printing import error_text
 from isanet.errors import ImageError, IsanetError, OutputError
 from isanet.inference.outputs import SUFFIXES, find_images, plan_outputs, write_outputs
@@ -32,13 +32,12 @@ def add_commands(add_command: AddCommand) -> None:
     segment = add_command("segment", _segment, "segment images")
     segment.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders or glob patterns")
     segment.add_argument("--model", required=True, help=MODEL)
-    segment.add_argument("--output", type=Path, default=Path("segmented"), metavar="DIR", help="default: segmented")
-    segment.add_argument("--overlay", action="store_true", help="image, classes in color and legend (default)")
+    add_output_options(segment, "segmented", force="replace existing outputs")
+    segment.add_argument("--overlay", action="store_true", help="image with colored classes and a legend (default)")
     segment.add_argument("--labels", action="store_true", help="class indices, as a palette PNG")
     segment.add_argument("--areas", action="store_true", help="share of each class, as JSON")
-    ids = "official ids as NAME.png, as the benchmark's evaluation server takes them"
+    ids = "official ids as NAME.png, as the benchmark's evaluation server expects them"
     segment.add_argument("--ids", action="store_true", help=ids)
-    segment.add_argument("--force", action="store_true", help="replace existing outputs")
     add_inference_options(segment, precision="auto", int8=True)
 
 
