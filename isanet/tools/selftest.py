@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from isanet._files import atomic_write
+from isanet._files import atomic_write, write_output
 from isanet._version import __version__
 from isanet.errors import CacheError, CheckpointFormatError, IntegrityError, IsanetError
 from isanet.images.reading import RGBImage
@@ -183,7 +183,8 @@ def record(name: str) -> Answer:
     The answer of a packaged model is written beside it: for maintainers, when the model or `toystreets` changes.
 
     Raises:
-        CacheError: The answer cannot be written.
+        CacheError: The answer cannot be written to the cache.
+        OutputError: The answer cannot be written beside a packaged model.
         IsanetError: The model cannot be loaded, or gives values that are not finite.
     """
     weights = model_info(name)
@@ -205,11 +206,14 @@ def _write(weights: Weights, answer: Answer) -> None:
         "labels": torch.from_numpy(answer.labels.copy()),
         "confidence": torch.from_numpy(answer.confidence).half(),  # a tenth of what float32 is allowed is lost
     }
-    path = answer_path(weights)
+    path, data = answer_path(weights), checkpoint.serialize(tensors, answer.facts)
+    if weights.packaged:
+        write_output(path, data)
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
-            file.write(checkpoint.serialize(tensors, answer.facts))
+            file.write(data)
     except OSError as error:
         raise cache.unwritable(path.parent, error) from error
 

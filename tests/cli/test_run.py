@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +10,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from isanet.cli import options
+from isanet.cli.run import _parser
+from isanet.inference.fast import optimize
 from tests.helpers import tiny_zoo
 from tests.helpers.commands import run
 from tests.helpers.file_server import FileServer
 
 ROOT = Path(__file__).parents[2]
+
+
+def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The parsers of the commands of a parser by name."""
+    found = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return dict(found[0]) if found else {}
 
 
 @pytest.mark.parametrize(
@@ -91,14 +101,23 @@ def test_debug_shows_the_traceback(tiny: FileServer) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["list"], ["--help"], ["segment", "--help"], ["cache", "path"], ["cache", "list"], ["info", "isanet_r50_voc"]],
+    [
+        ["list"],
+        ["--help"],
+        *([command, "--help"] for command in subcommands(_parser())),
+        ["cache", "path"],
+        ["cache", "list"],
+        ["info", "isanet_r50_voc"],
+    ],
 )
-def test_light_commands_do_not_import_torch(arguments: list[str]) -> None:
+def test_light_commands_are_fast_and_import_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import sys, runpy\n"
         f"sys.argv = ['isanet', *{arguments!r}]\n"
         "try:\n    runpy.run_module('isanet.cli', run_name='__main__')\n"
         "except SystemExit as stop:\n    assert not stop.code, stop.code\n"
+        "import time\n"
+        "assert time.process_time() < 1  # of the CPU, whatever else the machine does\n"
         "heavy = {'torch', 'numpy', 'PIL', 'requests', 'huggingface_hub'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
@@ -110,3 +129,29 @@ def test_a_closed_pipe_is_no_error_of_ours() -> None:
     result = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
     assert result.stdout == "{\n"
     assert result.stderr == ""
+
+
+def test_failed_addresses_are_a_list(tiny: FileServer, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.files.clear()
+    assert run("download", tiny_zoo.NAME, "--quiet") == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("isanet: http")]
+    assert lines[0].startswith(f"isanet: error: no address gave {tiny_zoo.FILE_NAME}; try again later")
+    assert [line.split(": ")[0] for line in lines[1:]] == [
+        f"  {tiny.url}/{tiny_zoo.FILE_NAME}",
+        f"  {tiny.url}/isanet_tiny.pth",
+        f"  https://127.0.0.1:1/{tiny_zoo.FILE_NAME}",
+        "  https://127.0.0.1:1/isanet_tiny.pth",
+    ]
+    assert run("selftest", tiny_zoo.NAME) == 1
+    assert len(capsys.readouterr().out.splitlines()) == 5
+
+
+def test_every_argument_has_a_help_text() -> None:
+    for command in subcommands(_parser()).values():
+        for parser in (command, *subcommands(command).values()):
+            for action in parser._actions:
+                assert action.help or isinstance(action, argparse._SubParsersAction), (parser.prog, action.dest)
+
+
+def test_precisions_are_those_of_the_inference_room() -> None:
+    assert options.PRECISIONS == tuple(optimize.PRECISIONS)

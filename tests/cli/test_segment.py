@@ -213,3 +213,13 @@ def test_segment_writes_official_ids(
     assert run("segment", "images", "--model", "mine", "--ids", "--output", "other") == 1
     assert "without official ids" in capsys.readouterr().err
     assert not Path("other").exists()
+
+
+def test_class_names_of_an_untrusted_model_are_cleaned(
+    tiny: FileServer, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    isanet.from_pretrained(tiny_zoo.NAME, classes=["\x1b[2Jcat", "dog\x9b"]).save_pretrained("untrusted")
+    assert run("segment", "images", "--model", "untrusted", "--areas") == 0
+    said = capsys.readouterr()
+    assert "[2Jcat" in said.out
+    assert all(line.isprintable() for line in (said.out + said.err).splitlines())
