@@ -1,4 +1,4 @@
-"""Several processes that do one thing together, or a single one."""
+"""Several processes that work on one task together, or a single one; and signals that end them cleanly."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from datetime import timedelta
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, TypeVar, cast
 
 import torch
@@ -22,22 +23,53 @@ log = logging.getLogger("isanet")
 
 
 def leave_signals(worker: int = 0) -> None:
-    """For `DataLoader(worker_init_fn=...)`: what is to stop a group of processes, the one that waits for them hears."""
+    """For `DataLoader(worker_init_fn=...)`: leave Ctrl-C and SIGTERM to the process that the worker reads for."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    sys.excepthook = _unless_left
+    sys.excepthook = _silent_on_lost_connections
 
 
-def _unless_left(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Nothing is said where the process that was being handed a batch has stopped in the middle of it."""
+def _silent_on_lost_connections(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print nothing when the process that a worker reads for has ended in the middle of a batch."""
     if not issubclass(kind, EOFError | ConnectionError):
         sys.__excepthook__(kind, error, trace)
 
 
-class Processes:
-    """The processes of the group, or this one alone.
+class DeferredSignals:
+    """Holds back Ctrl-C and SIGTERM until a step is complete; a second one acts at once."""
 
-    They speak through a group of their own, on gloo: it needs no GPU, and waits while one of them has more to do.
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> DeferredSignals:
+        if threading.current_thread() is threading.main_thread():  # no other thread gets signals
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) not in (None, signal.SIG_IGN):
+                    self.handlers[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.restore()
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            self.restore()
+            signal.raise_signal(number)
+        self.received = number
+        log.warning("stopping after this step and its validation; once more stops at once")
+
+    def restore(self) -> None:
+        """Put the earlier handlers back."""
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        self.handlers = {}
+
+
+class Processes:
+    """The processes of the current `torch.distributed` group, or this one alone.
+
+    They communicate through a gloo group of their own: it needs no GPU, and waits while one of them has more to do.
     """
 
     def __init__(self) -> None:
@@ -48,10 +80,10 @@ class Processes:
             self.group = distributed.new_group(backend="gloo", timeout=timedelta(days=30))
 
     def loader_workers(self, device: torch.device) -> int:
-        """How many processes should read for this one: enough to keep the model busy, not so many that they slow it."""
+        """Number of loader workers for this process: enough to keep the model busy, too few to slow it down."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        own = cores // int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size))
-        return max(1, min(own // 4 if device.type == "cpu" else own, 8))
+        share = cores // int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size))
+        return max(1, min(share // 4 if device.type == "cpu" else share, 8))
 
     def close(self) -> None:
         """Leave the group."""
@@ -59,7 +91,7 @@ class Processes:
             distributed.destroy_process_group(self.group)
 
     def gather(self, value: T) -> list[T]:
-        """The value of each process."""
+        """The value of each process, in all processes."""
         if self.group is None:
             return [value]
         values: list[Any] = [None] * self.world_size
@@ -67,13 +99,17 @@ class Processes:
         return values
 
     def run_on_all(self, work: Callable[[], T]) -> T:
-        """Do it in each process; if it fails in one, it fails in all: none waits for what never comes."""
+        """Call it in each process; if it fails in one, it fails in all, so that no rank deadlocks.
+
+        Raises:
+            IsanetError: It failed in another process; the message names it.
+        """
         failure: Exception | None = None
         try:
             result = work()
         except Exception as error:
             failure = error
-            if self.world_size > 1:  # said now, because the others may take long
+            if self.world_size > 1:  # logged now, because the others may take long
                 log.error("process %d of %d: %s", self.rank, self.world_size, error)
         try:
             failures = self.gather(None if failure is None else str(failure) or type(failure).__name__)
@@ -88,6 +124,6 @@ class Processes:
         return result
 
     def run_on_first(self, work: Callable[[], T]) -> T:
-        """Do it in the first process alone; all have the result."""
+        """Call it in the first process only; all get the result."""
         result = self.run_on_all(lambda: work() if self.rank == 0 else None)
         return cast(T, self.gather(result)[0])

@@ -1,18 +1,18 @@
-"""Training augmentation: scale, crop, mirror, change colors, normalize, pad, in upstream's order.
+"""Training augmentation: scale, crop, flip, color changes, normalization, padding, in upstream's order.
 
-Geometry and hue are torchvision's (`transforms.v2.functional`). Upstream's contrast and saturation are not: torchvision
-blends with a gray image, where upstream multiplies pixel values, or the saturation of HSV; so they are written here.
-All that is random is drawn by torch, from a generator or the global one, which `DataLoader` seeds in each worker.
+Geometry and hue are torchvision's (`transforms.v2.functional`). Contrast and saturation are written here, because
+torchvision blends with a gray image, where upstream multiplies pixel values, or the saturation in HSV.
+All random numbers come from torch: from a generator, or from the global one, which `DataLoader` seeds in each worker.
 
-Source: sssegmentation, `ssseg/modules/datasets/pipelines/transforms.py`. Here values stay floating point between two
-changes, where upstream cuts them off to 8 bits each time.
+Source: sssegmentation, `ssseg/modules/datasets/pipelines/transforms.py`. Values stay floating point between two color
+changes here, where upstream rounds them to 8 bits each time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from PIL import Image
@@ -22,21 +22,19 @@ from torchvision.transforms.v2 import functional as F  # type: ignore[import-unt
 
 from isanet.images.preprocess import target_size
 from isanet.labels import IGNORED
-
-if TYPE_CHECKING:
-    from isanet.training.recipe import Recipe
+from isanet.training.recipe import Recipe
 
 CROP_TRIES = 10
-"""How often a crop is drawn at most, until no class has too large a share of it."""
+"""Maximum number of random crops drawn to find one in which no class has too large a share."""
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 32.0, (0.5, 1.5), (0.5, 1.5), 18 / 180
-"""Largest change of brightness (of 255), ranges of the two factors, largest turn of the hue (of a full circle)."""
+"""Largest change of brightness (of 255), ranges of the two factors, largest hue rotation (of a full circle)."""
 
 
 def augmentation(
     recipe: Recipe, preprocessing: Mapping[str, Any]
 ) -> Callable[[Image.Image, Image.Image], tuple[Tensor, Tensor]]:
-    """What turns an image and its mask into a training sample: `transforms=` of the datasets.
+    """The function that turns an image and its mask into a training sample, for `transforms=` of the datasets.
 
     Args:
         recipe: Its crop, scale_range, flip, photometric and max_class_share.
@@ -71,28 +69,29 @@ def augment(
     std: list[float],
     generator: Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One training sample, at random.
+    """A random training sample.
 
     Args:
         image: RGB.
-        mask: Of the same size, mode L or P: class indices, `isanet.labels.IGNORED` where a pixel does not count.
-        crop: (height, width) of the result in pixels. A smaller image is padded all around: with `mean`, which is 0
-            after normalizing, and a mask of IGNORED.
-        scale_range: Smallest and largest scale, in multiples of the size for prediction (`target_size`).
-        flip: Probability of mirroring.
-        photometric: Probability of each change of color, see `change_colors`.
+        mask: Of the same size, mode L or P: class indices, or `isanet.labels.IGNORED`.
+        crop: (height, width) of the result in pixels. A smaller image is padded on all sides: with `mean`, which is 0
+            after normalization, and its mask with IGNORED.
+        scale_range: Smallest and largest scale, as multiples of the inference size (`target_size`).
+        flip: Probability of a horizontal flip.
+        photometric: Probability of each color change, see `change_colors`.
         max_class_share: See `random_crop`.
         short_edge: See `isanet.images.preprocess.target_size`.
         long_edge: See `isanet.images.preprocess.target_size`.
-        mean: Of red, green, blue, on the scale 0..255.
-        std: Of red, green, blue, on the scale 0..255.
-        generator: What random numbers come from; torch's global one if left out.
+        mean: Mean of red, green, blue, in 0..255.
+        std: Standard deviation of red, green, blue, in 0..255.
+        generator: Source of random numbers; torch's global generator by default.
 
     Returns:
-        The image, (3, *crop) float32, normalized as by `isanet.images.preprocess.preprocess`, and the mask, (*crop) uint8.
+        The image, (3, *crop) float32, normalized as by `isanet.images.preprocess.preprocess`, and the mask, (*crop)
+        uint8.
 
     Raises:
-        ValueError: Image and mask are not of one size, or not of these modes.
+        ValueError: Image and mask differ in size, or have another mode.
     """
     if image.size != mask.size or image.mode != "RGB" or mask.mode not in ("L", "P"):
         raise ValueError(
@@ -106,9 +105,8 @@ def augment(
         short_edge=max(1, int(short_edge * scale)),
         long_edge=max(1, int(long_edge * scale)),
     )
-    # As for prediction: no antialiasing. A mask has the values of the pixels that lie nearest to the middles of its
-    # new ones, as middles are what the image's interpolation goes by (OpenCV goes by corners there: up to half a
-    # pixel beside it).
+    # No antialiasing, as in inference. Masks are resized by NEAREST_EXACT, which samples at pixel centers like the
+    # image's interpolation; OpenCV, and plain NEAREST, sample at corners, which is off by up to half a pixel.
     pixels_3HW = F.resize(F.pil_to_tensor(image), list(size), InterpolationMode.BILINEAR, antialias=False)
     mask_1HW = F.resize(F.pil_to_tensor(mask), list(size), InterpolationMode.NEAREST_EXACT)
 
@@ -123,19 +121,19 @@ def augment(
     padding = [before, above, crop[1] - width - before, crop[0] - height - above]
     image_3HW = F.pad(image_3HW, padding, fill=0.0)
     mask_1HW = F.pad(mask_1HW, padding, fill=IGNORED)
-    return image_3HW.contiguous(), mask_1HW[0].contiguous()  # of their own memory, not of the whole image's
+    return image_3HW.contiguous(), mask_1HW[0].contiguous()  # not views that keep the whole image in memory
 
 
 def random_crop(
     mask_HW: Tensor, crop: tuple[int, int], max_class_share: float, generator: Generator | None = None
 ) -> tuple[int, int, int, int]:
-    """Where to crop: at random, so that no single class fills it, as far as `CROP_TRIES` tries find such a place.
+    """A random crop that no single class dominates, if `CROP_TRIES` tries find one.
 
     Args:
         mask_HW: (H, W) uint8, class indices and IGNORED.
-        crop: (height, width) in pixels; along a side that is shorter the whole is taken.
-        max_class_share: Every class must have less than this share of the pixels that count; 1 for any crop. If
-            no try is such, the last one is taken.
+        crop: (height, width) in pixels; a shorter side of the mask is taken in full.
+        max_class_share: Every class must have less than this share of the pixels that are not ignored; 1 accepts any
+            crop. If no try succeeds, the last one is taken.
         generator: See `augment`.
 
     Returns:
@@ -145,7 +143,7 @@ def random_crop(
     height, width = min(crop[0], H), min(crop[1], W)
     tries = CROP_TRIES if max_class_share < 1 and (height, width) != (H, W) else 1
     for _ in range(tries):
-        top, left = _whole(H - height + 1, generator), _whole(W - width + 1, generator)
+        top, left = _random_int(H - height + 1, generator), _random_int(W - width + 1, generator)
         counts = torch.bincount(mask_HW[top : top + height, left : left + width].flatten(), minlength=IGNORED + 1)
         counts = counts[:IGNORED]
         if counts.max() < max_class_share * counts.sum():
@@ -154,14 +152,14 @@ def random_crop(
 
 
 def change_colors(pixels_3HW: Tensor, probability: float, generator: Generator | None = None) -> Tensor:
-    """Upstream's photometric distortion: brightness, contrast, saturation and hue, each with one probability.
+    """Upstream's photometric distortion: brightness, contrast, saturation and hue, each with the same probability.
 
-    Brightness is added, contrast multiplied, saturation multiplied in HSV, hue turned in HSV. Contrast comes second or
-    last, at random.
+    Brightness is added, contrast multiplied, saturation multiplied in HSV, hue rotated in HSV. Contrast is changed
+    second or last, at random.
 
     Args:
-        pixels_3HW: (3, H, W), floating point, red, green, blue of 0..255; left as it is.
-        probability: Of each of the four, 0..1.
+        pixels_3HW: (3, H, W), floating point, red, green, blue in 0..255; not changed.
+        probability: Probability of each of the four, 0..1.
         generator: See `augment`.
 
     Returns:
@@ -185,12 +183,12 @@ def change_colors(pixels_3HW: Tensor, probability: float, generator: Generator |
 
 
 def _saturated(x_3HW: Tensor, factor: float) -> Tensor:
-    """Saturation of HSV, times a factor, at most 1: hue and value stay, distances to the largest channel are scaled."""
+    """Multiply the saturation in HSV, up to 1: hue and value stay, distances to the largest channel are scaled."""
     largest = x_3HW.amax(dim=0)
     distance = largest - x_3HW
-    # Saturation 1 is reached where the smallest channel becomes 0
-    most = largest / distance.amax(dim=0).clamp(min=1e-6)
-    return largest - distance * most.clamp(max=factor)
+    # Saturation is 1 where the smallest channel becomes 0
+    max_factor = largest / distance.amax(dim=0).clamp(min=1e-6)
+    return largest - distance * max_factor.clamp(max=factor)
 
 
 def _uniform(low: float, high: float, generator: Generator | None) -> float:
@@ -201,5 +199,5 @@ def _happens(probability: float, generator: Generator | None) -> bool:
     return torch.rand((), generator=generator, dtype=torch.float64).item() < probability
 
 
-def _whole(below: int, generator: Generator | None) -> int:
+def _random_int(below: int, generator: Generator | None) -> int:
     return int(torch.randint(below, (), generator=generator))

@@ -1,8 +1,7 @@
-"""Batches for training that depend on the seed and the step alone: not on workers, processes, or where a run went on.
+"""Training batches that depend only on the seed and the step, not on workers, processes, or where a run was resumed.
 
-The images of all epochs stand in one row, each epoch in an order of its own, and the row is cut into steps of equal
-length. So every image is seen exactly as often as there are epochs, there is no short last batch, and sizes of
-batches differ by one at most.
+The images of all epochs form one sequence, each epoch in its own order, which is cut into steps of equal length. So
+every image is seen exactly once per epoch, there is no short last batch, and batch sizes differ by at most one.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from isanet.errors import IsanetError
 from isanet.training.recipe import Recipe
 
 
-class Place(NamedTuple):
+class Draw(NamedTuple):
     """One image in one epoch."""
 
     epoch: int
@@ -28,79 +27,78 @@ class Place(NamedTuple):
 
 
 def seed_of(*parts: object) -> int:
-    """A seed of 63 bits for something that is drawn at random, from what it is."""
+    """A 63-bit seed, derived from what it is for."""
     return int.from_bytes(sha256(" ".join(map(str, parts)).encode()).digest()[:8], "big") >> 1
 
 
-class Batches(Sampler[list[Place]]):
-    """What one process takes in each step of the optimizer.
+class Batches(Sampler[list[Draw]]):
+    """One process's images in each optimizer step.
 
     Args:
-        images: Number of images of the dataset.
+        num_images: Number of images in the dataset.
         recipe: Its epochs, batch_size, accumulate and seed.
-        rank: Of the process.
-        world: Number of processes; images of a step are dealt out among them, in turn.
+        rank: Rank of the process.
+        world_size: Number of processes; the images of a step are dealt out among them in turn.
 
     Attributes:
-        steps: Number of steps in all.
-        start: The step to begin with, for a run that goes on.
+        steps: Total number of steps.
+        total: Total number of images, over all epochs and processes.
+        start: The first step to yield, for a resumed run.
 
     Raises:
-        ValueError: A step has fewer images than there are processes and parts.
+        ValueError: A step has fewer images than there are processes and gradient accumulation steps.
     """
 
-    def __init__(self, images: int, recipe: Recipe, rank: int = 0, world: int = 1) -> None:
-        self.images, self.seed, self.rank, self.world = images, recipe.seed, rank, world
-        self.total = images * recipe.epochs
+    def __init__(self, num_images: int, recipe: Recipe, rank: int = 0, world_size: int = 1) -> None:
+        self.num_images, self.seed, self.rank, self.world_size = num_images, recipe.seed, rank, world_size
+        self.total = num_images * recipe.epochs
         self.steps = -(-self.total // recipe.batch_size)
         self.start = 0
         smallest = self.total // self.steps
-        if smallest < world * recipe.accumulate:
+        if smallest < world_size * recipe.accumulate:
             raise ValueError(
-                f"a step of {smallest} of {self.total} images (epochs x images) cannot be shared out among {world} "
-                f"processes and {recipe.accumulate} parts: each needs one at least; take fewer, or a larger batch_size"
+                f"a step of {smallest} of {self.total} images (epochs x images) cannot be divided among {world_size} "
+                f"processes and {recipe.accumulate} accumulation steps: each needs at least one image; use fewer, or a "
+                "larger batch_size"
             )
 
     def seen(self, step: int) -> int:
-        """Number of images before a step, over all epochs and processes."""
+        """Number of images seen before a step, over all epochs and processes."""
         return step * self.total // self.steps
 
     def __len__(self) -> int:
         return self.steps - self.start
 
-    def __iter__(self) -> Iterator[list[Place]]:
+    def __iter__(self) -> Iterator[list[Draw]]:
         orders: dict[int, list[int]] = {}
         for step in range(self.start, self.steps):
-            row = range(self.seen(step), self.seen(step + 1))
-            orders = {
-                epoch: orders.get(epoch) or self._order(epoch)
-                for epoch in range(row[0] // self.images, row[-1] // self.images + 1)
-            }
-            places = [Place(at // self.images, orders[at // self.images][at % self.images]) for at in row]
-            yield places[self.rank :: self.world]
+            positions = [divmod(index, self.num_images) for index in range(self.seen(step), self.seen(step + 1))]
+            epochs = sorted({epoch for epoch, _ in positions})
+            orders = {epoch: orders.get(epoch) or self._order(epoch) for epoch in epochs}
+            yield [Draw(epoch, orders[epoch][index]) for epoch, index in positions][self.rank :: self.world_size]
 
     def _order(self, epoch: int) -> list[int]:
         generator = torch.Generator().manual_seed(seed_of("order", self.seed, epoch))
-        order: list[int] = torch.randperm(self.images, generator=generator).tolist()
+        order: list[int] = torch.randperm(self.num_images, generator=generator).tolist()
         return order
 
 
 class Samples(Dataset[Any]):
-    """Augmented images; what is drawn at random depends on the seed, the epoch and the image alone.
+    """Augmented images; random augmentation depends only on the seed, the epoch and the image.
 
-    An error is a value, because raised in a worker it would lose its message.
+    An error is returned, because raised in a worker it would lose its message.
     """
 
     def __init__(self, dataset: SegmentationDataset, transforms: Any, seed: int) -> None:
         self.dataset, self.transforms, self.seed = dataset, transforms, seed
 
-    def __getitem__(self, place: Place) -> tuple[Tensor, Tensor] | IsanetError:
+    def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor] | IsanetError:
         try:
-            image, mask = self.dataset.pair(place.image)
+            image, mask = self.dataset.pair(draw.image)
         except IsanetError as error:
             return error
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of("sample", self.seed, *place))
+            torch.manual_seed(seed_of("sample", self.seed, *draw))
             image_3HW, mask_HW = self.transforms(image, mask)
         return image_3HW, mask_HW
 
@@ -114,5 +112,5 @@ def collate(samples: Sequence[tuple[Tensor, Tensor] | IsanetError]) -> tuple[Ten
         pairs.append(sample)
     if len({(image.shape, mask.shape) for image, mask in pairs}) > 1:
         sizes = ", ".join(sorted({f"{tuple(image.shape)} and {tuple(mask.shape)}" for image, mask in pairs})[:3])
-        return ValueError(f"the dataset's transforms must give images and masks of one size; they gave {sizes}")
+        return ValueError(f"the dataset's transforms must return images and masks of one size; they returned {sizes}")
     return torch.stack([image for image, _ in pairs]), torch.stack([mask for _, mask in pairs])

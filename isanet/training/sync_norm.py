@@ -1,6 +1,6 @@
-"""Batch norm over the images of all processes, also where torch has none.
+"""Batch norm synchronized over all processes, on any device.
 
-torch's own SyncBatchNorm runs on GPUs only, so that it cannot be used, nor a training checked, without one.
+torch's own SyncBatchNorm runs on GPUs only; this one lets CPUs train in several processes, and tests check it.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from torch import Tensor, distributed, nn
 
 
 def synchronized(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model with batch norms whose statistics in training are those of all processes.
+    """Replace batch norms, in place, by ones whose training statistics are shared by all processes.
 
-    Parameters and buffers are the same ones, under the same names.
+    Parameters and buffers stay the same objects, under the same names.
     """
     if device.type == "cuda":
         result: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
@@ -28,7 +28,7 @@ def synchronized(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all processes; so is its gradient, because each process's loss depends on it."""
+    """Sum over all processes; the gradient is summed too, because each process's loss depends on the sum."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ class _Sum(torch.autograd.Function):
 
 
 class _SyncBatchNorm(nn.BatchNorm2d):
-    """Mean and variance by two sums over all processes, of the values and of their squared distances from the mean."""
+    """Mean and variance from two sums over all processes: of the values, and of their squared deviations."""
 
     @classmethod
     def of(cls, norm: nn.BatchNorm2d) -> _SyncBatchNorm:

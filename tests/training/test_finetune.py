@@ -27,12 +27,14 @@ from torch import nn
 
 import isanet
 from isanet.datasets import Folder, SegmentationDataset, open_train_and_val
-from isanet.errors import CacheError, CheckpointError, DatasetError, IsanetError
+from isanet.errors import CheckpointError, DatasetError, IsanetError, OutputError
 from isanet.labels import IGNORED
 from isanet.model import ISANet
 from isanet.training import Recipe, preflight
-from isanet.training import finetune as finetuning
-from isanet.training.finetune import finetune, update_average
+from isanet.training import loop, plan
+from isanet.training.finetune import finetune
+from isanet.training.optim import freeze, update_average
+from isanet.training.state import STATE_FILE, read_state
 from tests.helpers.disk import full_at
 from tests.helpers.hub_server import HubServer
 
@@ -144,7 +146,7 @@ def test_images_show_how_it_went(sets: tuple[Folder, Folder], tmp_path: Path) ->
 def test_without_validation_data_the_last_model_is_kept(sets: tuple[Folder, Folder], tmp_path: Path) -> None:
     run = finetune(tiny(), sets[0], None, RECIPE, tmp_path / "run", device="cpu", workers=0, progress=False)
     assert (run.report, run.best) == (None, None)
-    last = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["model"]
+    last = read_state(tmp_path / "run" / STATE_FILE).model
     kept = isanet.from_pretrained(tmp_path / "run").state_dict()
     assert all(torch.equal(last[name], value) for name, value in kept.items())
     assert "Measured" not in (tmp_path / "run" / "README.md").read_text()
@@ -169,7 +171,7 @@ def test_a_model_given_by_its_place_gets_the_classes_of_the_data(
         run = go(str(tmp_path / "other"), sets, tmp_path / "run", replace(RECIPE, lr=1e-12))
     assert run.model.classes == CLASSES
     assert run.model.palette == sets[0].palette
-    assert "drawn anew, but for sea" in caplog.text
+    assert "randomly initialized, except for sea" in caplog.text
     row = run.model.classifier.weight[CLASSES.index("sea")]
     torch.testing.assert_close(row, other.classifier.weight[0], atol=1e-8, rtol=0)  # the rate is next to nothing
     assert run.model.provenance["started_from"] == "other"
@@ -198,10 +200,11 @@ def test_transforms_of_the_data_take_the_place_of_the_recipes(data: Path, tmp_pa
 
 def test_it_validates_and_keeps_the_average_where_there_is_one(sets: tuple[Folder, Folder], tmp_path: Path) -> None:
     run = go(tiny(), sets, tmp_path / "run", replace(RECIPE, ema=0.5, epochs=1))
-    state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    state = read_state(tmp_path / "run" / STATE_FILE)
     kept = run.model.state_dict()
-    assert all(torch.equal(state["average"][name], value) for name, value in kept.items())
-    assert not torch.equal(state["model"]["classifier.weight"], kept["classifier.weight"])
+    assert state.average is not None
+    assert all(torch.equal(state.average[name], value) for name, value in kept.items())
+    assert not torch.equal(state.model["classifier.weight"], kept["classifier.weight"])
 
 
 def test_the_average_moves_by_its_decay() -> None:
@@ -285,22 +288,23 @@ SCRIPT = """
 import json, logging, os, sys
 from pathlib import Path
 import torch
-from isanet.training import finetune as finetuning
+from isanet.training import loop, plan
+from isanet.training.finetune import finetune
 from isanet.datasets import Folder
 from tests.training.test_finetune import RECIPE, tiny
 from isanet.training import Recipe
 root, output, recipe, save_every = sys.argv[1:5]
 logging.basicConfig(level=logging.WARNING)
-finetuning.SAVE_EVERY = float(save_every)
+loop.SAVE_EVERY = float(save_every)
 second = os.environ.get("RANK") == "1"
 if sys.argv[7] == "an error in one" and second:
-    finetuning.check_loss = None
+    plan.check_loss = None
 sets = Folder(root, "train"), Folder(root, "val")
 model = tiny(dropout=float(sys.argv[5]), gradient_checkpointing=True)
 if sys.argv[7] == "another model in one" and second:
     torch.nn.init.normal_(model.classifier.weight)
-run = finetuning.finetune(model, *sets, Recipe.from_json(recipe), output, device="cpu",
-                          workers=int(sys.argv[6]), progress=False)
+run = finetune(model, *sets, Recipe.from_json(recipe), output, device="cpu",
+               workers=int(sys.argv[6]), progress=False)
 print("done", run.best)
 """
 
@@ -480,10 +484,10 @@ def test_a_signal_is_obeyed_after_the_step(
     wait_for_step(process, tmp_path / "run", 1)
     os.killpg(process.pid, number)  # as terminals and batch systems do: to the process that reads, too
     shown = finished(process, code)
-    assert "goes on from there" in shown
-    state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
-    assert 0 < state["step"] == len(rows(tmp_path / "run")) < 700
-    assert f"stopped after step {state['step']} of 700" in shown
+    assert "resumes there" in shown
+    state = read_state(tmp_path / "run" / STATE_FILE)
+    assert 0 < state.step == len(rows(tmp_path / "run")) < 700
+    assert f"stopped after step {state.step} of 700" in shown
 
 
 def test_a_finished_run_is_not_trained_again(sets: tuple[Folder, Folder], tmp_path: Path) -> None:
@@ -508,7 +512,7 @@ def test_it_goes_on_only_with_the_same(
 ) -> None:
     go(tiny(), sets, tmp_path / "run", RECIPE)
     model, train, val, recipe = change(tiny(), *sets)
-    with pytest.raises(ValueError, match=f"a run with another {what}"):
+    with pytest.raises(OutputError, match=f"a run with another {what}"):
         go(model, (train, val), tmp_path / "run", recipe)
     go(model, (train, val), tmp_path / "run", recipe, overwrite=True)
 
@@ -522,7 +526,7 @@ def _shifted(model: ISANet) -> ISANet:
 def test_a_folder_with_something_else_in_it_is_left_alone(sets: tuple[Folder, Folder], tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("all my work")
-    with pytest.raises(ValueError, match="holds something else"):
+    with pytest.raises(OutputError, match="holds something else"):
         go(tiny(), sets, tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
 
@@ -541,10 +545,10 @@ def test_a_state_that_is_none_is_never_run(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
     if contents is None:
-        torch.save({"run": Evil()}, tmp_path / "run" / "last.pt")
+        torch.save({"run": Evil()}, tmp_path / "run" / STATE_FILE)
     else:
-        (tmp_path / "run" / "last.pt").write_bytes(contents)
-    with pytest.raises(CheckpointError, match=r"last\.pt cannot be read"):
+        (tmp_path / "run" / STATE_FILE).write_bytes(contents)
+    with pytest.raises(CheckpointError, match=f"{STATE_FILE} cannot be read"):
         go(tiny(), sets, tmp_path / "run")
     assert not (tmp_path / "executed").exists()
 
@@ -590,14 +594,14 @@ def test_images_in_both_sets_are_said(
     sets: tuple[Folder, Folder], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = go(tiny(), (sets[0], sets[0]), tmp_path / "run", replace(RECIPE, epochs=1))
-    assert "7 images are in the training and in the validation data" in caplog.text
+    assert "7 images are in both the training and the validation data" in caplog.text
     assert "of which 7 are in the training data too" in run.model.provenance["measured"]
 
 
 def test_masks_without_anything_to_learn_are_an_error(data: Path, tmp_path: Path) -> None:
     for path in (data / "masks" / "train").iterdir():
         Image.new("L", (48, 40), IGNORED).save(path)
-    with pytest.raises(DatasetError, match="all are ignored"):
+    with pytest.raises(DatasetError, match="all pixels .* are ignored"):
         go(tiny(), (Folder(data, "train"), Folder(data, "val")), tmp_path / "run")
 
 
@@ -618,16 +622,16 @@ def test_shares_are_shown_and_absent_classes_said(data: Path, tmp_path: Path, ca
 def test_a_loss_that_is_not_finite_is_said_at_once(sets: tuple[Folder, Folder], tmp_path: Path) -> None:
     with pytest.raises(IsanetError, match=r"step (\d+) is (nan|inf).*has the state after step 0.*lower lr"):
         go(tiny(), sets, tmp_path / "run", replace(RECIPE, lr=1e18, epochs=20))
-    state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
-    assert all(value.isfinite().all() for value in state["model"].values() if value.is_floating_point())
+    state = read_state(tmp_path / "run" / STATE_FILE)
+    assert all(value.isfinite().all() for value in state.model.values() if value.is_floating_point())
 
 
 def test_a_loss_that_is_not_finite_once_loses_nothing(
     data: Path, sets: tuple[Folder, Folder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An image of nothing but NaN: by then it has been through batch norm."""
-    monkeypatch.setattr(finetuning, "SAVE_EVERY", 0.0)
-    augmentation = finetuning.augmentation
+    monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)
+    augmentation = loop.augmentation
 
     def broken(recipe: Recipe, preprocessing: Any) -> Any:
         calls, good = iter(range(100)), augmentation(recipe, preprocessing)
@@ -638,10 +642,10 @@ def test_a_loss_that_is_not_finite_once_loses_nothing(
 
         return augment
 
-    monkeypatch.setattr(finetuning, "augmentation", broken)
+    monkeypatch.setattr(loop, "augmentation", broken)
     with pytest.raises(IsanetError, match=r"the loss of step 4 is nan.*the state after step 3"):
         go(tiny(), sets, tmp_path / "run")
-    monkeypatch.setattr(finetuning, "augmentation", augmentation)
+    monkeypatch.setattr(loop, "augmentation", augmentation)
     go(tiny(), sets, tmp_path / "run")
     go(tiny(), sets, tmp_path / "never broken")
     assert same_bytes(tmp_path / "run", tmp_path / "never broken")
@@ -651,7 +655,7 @@ def test_a_full_disk_is_said_and_what_is_there_stays(start: Callable[..., Any], 
     """A limit to the size of files, which stands for the disk's."""
     shown = finished(start(tmp_path / "run", limit=600_000), 1)
     assert "cannot write" in shown
-    assert "last.pt" in shown
+    assert STATE_FILE in shown
     assert not list((tmp_path / "run").iterdir())  # known before the first step
     finished(start(tmp_path / "run"))
 
@@ -661,7 +665,7 @@ def test_a_disk_that_will_not_do_is_said_before_the_first_step(
 ) -> None:
     usage = type("usage", (), {"free": 3_000_000})
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
-    with pytest.raises(CacheError, match="will need about 4 MiB, and 2 are free"):
+    with pytest.raises(OutputError, match="will need about 4 MiB, and 2 are free"):
         go(tiny(), sets, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -670,9 +674,9 @@ def test_a_disk_that_fills_up_in_between_loses_nothing(
     sets: tuple[Folder, Folder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go(tiny(), sets, tmp_path / "whole")
-    monkeypatch.setattr(finetuning, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)
     full_at(monkeypatch, file=9)
-    with pytest.raises(CacheError, match="No space left"):
+    with pytest.raises(OutputError, match="No space left"):
         go(tiny(), sets, tmp_path / "run")
     assert not list((tmp_path / "run").glob(".isanet-*"))
     go(tiny(), sets, tmp_path / "run")
@@ -684,7 +688,7 @@ def test_a_batch_that_cannot_fit_is_said(
 ) -> None:
     recipe = replace(RECIPE, batch_size=8, epochs=8, crop=(256, 256))
     needed = preflight.step_memory(tiny(), recipe, 8)
-    monkeypatch.setattr(finetuning, "free_memory", lambda device: needed * 2 // 3)
+    monkeypatch.setattr(plan, "free_memory", lambda device: needed * 2 // 3)
     with pytest.raises(ValueError, match=r"needs about .*accumulate=2"):
         go(tiny(), sets, tmp_path / "run", recipe)
     assert not (tmp_path / "run").exists()
@@ -695,7 +699,7 @@ def test_what_a_step_needs_is_foreseen(frozen: bool) -> None:
     """Against what autograd really keeps on the processor."""
     model = tiny().train()
     if frozen:
-        finetuning.freeze(model, "backbone")
+        freeze(model, "backbone")
     recipe = replace(RECIPE, crop=(96, 128))
     kept: dict[int, int] = {}
     alive = []
@@ -725,7 +729,7 @@ def test_a_batch_of_one_with_training_batch_norm_is_said(
 
 
 def test_steps_with_fewer_images_than_parts_are_an_error(sets: tuple[Folder, Folder], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="cannot be shared out"):
+    with pytest.raises(ValueError, match="cannot be divided"):
         go(tiny(), sets, tmp_path / "run", replace(RECIPE, batch_size=8, accumulate=8, epochs=1))
 
 

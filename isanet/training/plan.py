@@ -1,0 +1,190 @@
+"""The plan of a training run: everything that can be checked and decided before an image is read."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from isanet._processes import Processes
+from isanet.datasets.base import SegmentationDataset
+from isanet.errors import DatasetError
+from isanet.evaluation.evaluate import match_classes, weights_digest
+from isanet.labels import LABEL_SPACES
+from isanet.model import ISANet
+from isanet.training.batches import Batches, seed_of
+from isanet.training.optim import freeze, keep_statistics
+from isanet.training.preflight import check_loss, check_memory, free_memory
+from isanet.training.recipe import Recipe
+from isanet.zoo.pretrained import from_pretrained
+
+log = logging.getLogger("isanet")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A training run as one of its processes sees it; nothing is written yet.
+
+    Attributes:
+        model: The network to train, a copy of its own, with the classes of the data.
+        origin: Where its weights came from.
+        train: Images with masks.
+        val: The same for validation, or None.
+        recipe: How to train.
+        folder: Where everything is written.
+        workers: Processes that read and augment for this one.
+        progress: Show a bar; None shows it on a terminal.
+        batches: This process's share of each step.
+        num_shared: Number of images that are in both datasets.
+        fingerprint: What must be equal for a run to be resumed, and in all processes; plain values.
+    """
+
+    model: ISANet
+    origin: dict[str, str]
+    train: SegmentationDataset
+    val: SegmentationDataset | None
+    recipe: Recipe
+    folder: Path
+    workers: int
+    progress: bool | None
+    batches: Batches
+    num_shared: int
+    fingerprint: dict[str, Any]
+
+
+def plan_training(
+    model: ISANet | str | os.PathLike[str],
+    train: SegmentationDataset,
+    val: SegmentationDataset | None,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    workers: int | None,
+    progress: bool | None,
+    device: torch.device,
+    processes: Processes,
+) -> Plan:
+    """Check the arguments of `isanet.finetune` and decide how to train.
+
+    Raises:
+        ValueError: Model, data and recipe do not go together, or a step does not fit into memory.
+        DatasetError: The data have no masks.
+    """
+    for dataset in (train, val):
+        if dataset is not None and not isinstance(dataset, SegmentationDataset):
+            raise ValueError(f"expected a dataset of isanet.datasets, got {type(dataset).__name__}")
+        if dataset is not None and not dataset.has_masks:
+            raise DatasetError(f"the ground truth of {dataset} is not published, so nothing can be learned from it")
+    if workers is not None and workers < 0:
+        raise ValueError(f"workers must be at least 0, got {workers}")
+    batches = Batches(len(train), recipe, processes.rank, processes.world_size)
+    torch.manual_seed(seed_of("model", recipe.seed))  # new classifiers are randomly initialized
+    network = _start_model(model, train)
+    if val is not None:
+        match_classes(network, val.label_space, None)
+    if not network.preprocessing:
+        raise ValueError(
+            "the model has no preprocessing; build it with preprocessing={'short_edge': ..., 'long_edge': ..., "
+            "'mean': ..., 'std': ...}"
+        )
+    check_loss(network, recipe)
+    _freeze(network, recipe)
+    # A name would make reports compare the network with the released weights
+    origin, network.provenance = dict(network.provenance), {}
+    num_shared = 0 if val is None else len(_image_names(train) & _image_names(val))
+    if num_shared:
+        log.warning(
+            "%d images are in both the training and the validation data, so the validation mIoU says little", num_shared
+        )
+    plan = Plan(
+        model=network,
+        origin=origin,
+        train=train,
+        val=val,
+        recipe=recipe,
+        folder=folder,
+        workers=processes.loader_workers(device) if workers is None else workers,
+        progress=progress if processes.rank == 0 else False,
+        batches=batches,
+        num_shared=num_shared,
+        fingerprint=_fingerprint(network, train, val, recipe),
+    )
+    _check_batch(plan, device, processes.world_size)
+    return plan
+
+
+def _start_model(model: ISANet | str | os.PathLike[str], train: SegmentationDataset) -> ISANet:
+    """A copy to train, with the classes of the data."""
+    if not isinstance(model, str | os.PathLike):
+        match_classes(model, train.label_space, None)
+        return deepcopy(model)
+    network = from_pretrained(model)
+    origin = network.provenance.get("name") or (Path(model).name if Path(model).exists() else os.fspath(model))
+    if network.classes != train.classes:
+        kept = [name for name in train.classes if name in network.classes]
+        network = from_pretrained(model, classes=list(train.classes))
+        log.info(
+            "%s has other classes: its classifiers are randomly initialized%s",
+            os.fspath(model),
+            f", except for {', '.join(kept)}" if kept else "",
+        )
+    network.palette = train.palette
+    network.label_space = train.label_space.name if train.label_space.name in LABEL_SPACES else None
+    network.config |= {"palette": [list(color) for color in train.palette], "label_space": network.label_space}
+    network.provenance["started_from"] = origin
+    return network
+
+
+def _freeze(model: ISANet, recipe: Recipe) -> None:
+    if recipe.freeze_backbone:
+        freeze(model, "backbone")
+    if recipe.freeze_batch_norm:
+        keep_statistics(model)
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.requires_grad_(False)
+
+
+def _check_batch(plan: Plan, device: torch.device, world_size: int) -> None:
+    """Warn of batches of a single image for batch norm, and check that a step fits into memory."""
+    recipe, batches = plan.recipe, plan.batches
+    smallest = batches.total // batches.steps // world_size // recipe.accumulate
+    if smallest == 1 and not recipe.freeze_batch_norm and not (recipe.sync_batch_norm and world_size > 1):
+        log.warning(
+            "batch norm will see a single image at a time, which often trains badly; use a larger batch_size, "
+            "less gradient accumulation (accumulate), or freeze_batch_norm=True"
+        )
+    free = free_memory(device)
+    if free is not None and plan.train.transforms is None:  # the size of a dataset's own samples is not known yet
+        sharing = int(os.environ.get("LOCAL_WORLD_SIZE", world_size)) if device.type == "cpu" else 1
+        images = -(-batches.total // batches.steps // world_size)
+        check_memory(plan.model, recipe, max(images, recipe.accumulate), free // sharing)
+
+
+def _fingerprint(
+    model: ISANet, train: SegmentationDataset, val: SegmentationDataset | None, recipe: Recipe
+) -> dict[str, Any]:
+    values = {
+        "recipe": json.loads(recipe.to_json()),
+        "model": model.config,
+        "weights": weights_digest(model),
+        "train": train.fingerprint(range(len(train))),
+        "val": None if val is None else val.fingerprint(range(len(val))),
+    }
+    result: dict[str, Any] = json.loads(json.dumps(values))  # as it is read from a file
+    return result
+
+
+def _image_names(dataset: SegmentationDataset) -> set[str]:
+    """The paths of the images, or their keys where they have no files."""
+    try:
+        return {str(dataset.image_path(index).resolve()) for index in range(len(dataset))}
+    except DatasetError:
+        return set(dataset.keys)
