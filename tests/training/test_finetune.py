@@ -30,8 +30,7 @@ from isanet.datasets import Folder, SegmentationDataset, open_train_and_val
 from isanet.errors import CheckpointError, DatasetError, IsanetError, OutputError
 from isanet.labels import IGNORED
 from isanet.model import ISANet
-from isanet.training import Recipe, preflight
-from isanet.training import loop, plan
+from isanet.training import Recipe, loop, plan, preflight
 from isanet.training.finetune import finetune
 from isanet.training.optim import freeze, update_average
 from isanet.training.state import STATE_FILE, read_state
@@ -601,7 +600,7 @@ def test_images_in_both_sets_are_said(
 def test_masks_without_anything_to_learn_are_an_error(data: Path, tmp_path: Path) -> None:
     for path in (data / "masks" / "train").iterdir():
         Image.new("L", (48, 40), IGNORED).save(path)
-    with pytest.raises(DatasetError, match="all pixels .* are ignored"):
+    with pytest.raises(DatasetError, match=r"all pixels .* are ignored"):
         go(tiny(), (Folder(data, "train"), Folder(data, "val")), tmp_path / "run")
 
 
