@@ -41,7 +41,8 @@ from isanet.training.state import STATE_FILE, HistoryRow, TrainingState, load_op
 from isanet.training.sync_norm import synchronized
 from isanet.viz.charts import to_png, training_chart
 from isanet.weights import checkpoint, hub
-from isanet.zoo.pretrained import build, from_pretrained
+from isanet.zoo.networks import fill, meta_model
+from isanet.zoo.pretrained import from_pretrained
 
 SAVE_EVERY = 60.0
 """Seconds between two writings of the training state; up to ten times as many where writing takes long."""
@@ -380,7 +381,8 @@ class Training:
             name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
             for name, value in self.candidate.state_dict().items()
         }
-        kept = build(self.candidate.config, state, provenance(plan, self.step, report))
+        kept = fill(meta_model(self.candidate.config), state)
+        kept.provenance = provenance(plan, self.step, report)
         if self.first:
             hub.save_pretrained(plan.folder, kept.state_dict(), kept.config, kept.provenance, new_card=True)
         self.kept, self.kept_step, self.report = kept, self.step, report
