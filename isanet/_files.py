@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all.
+"""Files that appear whole or not at all, and what files of the wrong kind look like.
 
 A temporary file is created beside the target, exclusively, written and brought to the disk through its one
 descriptor, and renamed. So a crash leaves the old file or the new one, and a link planted under either name is
@@ -8,6 +8,7 @@ replaced, never followed.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -107,3 +108,53 @@ def write_output(path: Path, content: bytes | memoryview | str) -> None:
         content = content.encode("utf-8", "backslashreplace")
     with output_errors(path), atomic_write(path) as file:
         file.write(content)
+
+
+# --- what a file looks like
+
+
+_WEB_PAGE = re.compile(
+    rb"(?:\xef\xbb\xbf)?\s*<(?:!--|\?xml|(?:!doctype|html|head|body|script|title|meta)\b)", re.IGNORECASE
+)
+_SIGNATURES = {
+    b"version https://": "a Git LFS pointer; fetch the file itself with `git lfs pull`",
+    b"\x1f\x8b": "a file compressed with gzip; unpack it first",
+    b"PK\x03\x04": "a zip archive",
+    b"%!PS": "PostScript (EPS)",
+    b"\xc5\xd0\xd3\xc6": "PostScript (EPS)",
+    b"%PDF": "PDF",
+}
+_HEIF_BRANDS = (b"heic", b"heix", b"mif1", b"msf1", b"avif", b"avis")
+
+
+def is_web_page(start: bytes) -> bool:
+    """Whether a file that starts with these bytes is an HTML page."""
+    return _WEB_PAGE.match(start) is not None
+
+
+def looks_like(start: bytes) -> str:
+    """What a file of an unknown format seems to be, in a few words.
+
+    Args:
+        start: Its first bytes: up to 512, or all if it is shorter.
+    """
+    if not start:
+        return "an empty file"
+    if is_web_page(start):
+        return "a web page (HTML or XML), as a login portal or a parked domain sends"
+    for signature, description in _SIGNATURES.items():
+        if start.startswith(signature):
+            return description
+    if re.match(b"\x80[\x02-\x05]", start):
+        return "a pickle, but not one that torch.save wrote"
+    if start[4:8] == b"ftyp":
+        return "HEIC or AVIF" if start[8:12] in _HEIF_BRANDS else "a video (MP4)"
+    if b"ustar" in start:
+        return "a tar archive; if torch before 0.4 wrote it, save it again with a current one"
+    if not start.strip(b"\0"):
+        return "zeros, as an interrupted copy leaves them"
+    if start.lstrip().startswith(b"<"):
+        return "HTML, SVG or XML"
+    if all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in start[:16]):
+        return f"text ({start[:16].decode('ascii')!r})"
+    return f"unknown data ({start[:8].hex(' ')})"

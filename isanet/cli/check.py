@@ -15,6 +15,7 @@ from isanet.cli.printing import error_text, megabytes
 from isanet.errors import DownloadError, IsanetError
 from isanet.weights import cache
 from isanet.weights.manifest import load_manifest, load_released
+from isanet.weights.url import redacted
 
 PACKAGES = ("torch", "torchvision", "huggingface_hub", "safetensors", "requests", "pillow", "numpy", "matplotlib")
 """Those whose versions `isanet doctor` tells."""
@@ -117,7 +118,7 @@ def _doctor(options: argparse.Namespace) -> int:
     print("settings:")
     for name in SETTINGS:
         value = os.environ.get(name, "")
-        print(f"  {name}={clean(download.redacted(value) if '://' in value else value)}")
+        print(f"  {name}={clean(redacted(value) if '://' in value else value)}")
     for name in SECRET_SETTINGS:
         print(f"  {name} is {'set' if os.environ.get(name) or os.environ.get(name.lower()) else 'not set'}")
     if download.offline():
@@ -167,7 +168,7 @@ def _check_models() -> bool:
 
 def _check_addresses() -> bool:
     """Asks the addresses of one model and the Hub, and prints their answers; gives whether any answers."""
-    from isanet.weights import download
+    from isanet.weights import download, http
 
     print("addresses:")
     hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
@@ -175,9 +176,9 @@ def _check_addresses() -> bool:
     reached = False
     for url in [*download.addresses(urls), hub]:
         try:
-            answer = download.probe(url)
+            answer = http.probe(url)
             reached = True
         except DownloadError as error:
             answer = f"FAILED: {error_text(error)}"
-        print(f"  {clean(download.redacted(url))}: {clean(answer)}")
+        print(f"  {clean(redacted(url))}: {clean(answer)}")
     return reached

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from isanet._files import looks_like
 from isanet.errors import ImageError
 
 RGBImage = NDArray[np.uint8]
@@ -194,28 +195,9 @@ def open_header(stream: BinaryIO, path: Path) -> Image.Image:
                 "short, damaged, or something else: fetch or export it again"
             ) from error
     raise ImageError(
-        f"{path} is not an image in a known format: it looks like {_looks_like(start)}; "
+        f"{path} is not an image in a known format: it looks like {looks_like(start)}; "
         f"convert it to one of {', '.join(FORMATS)}"
     )
-
-
-def _looks_like(start: bytes) -> str:
-    """What a file of an unknown format seems to be, by its first 16 bytes."""
-    if start.startswith((b"%!PS", b"\xc5\xd0\xd3\xc6")):
-        return "PostScript (EPS)"
-    if start.startswith(b"%PDF"):
-        return "PDF"
-    if start[4:8] == b"ftyp":
-        return (
-            "HEIC or AVIF" if start[8:12] in (b"heic", b"heix", b"mif1", b"msf1", b"avif", b"avis") else "a video (MP4)"
-        )
-    if start.startswith(b"version https://"):
-        return "a Git LFS pointer: the content was not fetched (git lfs pull)"
-    if start.lstrip().startswith(b"<"):
-        return "HTML, SVG or XML"
-    if all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in start):
-        return f"text ({start.decode('ascii')!r})"
-    return f"unknown data ({start[:8].hex(' ')})"
 
 
 def _pixels(image: Image.Image, name: str, max_pixels: int) -> RGBImage:

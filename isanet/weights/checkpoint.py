@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from isanet._files import looks_like
 from isanet.errors import CheckpointError, CheckpointFormatError, CheckpointMismatchError
 from isanet.weights.torchfile import (
     LEGACY_MAGIC,
@@ -100,28 +101,9 @@ def read_checkpoint(file: File) -> tuple[object, dict[str, str]]:
         return read_legacy(file), {}
     if head[8:9] == b"{" and 0 < int.from_bytes(head[:8], "little") < len(file.data):
         return read_safetensors(file)
-    raise CheckpointFormatError(f"{file.name} is not a checkpoint: {looks_like(file)}")
-
-
-def looks_like(file: File) -> str:
-    """What a file that is not a checkpoint seems to be, in a few words."""
-    head = file.data[:512].tobytes()
-    start = head.lstrip().lower()
-    if not head:
-        return "it is empty"
-    if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        return "it is a web page, as a login portal or a parked domain sends"
-    if head.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer; fetch the file itself with `git lfs pull`"
-    if head.startswith(b"\x1f\x8b"):
-        return "it is compressed with gzip; unpack it first"
-    if head[:1] == b"\x80":
-        return "it is a pickle, but not one that torch.save wrote"
-    if b"ustar" in head:
-        return "it is a tar archive; if torch before 0.4 wrote it, save it again with a current one"
-    if not head.strip(b"\0"):
-        return "it starts with zeros, as an interrupted copy leaves them"
-    return f"its {len(file.data):,} bytes start with {head[:8]!r}"
+    raise CheckpointFormatError(
+        f"{file.name} ({len(file.data):,} bytes) is not a checkpoint: it looks like {looks_like(head)}"
+    )
 
 
 # --- safetensors --------------------------------------------------------------------------------------------
@@ -135,7 +117,10 @@ def read_safetensors(file: File) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     length = int.from_bytes(file.data[:8].tobytes(), "little")
     if len(file.data) < 8 or length > min(len(file.data) - 8, MAX_DESCRIPTION_BYTES):
-        raise CheckpointFormatError(f"{file.name} is no safetensors file, or a truncated one: {looks_like(file)}")
+        start = file.data[:512].tobytes()
+        raise CheckpointFormatError(
+            f"{file.name} is not a safetensors file, or a truncated one: it looks like {looks_like(start)}"
+        )
     data = file.data[8 + length :]
     tensors: dict[str, Tensor] = {}
     end = 0

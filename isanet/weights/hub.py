@@ -24,6 +24,7 @@ from isanet.errors import CacheError, CheckpointFormatError, NetworkError, Offli
 from isanet.protocols import PROTOCOLS
 from isanet.weights import checkpoint, download
 from isanet.weights.manifest import load_manifest
+from isanet.weights.url import redacted
 
 CACHE_IS_UNWRITABLE = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG}
 """What the operating system says when huggingface_hub's cache cannot be written, permissions aside."""
@@ -93,7 +94,7 @@ def _our_errors(what: str) -> Iterator[None]:
 
 def _message(error: Exception) -> str:
     """One line of what an error of the client says, without the secrets of addresses in it."""
-    text = re.sub(r"\w+://[^\s'\"<>)]+", lambda url: download.redacted(url[0]), clean(str(error)))
+    text = re.sub(r"\w+://[^\s'\"<>)]+", lambda url: redacted(url[0]), clean(str(error)))
     return shortened(text, 500) or type(error).__name__
 
 

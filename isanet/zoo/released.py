@@ -268,42 +268,39 @@ def _fetch(weights: Released, step: Fetch, *, progress: bool | None, keep: bool)
     folder = cache.home()
     expected = step.expected
     cache.sweep()
-    found: list[tuple[File, nn.Module]] = []
-
-    def check(path: Path) -> None:
-        file = checkpoint.read_file(path)
-        found[:] = [(file, _convert(weights, file, expected))]
-
-    try:
-        fetched = download.fetch(
-            weights.urls,
-            folder,
-            sha256=expected,
-            size=weights.size,
-            max_size=3 * weights.payload + (64 << 20),  # with the optimizer's state a file has about twice the payload
-            check=check,
-            progress=progress,
-        )
-    except (IntegrityError, MirrorsExhaustedError) as error:
-        if expected is None or weights.sha256 is not None:
-            raise
-        raise type(error)(
-            f"{error}\nsha256 {expected} was recorded when {weights.name} was first fetched; if upstream has published "
-            f"a new file since, `isanet cache clear {weights.name} --forget` trusts it anew"
-        ) from error
-    try:
-        (file, network) = found[0]
-        if file.sha256 != fetched.sha256:
-            raise IntegrityError(
-                f"{fetched.path} changed between download and reading; something else writes to {folder}"
-            )
-        result = _store(weights, network, fetched.url, file, expected)
-        if keep:
-            fetched.path.chmod((folder / f"{weights.name}.json").stat().st_mode)  # it was private so far
-            fetched.path.replace(folder / weights.file_names[0])
-        return result
-    finally:
-        fetched.path.unlink(missing_ok=True)
+    failures = download.Failures(weights.file_names[0], folder)
+    deadline = download.deadline_from_now()
+    for url in download.addresses(weights.urls):
+        with (
+            failures.of(url),
+            download.fetch(
+                url,
+                folder,
+                sha256=expected,
+                size=weights.size,
+                max_size=3 * weights.payload + (64 << 20),  # with the optimizer's state about twice the payload
+                deadline=deadline,
+                progress=progress,
+            ) as fetched,
+        ):
+            file = checkpoint.read_file(fetched.path)
+            network = _convert(weights, file, expected)
+            if file.sha256 != fetched.sha256:
+                raise IntegrityError(
+                    f"{fetched.path} changed between download and reading; something else writes to {folder}"
+                )
+            result = _store(weights, network, fetched.url, file, expected)
+            if keep:
+                fetched.path.chmod((folder / f"{weights.name}.json").stat().st_mode)  # it was private so far
+                fetched.path.replace(folder / weights.file_names[0])
+            return result
+    failure = failures.error()
+    if expected is None or weights.sha256 is not None or not isinstance(failure, IntegrityError | MirrorsExhaustedError):
+        raise failure
+    raise type(failure)(
+        f"{failure}\nsha256 {expected} was recorded when {weights.name} was first fetched; if upstream has published "
+        f"a new file since, `isanet cache clear {weights.name} --forget` trusts it anew"
+    ) from failure
 
 
 def _convert(weights: Released, file: File, expected: str | None) -> nn.Module:

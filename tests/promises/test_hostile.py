@@ -134,7 +134,7 @@ TABLE: dict[str, dict[str, Row]] = {
         "next address": row(next_address(html())),
     },
     "More bytes than expected: stop, never fill the disk.": {
-        "without end": row(endless, isanet.IntegrityError, "{url}", "gives more than the", "stopped"),
+        "without end": row(endless, isanet.IntegrityError, "{url}", "sends more than the", "stopped"),
         "announced": row(
             answers(serving(announce=10**12, limit=0)), isanet.IntegrityError, "{url}", "announces", "allowed"
         ),
@@ -228,10 +228,10 @@ TABLE: dict[str, dict[str, Row]] = {
     "it looks like.": {
         case: row(opened(data), isanet.CheckpointFormatError, "{tmp}/given.pth", *words)
         for case, data, *words in (
-            ("empty", b"", "it is empty"),
+            ("empty", b"", "an empty file"),
             ("HTML", b"<!DOCTYPE html><title>Log in</title>", "web page"),
             ("a Git LFS pointer", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git lfs pull"),
-            ("random bytes", noise(5000).tobytes(), "5,000 bytes start with"),
+            ("random bytes", noise(5000).tobytes(), "(5,000 bytes) is not a checkpoint: it looks like unknown data"),
             ("a truncated archive", archive(tensor())[:-1], "truncated or broken"),
             ("a lying archive", archive(tensor(), {"data/0": hostile.FOUR_FLOATS * 2}), "but has 32"),
         )

@@ -14,8 +14,9 @@ from typing import NamedTuple
 import pytest
 
 from isanet.errors import DownloadError, IntegrityError, NetworkError
-from isanet.weights import download
-from isanet.weights.download import Limits, fetch
+from isanet.weights import http
+from isanet.weights.download import Limits
+from tests.helpers.downloads import fetch_first
 from tests.helpers.file_server import (
     Fault,
     FileServer,
@@ -111,7 +112,7 @@ def soaked(folder: Path) -> list[Outcome]:
             sha256 = hashlib.sha256(case.body).hexdigest() if case.known else None
             started, error = time.monotonic(), None
             try:
-                found = fetch(
+                found = fetch_first(
                     [server.url + case.path], folder, sha256=sha256, size=SIZE, max_size=4 * SIZE, limits=LIMITS
                 )
                 data = found.path.read_bytes()
@@ -147,7 +148,7 @@ def test_every_download_ends_in_a_verified_file_or_a_named_error(
     assert min(kinds.values()) > DOWNLOADS / 50
 
     # The same plan again, by a client that never resumes
-    monkeypatch.setattr(download, "_validator", lambda _: "")
+    monkeypatch.setattr(http, "_validator", lambda _: "")
     plain = soaked(tmp_path / "plain")
     mended = [
         number

@@ -32,6 +32,7 @@ from isanet.errors import (
 )
 from isanet.weights import download
 from isanet.weights.download import Fetched, Limits, fetch
+from tests.helpers.downloads import fetch_first
 from tests.helpers.file_server import FileServer, changed, cut, html, redirect, reset, serving, stall, status, trickle
 
 NAME = "/name.pth"
@@ -64,7 +65,7 @@ def get(server: FileServer, folder: Path, **how: Any) -> Fetched:
     """Fetches NAME with all that is known about it, unless told otherwise."""
     urls = how.pop("urls", [server.url + NAME])
     how = {"sha256": SHA, "size": len(BODY), "max_size": 1_000_000, "limits": QUICK, **how}
-    return fetch(urls, folder, **how)
+    return fetch_first(urls, folder, **how)
 
 
 def left_over(folder: Path) -> list[Path]:
@@ -407,7 +408,7 @@ def test_a_dead_address_is_left_at_once(folder: Path) -> None:
         url = f"http://127.0.0.1:{free.getsockname()[1]}{NAME}"
     started = time.monotonic()
     with pytest.raises(NetworkError, match="cannot be reached"):
-        fetch([url], folder, max_size=10, limits=Limits(backoff=5))
+        fetch_first([url], folder, max_size=10, limits=Limits(backoff=5))
     assert time.monotonic() - started < 3
 
 
@@ -459,7 +460,7 @@ def test_the_body_of_a_redirect_is_not_read(server: FileServer, folder: Path) ->
 def test_only_https_is_spoken(folder: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", forbidden)
     with pytest.raises(NetworkError, match="refused: only https"):
-        fetch([url], folder, max_size=10)
+        fetch_first([url], folder, max_size=10)
 
 
 def test_no_credentials_are_sent_or_told(
@@ -525,7 +526,7 @@ def test_offline_opens_no_socket(folder: Path, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv(name, value)
     urls = ["https://example.com/name.pth", "https://example.org/name.pth"]
     with pytest.raises(OfflineError) as caught:
-        fetch(urls, folder, max_size=10)
+        fetch_first(urls, folder, max_size=10)
     for words in (*urls, str(folder), name):
         assert words in str(caught.value)
     assert not folder.exists()
@@ -539,15 +540,15 @@ def test_a_mirror_on_a_shared_disk_works_offline(tmp_path: Path, folder: Path, m
     monkeypatch.setenv("ISANET_OFFLINE", "1")
     monkeypatch.setenv("ISANET_MIRROR", shared.as_uri() + "/")
     how: Any = {"max_size": 10**6, "size": len(BODY), "sha256": SHA}
-    fetched = fetch(["https://example.com/name.pth"], folder, **how)
+    fetched = fetch_first(["https://example.com/name.pth"], folder, **how)
     assert_whole(fetched, folder)
     assert fetched.url == (shared / "name.pth").as_uri()
     (shared / "name.pth").write_bytes(flipped(BODY))
     with pytest.raises(OfflineError, match="sha256"):
-        fetch(["https://example.com/name.pth"], folder, **how)
+        fetch_first(["https://example.com/name.pth"], folder, **how)
     (shared / "name.pth").unlink()
     with pytest.raises(OfflineError, match="no such file"):
-        fetch(["https://example.com/name.pth"], folder, **how)
+        fetch_first(["https://example.com/name.pth"], folder, **how)
     assert left_over(folder) == [fetched.path]
 
 
@@ -579,7 +580,7 @@ def test_the_mirror_comes_first_and_the_addresses_remain(
 def test_an_unsafe_mirror_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch, mirror: str) -> None:
     monkeypatch.setenv("ISANET_MIRROR", mirror)
     with pytest.raises(DownloadError, match="ISANET_MIRROR must be") as caught:
-        fetch(["https://example.com/name.pth"], folder, max_size=10)
+        fetch_first(["https://example.com/name.pth"], folder, max_size=10)
     assert "pssst" not in str(caught.value)
 
 
@@ -593,7 +594,7 @@ def test_a_mirror_on_loopback_may_be_plain(monkeypatch: pytest.MonkeyPatch, host
 def test_a_pipe_as_file_address_does_not_block(tmp_path: Path, folder: Path) -> None:
     os.mkfifo(tmp_path / "pipe.pth")
     with pytest.raises(NetworkError, match="no such file"):
-        fetch([(tmp_path / "pipe.pth").as_uri()], folder, max_size=10)
+        fetch_first([(tmp_path / "pipe.pth").as_uri()], folder, max_size=10)
 
 
 # --- files
@@ -618,11 +619,11 @@ def test_a_disk_that_fills_up_is_a_cache_error(server: FileServer, folder: Path)
     code = """
         import resource, sys
         from pathlib import Path
-        from isanet.weights.download import fetch
+        from tests.helpers.downloads import fetch_first
         from isanet.errors import CacheError
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
         try:
-            fetch([sys.argv[1], sys.argv[1] + "?again"], Path(sys.argv[2]), max_size=10**6)
+            fetch_first([sys.argv[1], sys.argv[1] + "?again"], Path(sys.argv[2]), max_size=10**6)
         except CacheError as error:
             print(error)
     """
@@ -669,7 +670,8 @@ def test_a_planted_link_is_never_followed(
     (folder / ".isanet-dangling.part").symlink_to(tmp_path / "nowhere")
     names = iter(["guessed", "dangling", "fresh"])
     monkeypatch.setattr(tempfile, "_get_candidate_names", lambda: names)
-    assert get(server, folder).path.name == ".isanet-fresh.part"
+    with fetch(server.url + NAME, folder, max_size=10**6) as fetched:
+        assert fetched.path.name == ".isanet-fresh.part"
     assert victim.read_text() == "precious"
     assert not (tmp_path / "nowhere").exists()
 
@@ -680,8 +682,8 @@ def test_ctrl_c_leaves_no_half_file(server: FileServer, folder: Path) -> None:
     code = """
         import sys
         from pathlib import Path
-        from isanet.weights.download import fetch
-        fetch([sys.argv[1]], Path(sys.argv[2]), max_size=10**6)
+        from tests.helpers.downloads import fetch_first
+        fetch_first([sys.argv[1]], Path(sys.argv[2]), max_size=10**6)
     """
     with run(code, server.url + NAME, str(folder)) as process:
         until = time.monotonic() + 20

@@ -285,7 +285,7 @@ def test_doctor_asks_the_first_model_that_has_addresses(
     document["weights"] = dict(reversed(document["weights"].items()))
     (package / "weights.json").write_text(json.dumps(document))
     assert isanet.list_models()[0] == NAME
-    monkeypatch.setattr("isanet.weights.download.probe", lambda url: "answers")
+    monkeypatch.setattr("isanet.weights.http.probe", lambda url: "answers")
     assert run("doctor") == 0
     assert tiny_zoo.FILE_NAME in capsys.readouterr().out
 

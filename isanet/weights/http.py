@@ -1,0 +1,277 @@
+"""One file over https: resumed against the same object only, every wait bounded.
+
+A server that trickles must end in a bounded error, and a timeout of the socket starts again with each byte. So each
+read from the socket, of headers, chunk sizes and body alike, is preceded by a look at the clock (`_PacedReader`).
+The handshake of TLS and each of its records have the timeout as a whole.
+
+Network errors are raised `from None`: the exceptions of requests quote whole addresses, which may hold secrets.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import logging
+import random
+import re
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin, urlsplit
+
+from isanet._version import __version__
+from isanet.errors import IntegrityError, NetworkError
+from isanet.weights.partfile import WEB_PAGE, PartFile, RetryError
+from isanet.weights.url import is_allowed, redacted
+
+if TYPE_CHECKING:
+    import requests
+
+log = logging.getLogger("isanet")
+
+CHUNK_BYTES = 256 * 1024
+MAX_REDIRECTS = 10
+MAX_WAIT = 120.0
+"""Most seconds between two tries; if a server asks for more by Retry-After, our own backoff is kinder."""
+
+PROBE_SECONDS = 10.0
+
+_PASSING = frozenset({429, 500, 502, 503, 504})
+
+
+def probe(url: str) -> str:
+    """Ask one address whether it answers, without downloading; returns its answer in a few words.
+
+    Raises:
+        NetworkError: It cannot be reached within ten seconds, or refuses.
+    """
+    from urllib.request import url2pathname
+
+    import requests
+
+    if url.startswith("file:"):
+        if not Path(url2pathname(urlsplit(url).path)).exists():
+            raise NetworkError("is not there")
+        return "is there"
+    if not is_allowed(url, plain=True):
+        raise NetworkError("refused: only https is spoken")
+    end = time.monotonic() + PROBE_SECONDS
+
+    def check_time() -> None:
+        if time.monotonic() > end:
+            raise NetworkError(f"did not answer within {PROBE_SECONDS:g} s")
+
+    with _session(check_time) as session:
+        try:
+            response = session.head(url, allow_redirects=False, timeout=PROBE_SECONDS)
+        except (requests.RequestException, OSError) as error:
+            raise NetworkError(f"cannot be reached: {type(error).__name__}") from None
+        return f"answers {response.status_code} {response.reason or ''}".rstrip()
+
+
+def download(url: str, part: PartFile) -> None:
+    """Write what is at an address into a part file; retried and resumed as long as that may help.
+
+    Raises:
+        NetworkError: The address is neither https nor http on loopback, cannot be reached, breaks off, stalls or
+            refuses, or the deadline has passed.
+        IntegrityError: It sends something else than the file.
+        CacheError: The file cannot be written.
+    """
+    import requests
+    import urllib3
+
+    if not is_allowed(url, plain=True):
+        raise NetworkError("refused: only https is spoken")
+    limits, fruitless = part.limits, 0
+    with _session(part.check_pace) as session:
+        while True:
+            part.seconds_left()
+            reached, wait = part.max_reached, None
+            try:
+                part.start_window()
+                return _attempt(session, url, part)
+            except RetryError as retry:
+                cause, wait = str(retry), retry.wait
+            except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+                cause = _retry_cause(error, part)
+            fruitless = 0 if part.max_reached >= reached + limits.window_bytes else fruitless + 1
+            if fruitless > limits.retries:
+                raise NetworkError(f"{cause}; gave up after {fruitless} attempts")
+            if wait is None or not 0 <= wait <= min(MAX_WAIT, part.seconds_left()):
+                wait = min(limits.backoff * 2 ** max(fruitless - 1, 0), MAX_WAIT)
+                wait *= 1 + random.random() / 4  # noqa: S311 - jitter, so that many clients do not come back together
+            log.warning(
+                "%s: %s; trying again in %.1f s, %d bytes are downloaded", redacted(url), cause, wait, part.size
+            )
+            time.sleep(min(wait, part.seconds_left()))
+
+
+def _attempt(session: requests.Session, url: str, part: PartFile) -> None:
+    """One request and its body; it resumes where the part file ends if the object can be recognized."""
+    if not part.validator:
+        part.restart()
+    resumes = part.size > 0
+    wanted = {"Range": f"bytes={part.size}-", "If-Range": part.validator} if resumes else {}
+    with _get(session, url, wanted, part) as response:
+        status, headers = response.status_code, response.headers
+        if status in _PASSING:
+            raise RetryError(f"answered {status}", _retry_after(headers.get("Retry-After", "")))
+        if status == 416 and resumes:
+            part.restart()
+            raise RetryError("answered 416 to a resume, starting again from zero")
+        if status != 200 and not (status == 206 and resumes):
+            raise NetworkError(f"answered {status}")
+        if (coding := headers.get("Content-Encoding", "").strip().lower()) not in {"", "identity"}:
+            raise NetworkError(f"refused: sends the content encoding {coding!r}, which was not asked for")
+        if headers.get("Content-Type", "").partition(";")[0].strip().lower() in {"text/html", "application/xhtml+xml"}:
+            raise IntegrityError(WEB_PAGE)
+        if status == 206:
+            part.expect(_resumed_total(headers, part))
+        else:
+            part.restart()
+            part.validator = _validator(headers)
+            part.expect(_announced_total(headers, part))
+        part.write(iter(lambda: response.raw.read1(CHUNK_BYTES, decode_content=False), b""))
+    if part.total is not None and part.size < part.total:
+        raise RetryError(f"broke off after {part.size} of {part.total} bytes")
+
+
+def _get(session: requests.Session, url: str, headers: dict[str, str], part: PartFile) -> requests.Response:
+    """The response at the end of the redirects; plain http is followed only from loopback to loopback."""
+    plain, target = not is_allowed(url, plain=False), url
+    for _ in range(MAX_REDIRECTS + 1):
+        left = part.seconds_left()
+        timeout = (min(part.limits.connect, left), min(part.limits.read, left))
+        response = session.get(target, headers=headers, stream=True, allow_redirects=False, timeout=timeout)
+        location = response.headers.get("Location")
+        if location is None or response.status_code not in {301, 302, 303, 307, 308}:
+            return response
+        response.close()
+        with suppress(ValueError):
+            location = urljoin(target, location)
+        if not is_allowed(target := location, plain=plain):
+            raise NetworkError(f"refused: redirects to {redacted(target)!r}, and only https is followed")
+    raise NetworkError(f"redirects more than {MAX_REDIRECTS} times")
+
+
+# --- headers
+
+
+def _announced_total(headers: Mapping[str, str], part: PartFile) -> int | None:
+    """The length of a whole body; None where its chunks tell the end."""
+    if "chunked" in headers.get("Transfer-Encoding", "").lower():
+        return None
+    if re.fullmatch("[0-9]{1,18}", length := headers.get("Content-Length", "")):
+        return int(length)
+    if part.expected_size is None:
+        raise NetworkError("refused: does not say how long the file is")
+    return part.expected_size
+
+
+def _resumed_total(headers: Mapping[str, str], part: PartFile) -> int:
+    """The whole length that a 206 names, if it resumes the same object exactly where `part` ends."""
+    found = re.fullmatch(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})", headers.get("Content-Range", "").strip())
+    first, total = (int(found[1]), int(found[2])) if found else (-1, -1)
+    if first == part.size and part.total in (None, total) and _validator(headers) in {"", part.validator}:
+        return total
+    part.restart()
+    raise RetryError("answered a resume with another range or object, starting again from zero")
+
+
+def _validator(headers: Mapping[str, str]) -> str:
+    """What recognizes the object in If-Range: a strong ETag, else the time of its last change, else nothing."""
+    tag = headers.get("ETag", "").strip()
+    return tag if tag.startswith('"') else headers.get("Last-Modified", "").strip()
+
+
+def _retry_after(value: str) -> float | None:
+    """Seconds that a Retry-After asks for, given as seconds or as a date; None for garbage."""
+    from email.utils import parsedate_to_datetime
+
+    if re.fullmatch("[0-9]{1,9}", value.strip()):
+        return float(value)
+    try:
+        return parsedate_to_datetime(value).timestamp() - time.time()
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+
+
+# --- the connection
+
+
+class _PacedReader(io.RawIOBase):
+    """What a socket receives, with a check before each read."""
+
+    def __init__(self, raw: io.RawIOBase, check: Callable[[], None]) -> None:
+        self.raw = raw
+        self.check = check
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        self.check()
+        return self.raw.readinto(buffer)
+
+    def close(self) -> None:
+        self.raw.close()
+        super().close()
+
+
+def _session(check: Callable[[], None]) -> requests.Session:
+    """A session with the user's proxies and certificates, but no credentials and no redirects of its own.
+
+    Args:
+        check: Called before each read from a socket; what it raises ends the request.
+    """
+    import requests
+    import requests.adapters
+
+    class Response(http.client.HTTPResponse):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            buffered: Any = self.fp
+            self.fp = io.BufferedReader(_PacedReader(buffered.detach(), check))
+
+    class Adapter(requests.adapters.HTTPAdapter):
+        def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
+            pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
+            pool.ConnectionCls = type("Connection", (type(pool).ConnectionCls,), {"response_class": Response})
+            return pool
+
+    class Session(requests.Session):
+        def get_redirect_target(self, resp: requests.Response) -> None:
+            """None: requests would read the whole body of a redirect, however long."""
+
+    session = Session()
+    session.mount("https://", Adapter())
+    session.mount("http://", Adapter())
+    session.auth = lambda request: request  # else requests takes credentials from the address or .netrc
+    session.headers.update({"User-Agent": f"isanet/{__version__}", "Accept-Encoding": "identity"})
+    return session
+
+
+def _retry_cause(error: Exception, part: PartFile) -> str:
+    """The cause of a failed request in words, if another try may help; else raises it as NetworkError."""
+    import ssl
+
+    import requests.exceptions as of_requests
+    import urllib3.exceptions as of_urllib3
+
+    root: BaseException = error
+    while inner := [e for e in (getattr(root, "reason", None), *root.args) if isinstance(e, BaseException)]:
+        root = inner[0]
+    if isinstance(root, ssl.SSLCertVerificationError):
+        advice = "if your own network presents it, name its CA bundle in REQUESTS_CA_BUNDLE"
+        raise NetworkError(f"refused: its certificate is not valid ({root.verify_message}); {advice}") from None
+    quotes_address = isinstance(root, of_requests.RequestException | of_urllib3.LocationValueError)
+    cause = type(root).__name__ if quotes_address else str(root) or type(root).__name__
+    passing = (of_requests.ConnectionError, of_requests.Timeout, of_urllib3.HTTPError)
+    handshake = (of_requests.ProxyError, of_requests.ConnectTimeout, of_requests.SSLError)
+    unreached = isinstance(error, handshake) or isinstance(root, of_urllib3.NewConnectionError)
+    if not isinstance(error, passing) or (unreached and not part.max_reached):  # a lost network may come back
+        raise NetworkError(f"cannot be reached: {cause}") from None
+    return cause
