@@ -1,7 +1,7 @@
-"""Small replicas of the datasets in their official layouts, made by code, and what goes wrong with them.
+"""Small replicas of the datasets in their official layouts, made by code, and traps for what may be wrong with them.
 
 Every image is painted in the colors of its classes (`paint`), so that the classes can be told from the pixels alone:
-exactly from PNG, by the nearest color from the JPEG files. Class indices, keys and sizes are known (`Truth`); equal
+exactly from PNG, by the nearest color from the JPEG files. Class indices, keys and sizes are known (`Replica`); equal
 seeds give equal files.
 """
 
@@ -27,7 +27,7 @@ BORDER = (224, 224, 192)
 
 
 @dataclass(frozen=True)
-class Truth:
+class Replica:
     """One split: what a dataset must read from it, and where its files lie."""
 
     root: Path
@@ -80,11 +80,11 @@ def voc(
     val: int = 4,
     seed: int = 0,
     traps: Iterable[str] = (),
-) -> dict[str, Truth]:
+) -> dict[str, Replica]:
     """PASCAL VOC 2012: JPEG images, palette masks with an ignored border, lists. Traps go into "val".
 
     Returns:
-        The truth of "train", "val", "trainval" and "test" (one image without a mask).
+        "train", "val", "trainval" and "test" (one image without a mask).
     """
     space, base = LABEL_SPACES["voc21"], root / home
     names = {
@@ -105,7 +105,7 @@ def voc(
         listed = base / "ImageSets" / "Segmentation" / f"{split}.txt"
         listed.parent.mkdir(parents=True, exist_ok=True)
         listed.write_text("".join(f"{key}\n" for key in keys))
-        result[split] = Truth(
+        result[split] = Replica(
             root,
             split,
             space,
@@ -119,7 +119,7 @@ def voc(
     return result
 
 
-def sbd(root: Path, voc_splits: dict[str, Truth], *, seed: int = 50) -> dict[str, Indices]:
+def sbd(root: Path, voc_splits: dict[str, Replica], *, seed: int = 50) -> dict[str, Indices]:
     """SBD's `benchmark_RELEASE` in `root`, next to a replica of VOC, which gets the images that are new.
 
     SBD's train has an image of VOC's train and one of VOC's val, with masks that differ from VOC's; its val has
@@ -154,7 +154,7 @@ def sbd(root: Path, voc_splits: dict[str, Truth], *, seed: int = 50) -> dict[str
     return dict(sorted(expected.items()))
 
 
-def ade20k(root: Path, *, train: int = 3, val: int = 4, seed: int = 0, traps: Iterable[str] = ()) -> dict[str, Truth]:
+def ade20k(root: Path, *, train: int = 3, val: int = 4, seed: int = 0, traps: Iterable[str] = ()) -> dict[str, Replica]:
     """ADE20K below `root/ADEChallengeData2016`: JPEG images, masks of 0 (other) to 150. Traps go into "val"."""
     space, base = LABEL_SPACES["ade20k150"], root / "ADEChallengeData2016"
     result = {}
@@ -171,14 +171,14 @@ def ade20k(root: Path, *, train: int = 3, val: int = 4, seed: int = 0, traps: It
             key: save(base / "annotations" / folder / f"{key}.png", masks[key] + np.uint8(1))  # 255 becomes 0
             for key in keys
         }
-        result[split] = Truth(root, split, space, keys, masks, images, files)
+        result[split] = Replica(root, split, space, keys, masks, images, files)
     spring(result["val"], traps)
     return result
 
 
 def cityscapes(
     root: Path, *, train: int = 3, val: int = 4, seed: int = 0, traps: Iterable[str] = ()
-) -> dict[str, Truth]:
+) -> dict[str, Replica]:
     """Cityscapes: PNG images and labelIds in folders of two cities each. Traps go into "val".
 
     Ignored pixels have the ids 0 to 6, 9, 10, 14, ... in turn. "test" has one image and a dummy mask, as published.
@@ -201,7 +201,7 @@ def cityscapes(
             save(path, ids if split != "test" else np.zeros_like(ids))
             if split != "test":
                 files[key] = path
-        result[split] = Truth(root, split, space, list(masks), masks, images, files)
+        result[split] = Replica(root, split, space, list(masks), masks, images, files)
     spring(result["val"], traps)
     return result
 
@@ -216,21 +216,21 @@ def folder(
     write: Callable[[Path, Indices], object] = save,
     seed: int = 0,
     traps: Iterable[str] = (),
-) -> dict[str | None, Truth]:
-    """`images` and `masks` of one's own, PNG both, and `classes.txt`. Traps go into the first split.
+) -> dict[str | None, Replica]:
+    """Your own folder: `images` and `masks`, both PNG, and `classes.txt`. Traps go into the first split.
 
     Args:
-        root: Is made.
+        root: Created.
         classes: Names for `classes.txt`.
         count: Images of each split.
         splits: Names of sub-folders, or None for no sub-folder.
         nested: Whether the images lie in two further folders, `a` and `b`.
-        write: Writes a mask, so that a test can code it otherwise.
-        seed: Of the classes.
+        write: Writes a mask, so that a test can encode it differently.
+        seed: Of the masks.
         traps: See `TRAPS`.
     """
     space = custom_space(classes, name=root.name)
-    result: dict[str | None, Truth] = {}
+    result: dict[str | None, Replica] = {}
     for place, split in enumerate(splits):
         keys = sorted(f"{'ab'[i % 2] + '/' if nested else ''}pic {i}.{place}" for i in range(count))
         masks, images, files = {}, {}, {}
@@ -240,34 +240,34 @@ def folder(
             files[key] = root / "masks" / (split or ".") / f"{key}.png"
             files[key].parent.mkdir(parents=True, exist_ok=True)
             write(files[key], masks[key])
-        result[split] = Truth(root, split, space, keys, masks, images, files)
+        result[split] = Replica(root, split, space, keys, masks, images, files)
     (root / "classes.txt").write_text("".join(f"{name}\n" for name in classes))
     spring(next(iter(result.values())), traps)
     return result
 
 
-def spring(truth: Truth, traps: Iterable[str]) -> None:
-    """Puts traps of `TRAPS` into a replica, at its first sample."""
+def spring(replica: Replica, traps: Iterable[str]) -> None:
+    """Spoils the first sample of a replica by some of `TRAPS`."""
     for name in traps:
-        TRAPS[name](truth)
+        TRAPS[name](replica)
 
 
-def _mask(change: Callable[[Path, Indices], object]) -> Callable[[Truth], None]:
-    """Writes the first mask anew from the values that its file has."""
+def _mask(change: Callable[[Path, Indices], object]) -> Callable[[Replica], None]:
+    """Rewrites the first mask with changed values."""
 
-    def trap(truth: Truth) -> None:
-        path = truth.mask_files[truth.first]
+    def trap(replica: Replica) -> None:
+        path = replica.mask_files[replica.first]
         change(path, np.asarray(Image.open(path)).copy())
 
     return trap
 
 
-def _bytes(kind: str, change: Callable[[bytes], bytes | None]) -> Callable[[Truth], None]:
-    """Writes a file anew, or removes it where `change` gives None."""
+def _bytes(kind: str, change: Callable[[bytes], bytes | None]) -> Callable[[Replica], None]:
+    """Rewrites a file with changed bytes, or removes it where `change` returns None."""
 
-    def trap(truth: Truth) -> None:
-        path = {"list": truth.list_file, "mask": truth.mask_files.get(truth.first)}.get(
-            kind, truth.image_files[truth.first]
+    def trap(replica: Replica) -> None:
+        path = {"list": replica.list_file, "mask": replica.mask_files.get(replica.first)}.get(
+            kind, replica.image_files[replica.first]
         )
         assert path is not None
         changed = change(path.read_bytes())
@@ -281,16 +281,16 @@ def _stray(path: Path, values: Indices) -> None:
     save(path, values)
 
 
-def _rotated(truth: Truth) -> None:
+def _rotated(replica: Replica) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    path = truth.image_files[truth.first]
+    path = replica.image_files[replica.first]
     Image.open(path).save(path, exif=exif)
 
 
-def _train_ids(truth: Truth) -> None:
-    for key, path in truth.mask_files.items():
-        save(path.with_name(path.name.replace("labelIds", "labelTrainIds")), truth.masks[key])
+def _train_ids(replica: Replica) -> None:
+    for key, path in replica.mask_files.items():
+        save(path.with_name(path.name.replace("labelIds", "labelTrainIds")), replica.masks[key])
         path.unlink()
 
 
@@ -304,7 +304,7 @@ def _as_jpeg(path: Path, values: Indices) -> None:
     Image.fromarray(values).save(path, "JPEG")
 
 
-TRAPS: dict[str, Callable[[Truth], None]] = {
+TRAPS: dict[str, Callable[[Replica], None]] = {
     "missing mask": _bytes("mask", lambda _: None),
     "missing image": _bytes("image", lambda _: None),
     "truncated mask": _bytes("mask", lambda old: old[: len(old) // 2]),

@@ -697,13 +697,13 @@ def own_folder(*traps: str, write: Callable[[Path, Any], object] = replicas.save
     """All samples of a folder of one's own are read, and are what was drawn."""
 
     def provoke(world: World) -> Call:
-        truth = replicas.folder(world.tmp / "mine", write=write, traps=traps)[None]
+        replica = replicas.folder(world.tmp / "mine", write=write, traps=traps)[None]
 
         def call() -> None:
             data = datasets.Folder(world.tmp / "mine", **options)
-            assert data.keys == truth.keys
+            assert data.keys == replica.keys
             for place, key in enumerate(data.keys):
-                np.testing.assert_array_equal(data.read(place)[1], truth.masks[key])
+                np.testing.assert_array_equal(data.read(place)[1], replica.masks[key])
 
         return call
 
@@ -722,13 +722,13 @@ def empty_set(world: World) -> Call:
     return lambda: datasets.Folder(root)
 
 
-def evaluated(damage: Callable[[replicas.Truth], object]) -> Provocation:
+def evaluated(damage: Callable[[replicas.Replica], object]) -> Provocation:
     """A dataset of five images, one of them bad, is evaluated."""
 
     def provoke(world: World) -> Call:
-        truth = replicas.voc(world.tmp / "voc", val=5)["val"]
+        replica = replicas.voc(world.tmp / "voc", val=5)["val"]
         model = world.load()
-        damage(truth)
+        damage(replica)
 
         def call() -> None:
             report = isanet.evaluate(model, datasets.VOC2012(world.tmp / "voc"), workers=0, progress=False)
@@ -741,12 +741,12 @@ def evaluated(damage: Callable[[replicas.Truth], object]) -> Provocation:
 
 def listed(*traps: str) -> Provocation:
     def provoke(world: World) -> Call:
-        truth = replicas.voc(world.tmp / "voc", val=5, traps=traps)["val"]
+        replica = replicas.voc(world.tmp / "voc", val=5, traps=traps)["val"]
 
         def call() -> None:
             data = datasets.VOC2012(world.tmp / "voc")
-            assert data.keys == truth.keys
-            np.testing.assert_array_equal(data.read(0)[1], truth.masks[truth.first])
+            assert data.keys == replica.keys
+            np.testing.assert_array_equal(data.read(0)[1], replica.masks[replica.first])
 
         return call
 

@@ -1,0 +1,67 @@
+"""The layout of a folder is recognized, or the message says what is missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from isanet.datasets import ADE20K, Folder, open_dataset
+from isanet.errors import DatasetError
+from tests.datasets.test_base import LAYOUTS, augment
+from tests.helpers import replicas
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_layout_is_recognized_and_can_be_said(tmp_path: Path, layout: str) -> None:
+    make, kind = LAYOUTS[layout]
+    make(tmp_path)
+    assert type(open_dataset(tmp_path)) is kind
+    assert type(open_dataset(tmp_path, layout=layout)) is kind
+    other = "voc" if layout != "voc" else "ade20k"
+    with pytest.raises(DatasetError, match="does not hold"):
+        open_dataset(tmp_path, layout=other)
+
+
+def test_options_go_to_the_class_or_are_refused(tmp_path: Path) -> None:
+    expected = replicas.sbd(tmp_path, replicas.voc(tmp_path))
+    dataset = open_dataset(tmp_path, "trainaug", sbd=tmp_path / "benchmark_RELEASE", transforms=augment)
+    assert dataset.keys == list(expected)
+    assert dataset.transforms is augment
+    with pytest.raises(DatasetError, match=r"read as VOC2012 \(layout='voc'\), which has no option 'ids'"):
+        open_dataset(tmp_path, ids=[1])
+
+
+def test_what_is_in_no_layout_or_in_several(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    with pytest.raises(DatasetError, match=r"no known layout.*VOC2012: .*ADE20K: .*Cityscapes: .*Folder: .* images$"):
+        open_dataset(tmp_path)
+    with pytest.raises(DatasetError, match=r"unknown layout 'coco'.*auto, voc, ade20k, cityscapes, folder"):
+        open_dataset(tmp_path, layout="coco")
+    replicas.voc(tmp_path)
+    replicas.ade20k(tmp_path)
+    with pytest.raises(DatasetError, match=r"several datasets \(voc, ade20k\)"):
+        open_dataset(tmp_path)
+    assert type(open_dataset(tmp_path, layout="ade20k")) is ADE20K
+
+
+def test_what_has_a_list_of_classes_is_a_folder(tmp_path: Path) -> None:
+    replicas.folder(tmp_path, splits=("validation",))
+    (tmp_path / "masks").rename(tmp_path / "annotations")
+    with pytest.raises(
+        DatasetError, match=r"has a classes\.txt.* images= and masks=.* layout=; .* holds: annotations, "
+    ):
+        open_dataset(tmp_path)
+    assert type(open_dataset(tmp_path, masks="annotations")) is Folder
+    replicas.ade20k(tmp_path / "set")
+    (tmp_path / "set" / "classes.txt").write_text("a")
+    with pytest.raises(DatasetError, match=r"has a classes\.txt"):
+        open_dataset(tmp_path / "set")
+    assert type(open_dataset(tmp_path / "set", layout="ade20k")) is ADE20K
+
+
+def test_test_images_beside_masks_are_no_ade20k(tmp_path: Path) -> None:
+    replica = replicas.folder(tmp_path, splits=("testing",))["testing"]
+    (tmp_path / "classes.txt").unlink()
+    dataset = open_dataset(tmp_path, "testing", classes=replica.space.classes)
+    assert (type(dataset), dataset.keys) == (Folder, replica.keys)
