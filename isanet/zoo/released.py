@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
+from pathlib import Path
 from typing import NamedTuple
 
 from torch import nn
@@ -264,12 +265,11 @@ def verify(weights: Released) -> Record | None:
 
 def _fetch(weights: Released, step: Fetch, *, progress: bool | None, keep: bool) -> Loaded:
     """Get the released file, check and convert it, and cache the result; the caller holds the lock."""
-    folder = cache.home()
-    expected = step.expected
+    folder, expected = cache.home(), step.expected
     cache.sweep()
     failures = download.Failures(weights.file_names[0], folder)
     deadline = download.deadline_from_now()
-    for url in download.addresses(weights.urls):
+    for url in download.addresses(step.urls):
         with (
             failures.of(url),
             download.fetch(
@@ -282,24 +282,37 @@ def _fetch(weights: Released, step: Fetch, *, progress: bool | None, keep: bool)
                 progress=progress,
             ) as fetched,
         ):
-            file = checkpoint.read_file(fetched.path)
-            network = _convert(weights, file, expected)
-            if file.sha256 != fetched.sha256:
-                raise IntegrityError(
-                    f"{fetched.path} changed between download and reading; something else writes to {folder}"
-                )
-            result = _store(weights, network, fetched.url, file, expected)
+            loaded = _convert_fetched(weights, fetched, expected)
             if keep:
-                fetched.path.chmod((folder / f"{weights.name}.json").stat().st_mode)  # it was private so far
-                fetched.path.replace(folder / weights.file_names[0])
-            return result
+                _keep(fetched.path, weights)
+            return loaded
     failure = failures.error()
-    if expected is None or weights.sha256 is not None or not isinstance(failure, IntegrityError | MirrorsExhaustedError):
-        raise failure
-    raise type(failure)(
-        f"{failure}\nsha256 {expected} was recorded when {weights.name} was first fetched; if upstream has published "
-        f"a new file since, `isanet cache clear {weights.name} --forget` trusts it anew"
-    ) from failure
+    recorded = expected is not None and weights.sha256 is None
+    if recorded and isinstance(failure, IntegrityError | MirrorsExhaustedError):
+        raise type(failure)(
+            f"{failure}\nsha256 {expected} was recorded when {weights.name} was first fetched; if upstream has "
+            f"published a new file since, `isanet cache clear {weights.name} --forget` trusts it anew"
+        ) from failure
+    raise failure
+
+
+def _convert_fetched(weights: Released, fetched: download.Fetched, expected: str | None) -> Loaded:
+    try:
+        file = checkpoint.read_file(fetched.path)
+    except OSError as error:
+        raise CacheError(f"cannot read {fetched.path}, which has just been fetched: {error.strerror}") from error
+    if file.sha256 != fetched.sha256:
+        raise IntegrityError(f"{fetched.path} changed since it was fetched; something else writes to that folder")
+    return _store(weights, _convert(weights, file, expected), fetched.url, file, expected)
+
+
+def _keep(path: Path, weights: Released) -> None:
+    """Move a fetched file to the released file's own name."""
+    try:
+        path.chmod(cache.record_path(weights.name).stat().st_mode)  # it was private so far
+        path.replace(cache.home() / weights.file_names[0])
+    except OSError as error:
+        raise cache.unwritable(cache.home(), error) from error
 
 
 def _convert(weights: Released, file: File, expected: str | None) -> nn.Module:
