@@ -21,7 +21,7 @@ from PIL import Image
 
 import isanet
 from isanet.datasets import Folder, ToyStreets
-from isanet.toystreets.scene import MEASURED
+from isanet.toystreets import NUM_TEST_SCENES
 from isanet.zoo.publish import package_model
 
 TRAINING, VALIDATION = 3000, 50
@@ -111,7 +111,7 @@ def train(output: Path) -> isanet.ISANet:
 
 def put_into_package(model: isanet.ISANet) -> None:
     """Measures the model as the package will hold it, on scenes of its own, and writes file and manifest entry."""
-    report = isanet.evaluate(model.half().float(), ToyStreets(count=MEASURED, split="test"))
+    report = isanet.evaluate(model.half().float(), ToyStreets(count=NUM_TEST_SCENES, split="test"))
     print(report)
     stages = {
         "train_split": "train",

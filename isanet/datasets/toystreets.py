@@ -1,4 +1,4 @@
-"""ToyStreets as a dataset: scenes drawn when they are asked for."""
+"""ToyStreets as a dataset: scenes are drawn when they are read."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from isanet.datasets.base import SegmentationDataset, Transforms
 from isanet.errors import DatasetError
 from isanet.images.reading import RGBImage
-from isanet.toystreets.scene import MEASURED, SIZE, SPACE, SPLITS, VERSION, scene, scene_seed
+from isanet.toystreets import NUM_TEST_SCENES, SIZE, SPACE, SPLITS, VERSION, draw_scene, scene_seed
 
 
 class ToyStreets(SegmentationDataset):
-    """A dataset of scenes that are drawn when they are asked for; nothing is stored.
+    """A dataset of scenes that are drawn when they are read; nothing is stored.
 
-    The same index gives the same scene whatever the count. Scenes of different splits and of different seeds are
-    different, see `scene_seed`.
+    The same index gives the same scene whatever the count. Different splits and seeds have different scenes, see
+    `isanet.toystreets.scene_seed`.
     """
 
     name = "ToyStreets"
@@ -38,12 +38,12 @@ class ToyStreets(SegmentationDataset):
         Args:
             count: Number of scenes, 1 to 2**32.
             seed: At least 0.
-            size: (height, width) in pixels, see `scene`.
+            size: (height, width) in pixels, at least (32, 32), see `isanet.toystreets.draw_scene`.
             split: "train", "val" or "test".
             transforms: See `isanet.datasets.Transforms`.
 
         Raises:
-            DatasetError: There is no such split, or a number is too small or large.
+            DatasetError: There is no such split, or a number is out of range.
         """
         super(SegmentationDataset, self).__init__(Path(), **transforms)  # the base would look for files
         if split not in SPLITS:
@@ -56,12 +56,12 @@ class ToyStreets(SegmentationDataset):
         height, width = size
         self.split = split
         if (split, seed, (height, width)) == ("test", 0, SIZE):
-            self.official_size = MEASURED
+            self.official_size = NUM_TEST_SCENES
         self.seed, self.size = seed, (height, width)
         self.label_space = SPACE
         self.classes, self.palette = SPACE.classes, SPACE.palette
         self.has_masks = True
-        # an evaluation goes on where it stopped if the keys are the same, so that they have to say all
+        # an evaluation resumes if the keys are the same, so they have to name everything that makes a scene
         self.keys = [f"v{VERSION}_seed{seed}_{height}x{width}_{split}_{index:06}" for index in range(count)]
 
     def __len__(self) -> int:
@@ -71,20 +71,20 @@ class ToyStreets(SegmentationDataset):
         """Draws a scene.
 
         Returns:
-            The image (H, W, 3) and the mask (H, W) of class indices.
+            The image (H, W, 3) and the mask (H, W) of class indices, both uint8.
 
         Raises:
-            IndexError: There are not so many scenes.
+            IndexError: There are fewer scenes.
         """
-        image, mask = scene(scene_seed(self.seed, str(self.split), range(len(self))[index]), self.size)
+        image, mask = draw_scene(scene_seed(self.seed, str(self.split), range(len(self))[index]), self.size)
         return np.asarray(image), mask
 
     def fingerprint(self, indices: Iterable[int]) -> str:
-        """All that makes the scenes: the keys say it."""
+        """A hash of the keys, which name everything that makes the scenes."""
         return sha256(" ".join(self.keys[index] for index in indices).encode()).hexdigest()
 
     def image_path(self, index: SupportsIndex) -> Path:
-        """There is none.
+        """Scenes have no files.
 
         Raises:
             DatasetError: Always.
@@ -92,5 +92,5 @@ class ToyStreets(SegmentationDataset):
         raise DatasetError(f"{self.name} draws its scenes; they have no files (sample {index!r})")
 
     def mask_path(self, index: SupportsIndex) -> Any:
-        """There is none; raises as `image_path`."""
+        """As `image_path`."""
         return self.image_path(index)

@@ -27,7 +27,7 @@ from isanet.errors import CacheError, CheckpointFormatError, IntegrityError, Isa
 from isanet.images.reading import RGBImage
 from isanet.inference import predict
 from isanet.inference.segmenter import Segmenter
-from isanet.toystreets.scene import scene
+from isanet.toystreets import draw_scene
 from isanet.weights import cache, checkpoint
 from isanet.weights.manifest import Weights, model_info, packaged_path
 from isanet.zoo.pretrained import from_pretrained
@@ -36,7 +36,7 @@ SCHEMA = "1"
 """Version of the layout of an answer."""
 
 SEED, SIZE = 0, (192, 256)
-"""Of the image, which `toystreets.scene` draws the same on every machine. All eleven classes are in it."""
+"""Of the image, which `draw_scene` draws the same on every machine. All eleven classes are in it."""
 
 STEP = 2
 """Distance in pixels, down and right, between recorded pixels."""
@@ -260,7 +260,7 @@ def recorded_answer(weights: Weights) -> Answer | None:
 
 def street() -> RGBImage:
     """The street that models are tested with: (192, 256, 3) uint8 RGB."""
-    return np.asarray(scene(SEED, SIZE)[0])
+    return np.asarray(draw_scene(SEED, SIZE)[0])
 
 
 def _segment(segmenter: Segmenter, image: RGBImage) -> Answer:

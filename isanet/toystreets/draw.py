@@ -1,6 +1,6 @@
-"""The camera of ToyStreets: where it stands, in what weather, what it sees where, and the pixels drawn so far.
+"""What ToyStreets draws with: a camera in a street, its weather, the pixels drawn so far, and shapes.
 
-See `isanet.toystreets` for what the arithmetic may be, so that all machines draw the same.
+See `isanet.toystreets.scene` for the arithmetic that is allowed, so that all machines draw the same.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ TILE = np.random.PCG64(20).random_raw(2048).astype("<u8").view(np.uint8).reshape
 
 
 class Weather(NamedTuple):
-    """What light and air do to the colors."""
+    """How light and air change the colors."""
 
     share: float
     top: Color
@@ -48,14 +48,14 @@ class Weather(NamedTuple):
     bottom: Color
     """The sky at the horizon, and what fog turns everything into."""
     gain: Color
-    """Light by channel; 256: as painted."""
+    """Light of each channel; 256: as painted."""
     fog: int
     """Density; half of the color is gone at 8192 / fog meters."""
     shadow: int
-    """What a shadow leaves of the light; 256: all. Beyond: the pools of light under lamps."""
+    """Light in a shadow; 256: all of it. More than that: the light under lamps."""
     clouds: int
     lit: int
-    """Of 256 windows."""
+    """Lit windows of 256."""
     noise: int
 
 
@@ -93,7 +93,7 @@ class Scene:
         self.middle = self.width / 2 + self.between(-0.35, 0.35) * self.height
         self.bend = self.between(-1, 1) * self.between(0, 1) * 0.003
         self.half_road = self.between(3.2, 6.8)
-        # mostly in a lane, sometimes on a pavement
+        # mostly in a lane, sometimes on a sidewalk
         self.aside = self.half_road * (self.between(-0.6, 0.6) if self.chance(0.8) else self.between(-1.25, 1.25))
         self.sun = self.between(-0.9, 0.9), self.between(-0.5, 0.7)
         self.crossing = self.between(9, 34) if self.chance(0.6) else 1e6
@@ -103,24 +103,24 @@ class Scene:
         self.blocks: list[tuple[float, float, float, float, float]] = []
         """Shadows of buildings: x, and how far across; from z to z, and how far ahead they lean."""
         self.things: list[tuple[float, Callable[[], None]]] = []
-        """Distances, and what draws them."""
+        """Distance of each thing, and the function that draws it."""
 
-    # Only random() keeps its stream from one Python to the next; choice() and the others need not.
+    # Only random() is guaranteed to keep its stream between Python versions; choice() and the others are not.
 
     def between(self, low: float, high: float) -> float:
-        """Any number from one to another."""
+        """A random number between two."""
         return low + (high - low) * self.rng.random()
 
     def chance(self, share: float) -> bool:
-        """Whether it happens that happens so often, 0 to 1."""
+        """True with this probability."""
         return self.rng.random() < share
 
     def pick(self, items: Sequence[T]) -> T:
-        """One of several, all alike."""
+        """One item, all equally likely."""
         return items[int(self.rng.random() * len(items))]
 
     def share(self, items: Sequence[tuple[T, float]]) -> T:
-        """Picks by shares, which add up to 1."""
+        """One item by probabilities, which add up to 1."""
         left = self.rng.random()
         for item, part in items:
             left -= part
@@ -129,37 +129,37 @@ class Scene:
         return items[-1][0]
 
     def any_color(self, gray: float = 0.5) -> Color:
-        """Any color that there is, a little changed."""
+        """A random color, a gray with probability `gray`, slightly lighter or darker."""
         change = self.between(0.85, 1.12)
         return times(self.pick(GRAYS) if self.chance(gray) else self.pick(COLORS), change)
 
     def project(self, x: float, y: float, z: float) -> Point:
-        """Where a place is in the image, in pixels."""
+        """The pixel position (x, y) of a place in the street."""
         return (
             self.middle + self.focal * ((x - self.aside) / z + self.bend * z),
             self.horizon + self.focal * (self.eye - y) / z,
         )
 
     def add(self, z: float, draw: Callable[[], None]) -> None:
-        """Puts down something to draw when all that is farther is drawn."""
+        """Registers something to be drawn after everything that is farther away."""
         if z > 2:
             self.things.append((z, draw))
 
-    # Shapes, in the image. A pixel belongs to a shape if its middle does.
+    # Shapes in the image. A pixel belongs to a shape if its center does.
 
     def box(self, left: float, top: float, right: float, bottom: float, value: int) -> None:
-        """Fills an upright rectangle of the image."""
+        """Fills an upright rectangle."""
         x, y = max(ceil(left - 0.5), 0), max(ceil(top - 0.5), 0)
         self.canvas[y : max(ceil(bottom - 0.5), 0), x : max(ceil(right - 0.5), 0)] = value
 
     def polygon(self, points: Sequence[Point], value: int) -> None:
-        """Fills a convex polygon of the image."""
+        """Fills a convex polygon."""
         first = max(ceil(min(y for _, y in points) - 0.5), 0)
         last = min(ceil(max(y for _, y in points) - 0.5), self.height)
         across = [x for x, _ in points]
         if first >= last or max(across) < 0 or min(across) > self.width:
             return
-        # of a convex polygon, the edges that go down bound one side, those that go up the other
+        # in a convex polygon, the edges that go down bound one side, those that go up the other
         chains = [0.0] * (last - first), [0.0] * (last - first)
         x0, y0 = points[-1]
         for x1, y1 in points:
@@ -178,7 +178,7 @@ class Scene:
                 canvas[row, ceil(low - 0.5) if low > 0.5 else 0 : ceil(high - 0.5)] = filled
 
     def ellipse(self, x: float, y: float, rx: float, ry: float, value: int) -> None:
-        """Fills an ellipse around a point."""
+        """Fills an ellipse."""
         for row in range(max(ceil(y - ry - 0.5), 0), min(ceil(y + ry - 0.5), self.height)):
             part = (row + 0.5 - y) / ry
             half = rx * sqrt(max(1 - part * part, 0))
@@ -187,7 +187,7 @@ class Scene:
                 self.canvas[row, max(ceil(x - half - 0.5), 0) : stop] = value
 
     def leaves(self, x: float, y: float, rx: float, ry: float, values: Sequence[int], seed: int) -> None:
-        """Fills a ragged ellipse in light and dark spots; `values`: light, middle, dark."""
+        """Fills a ragged ellipse with light and dark spots; `values`: light, medium, dark."""
         left, top = max(ceil(x - rx * 1.2), 0), max(ceil(y - ry * 1.2), 0)
         part = self.canvas[top : max(ceil(y + ry * 1.2), 0), left : max(ceil(x + rx * 1.2), 0)]
         if not part.size:
@@ -206,7 +206,7 @@ class Scene:
         spots = np.array(values, np.uint64)[(light < 0.72).astype(np.intp) + (light < 0.3)]
         np.copyto(part, spots, where=inside)
 
-    # Shapes, in the street.
+    # Shapes in the street.
 
     def post(self, x: float, z: float, y0: float, y1: float, wide: float, value: int) -> None:
         """Draws an upright bar."""
@@ -220,7 +220,7 @@ class Scene:
         self.ellipse(*self.project(x, y, z), rx * scale, ry * scale, value)
 
     def shape(self, points: Sequence[tuple[float, float, float]], value: int) -> None:
-        """Draws a convex polygon of places x, y, z."""
+        """Draws a convex polygon of points x, y, z."""
         self.polygon([self.project(*point) for point in points], value)
 
     def flat(self, x: float, z: float, points: Sequence[Point], value: int) -> None:
@@ -228,7 +228,7 @@ class Scene:
         self.polygon([self.project(x + dx, y, z) for dx, y in points], value)
 
     def cast_shadow(self, x: float, z: float, height: float, radius: float, start: float = 0) -> None:
-        """Throws the shadow of something upright, or leaves a dark spot where there is no sun."""
+        """Adds the shadow of something upright, or a dark spot where there is no sun."""
         if self.weather.shadow > 256:
             return
         reach = (1.0 if self.name in ("sun", "dusk") else 0.1) * height
@@ -249,14 +249,14 @@ def mix(one: Color, other: Color, share: float) -> Color:
 
 
 def pixel(what: int, color: Color, z: float = 0, grain: int = 8, shines: bool = False) -> int:
-    """The whole number that a pixel is, see `Scene.canvas`.
+    """A pixel as one integer, see `Scene.canvas`.
 
     Args:
         what: The class.
         color: As painted.
         z: Distance in meters.
-        grain: How much noise its color has, of 128.
-        shines: Neither light nor shadow changes it.
+        grain: Strength of the noise of its color, of 128.
+        shines: Whether neither light nor shadow changes it.
     """
     red, green, blue = color
     distance = min(int(z * 8), 65535)
@@ -264,5 +264,5 @@ def pixel(what: int, color: Color, z: float = 0, grain: int = 8, shines: bool = 
 
 
 def foliage(leaf: Color, z: float) -> list[int]:
-    """Light, middle and dark leaves."""
+    """Pixels of light, medium and dark leaves."""
     return [pixel(VEGETATION, times(leaf, factor), z, 24) for factor in (1.25, 0.95, 0.65)]

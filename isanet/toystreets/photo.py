@@ -1,4 +1,4 @@
-"""The image of a scene of ToyStreets: light, fog, rain, a blur and noise, which move nothing."""
+"""The photo of a scene of ToyStreets: light, fog, rain, blur and noise, which move no edge."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from isanet.toystreets.draw import ROAD, Scene
 
 
 def develop(scene: Scene, seed: int) -> RGBImage:
-    """Makes the image of what was drawn: light, fog, rain, blur and noise."""
+    """Turns what was drawn into an image: light, fog, rain, blur and noise."""
     weather, shape = scene.weather, (scene.height, scene.width)
     parts = scene.canvas.astype("<u8", copy=False).view(np.uint8).reshape(*shape, 8)
     noise = np.random.PCG64(seed)
@@ -23,7 +23,7 @@ def develop(scene: Scene, seed: int) -> RGBImage:
     distance = parts.view("<u2")[..., 2].astype(np.int32)
     grain = (gray() * parts[..., 7]) >> 7
     density = weather.fog * scene.between(0.6, 1.4)
-    thick = (distance * int(density)) >> 2  # no more than what a shift by 8 leaves within 32 bits
+    thick = (distance * int(density)) >> 2  # small enough for a shift by 8 within 32 bits
     fog = (thick << 8) // (thick + 16384)
     expose = scene.between(0.85, 1.15)
     tints = [scene.between(0.95, 1.05) for _ in range(3)]
@@ -50,7 +50,7 @@ def develop(scene: Scene, seed: int) -> RGBImage:
 
 
 def _reflect(scene: Scene, image: NDArray[np.int16], road: NDArray[np.bool_]) -> None:
-    """Mirrors what stands above the horizon in the wet road."""
+    """Mirrors what is above the horizon in the wet road."""
     first = int(scene.horizon) + 1
     mirrored = (2 * first - np.arange(first, scene.height)).clip(0)
     below = image[first:]
@@ -66,8 +66,8 @@ def _rain(scene: Scene, image: NDArray[np.int16]) -> None:
         steps = np.arange(max(int(long * height), 1))
         rows = int(y * height) + steps
         columns = (x * width + slant * steps).astype(np.intp)
-        there = (rows < height) & (columns >= 0) & (columns < width)
-        rows, columns = rows[there], columns[there]
+        visible = (rows < height) & (columns >= 0) & (columns < width)
+        rows, columns = rows[visible], columns[visible]
         image[rows, columns] += (220 - image[rows, columns]) >> 2
 
 

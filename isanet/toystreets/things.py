@@ -1,4 +1,4 @@
-"""What is on the roads and pavements of ToyStreets: trees, people, cars, lamps, lights and signs."""
+"""The objects on the roads and sidewalks of ToyStreets: trees, people, cars, lamps, traffic lights and signs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SKIN: list[Color] = [(236, 196, 166), (206, 156, 120), (150, 102, 72), (96, 64,
 
 
 def _add_tree(scene: Scene, x: float, z: float) -> None:
-    """Plants a tree, or a conifer."""
+    """Adds a tree, sometimes a conifer."""
     leaf, bark = scene.pick(LEAVES), scene.pick([(84, 66, 50), (70, 62, 56), (110, 98, 86)])
     trunk, crown = scene.between(1.8, 3.2), scene.between(1.1, 2.6)
     conifer = scene.chance(0.2)
@@ -59,7 +59,7 @@ def _add_tree(scene: Scene, x: float, z: float) -> None:
 
 
 def _add_bush(scene: Scene, x: float, z: float) -> None:
-    """Plants a bush."""
+    """Adds a bush."""
     leaf, wide, high = scene.pick(LEAVES), scene.between(0.5, 1.6), scene.between(0.35, 0.8)
     seed = int(scene.between(0, 128))
 
@@ -72,7 +72,7 @@ def _add_bush(scene: Scene, x: float, z: float) -> None:
 
 
 def _add_person(scene: Scene, x: float, z: float) -> None:
-    """Lets somebody walk."""
+    """Adds a pedestrian."""
     tall, step = scene.between(1.05, 1.95), scene.between(0.02, 0.3)
     top, legs, hair = scene.any_color(0.4), scene.any_color(0.6), scene.pick([*GRAYS[:2], *COLORS[1:4], DARK])
     skin, wide = scene.pick(_SKIN), scene.between(0.2, 0.29)
@@ -119,7 +119,7 @@ _CARS = [
 
 
 def _add_car(scene: Scene, x: float, z: float, ahead: bool) -> None:
-    """Parks or drives a car along the street; `ahead`: we see its back."""
+    """Adds a car along the street; `ahead`: it faces away from the camera."""
     length, width, height, sill, begin, end = scene.pick(_CARS)
     paint = scene.any_color(0.55)
     half, lit = width / 2, scene.name in ("night", "dusk", "rain")
@@ -135,7 +135,7 @@ def _add_car(scene: Scene, x: float, z: float, ahead: bool) -> None:
         slope = 0.12 * length if begin > 0.1 else 0.05 * length
         rise, inset = 0.28, half * 0.84
         near_roof, far_roof = front + slope, back - 0.1 * length
-        # far end of the bonnet and the boot first: what is nearer hides what is farther
+        # from far to near: what is nearer hides what is farther
         for sign in (-1, 1):
             edge = sign * half
             shows = (scene.project(x + edge, 0, z + length)[0] - scene.project(x + edge, 0, z)[0]) * sign > 0
@@ -192,14 +192,14 @@ _OCTAGON = [(0.33, 0.14), (0.14, 0.33), (-0.14, 0.33), (-0.33, 0.14), (-0.33, -0
 
 
 def _shrunk(points: Sequence[tuple[float, float, float]]) -> list[tuple[float, float, float]]:
-    """A polygon's points, drawn together towards their middle: a window in a frame."""
+    """A polygon shrunk towards its middle: a window in a frame."""
     middle = [sum(values) / len(points) for values in zip(*points, strict=True)]
     inner = [tuple(m + (v - m) * 0.8 for v, m in zip(point, middle, strict=True)) for point in points]
     return [(x, y, z) for x, y, z in inner]
 
 
 def _add_crossing_car(scene: Scene, x: float, z: float) -> None:
-    """Drives a car across the street: we see its side."""
+    """Adds a car that crosses the street, seen from its side."""
     length, _, height, sill, begin, end = scene.pick(_CARS)
     paint, way = scene.any_color(0.55), scene.pick([-1, 1])
 
@@ -227,7 +227,7 @@ def _add_crossing_car(scene: Scene, x: float, z: float) -> None:
 
 
 def _add_lamp(scene: Scene, x: float, z: float) -> None:
-    """Puts up a street lamp."""
+    """Adds a street lamp."""
     tall, metal, arm = scene.between(4.5, 7.5), scene.pick([*GRAYS[:7], (60, 76, 66)]), scene.between(0, 1.6)
     lit = scene.weather.lit > 50
     towards = -1 if x > 0 else 1
@@ -247,12 +247,12 @@ def _add_lamp(scene: Scene, x: float, z: float) -> None:
 
 
 def _add_bollard(scene: Scene, x: float, z: float, metal: Color) -> None:
-    """Puts up a low post."""
+    """Adds a bollard."""
     scene.add(z, lambda: scene.post(x, z, 0, 0.95, 0.16, pixel(POLE, metal, z)))
 
 
 def _add_light(scene: Scene, x: float, z: float) -> None:
-    """Puts up a traffic light, on a post or over the road."""
+    """Adds a traffic light, on a post or over the road."""
     case = scene.pick([DARK, (44, 52, 48), (196, 160, 44), (92, 94, 98)])
     tall, state, metal = scene.between(2.6, 3.4), int(scene.between(0, 3)), scene.pick(GRAYS[:7])
     over, big = scene.chance(0.35), scene.between(1.0, 1.35)
@@ -278,7 +278,7 @@ def _add_light(scene: Scene, x: float, z: float) -> None:
 
 
 def _add_sign(scene: Scene, x: float, z: float) -> None:
-    """Puts up a traffic sign, one or two on a post."""
+    """Adds one or two traffic signs on a post."""
     tall, metal = scene.between(1.9, 2.9), scene.pick(GRAYS[3:])
     plates = [
         (scene.pick(["round", "triangle", "diamond", "plate", "round", "board"]), scene.pick(_SIGNS),
@@ -321,54 +321,17 @@ _SIGNS: list[tuple[Color, Color, Color]] = [
 
 
 def furnish(scene: Scene, sides: tuple[Side, Side]) -> None:
-    """Puts everything on the road and the pavements."""
+    """Adds everything on the road and the sidewalks."""
     half = scene.half_road
-
-    def free(z: float) -> bool:
-        return z < scene.crossing - 4 or z > scene.crossing_end + 3
-
     for sign, side in ((-1, sides[0]), (1, sides[1])):
         parked = scene.share([(0.0, 0.35), (0.4, 0.3), (0.85, 0.35)])
         z = scene.between(2, 10)
         while z < 70:
-            if scene.chance(parked) and free(z) and free(z + 5):
+            if scene.chance(parked) and _off_junction(scene, z) and _off_junction(scene, z + 5):
                 _add_car(scene, sign * (half - 1.1), z, sign > 0)
             z += scene.between(5.6, 7.5)
-        trees, spacing = scene.share([(0.0, 0.3), (0.5, 0.35), (0.9, 0.35)]), scene.between(6, 13)
-        z = scene.between(3, 12)
-        while z < 90:
-            grows = scene.chance(trees)
-            at = (side.pavement + side.wall) / 2 if side.wall - side.pavement > 0.8 else half + 0.7
-            if grows and free(z):
-                _add_tree(scene, sign * at, z)
-            z += spacing * scene.between(0.8, 1.2)
-        if side.built < 0.9:
-            for _ in range(int(scene.between(2, 14))):
-                _add_tree(scene, sign * (side.wall + scene.between(1, 22)), scene.between(12, 80))
-        for _ in range(int(scene.between(0, 9))):
-            z = scene.between(4, 40)
-            if free(z) and side.wall - side.pavement > 0.8:
-                _add_bush(scene, sign * scene.between(side.pavement + 0.5, side.wall), z)
-        lamps, z = scene.between(12, 24), scene.between(5, 16)
-        there = scene.chance(0.8)
-        while z < 90:
-            if there and free(z):
-                _add_lamp(scene, sign * (half + 0.45), z)
-            z += lamps
-        for _ in range(int(scene.between(0, 4))):
-            _add_sign(scene, sign * (half + scene.between(0.35, 0.8)), scene.between(4, 12) * scene.between(1, 3))
-        for _ in range(int(scene.between(0, 2.3))):
-            at, z, gap = sign * (half + 0.3), scene.between(4, 20), scene.between(1.2, 2)
-            metal, count = scene.pick(GRAYS), int(scene.between(3, 8))
-            for step in range(count):
-                _add_bollard(scene, at, z + step * gap, metal)
-        for _ in range(int(scene.between(0, 8) * scene.between(0.3, 1))):
-            x, z = sign * scene.between(half + 0.5, side.pavement + 0.1), scene.between(3.5, 9) * scene.between(1, 4)
-            _add_person(scene, x, z)
-            if scene.chance(0.3):
-                _add_person(scene, x + 0.6, z + 0.2)
-        if scene.chance(0.85):
-            _add_light(scene, sign * (half + 0.5), (scene.crossing if sign > 0 else scene.crossing_end) + sign * -0.8)
+        _furnish_green(scene, sign, side)
+        _furnish_sidewalk(scene, sign, side)
         # traffic keeps to the right
         z = scene.between(4, 30)
         lane = sign * (half * 0.3 if parked else half * 0.5)
@@ -384,3 +347,51 @@ def furnish(scene: Scene, sides: tuple[Side, Side]) -> None:
         _add_person(scene, scene.between(-half, half), scene.crossing - scene.between(0.5, 2.6))
     if scene.chance(0.25):
         _add_person(scene, scene.between(-half, half), scene.between(6, 30))
+
+
+def _off_junction(scene: Scene, z: float) -> bool:
+    return z < scene.crossing - 4 or z > scene.crossing_end + 3
+
+
+def _furnish_green(scene: Scene, sign: int, side: Side) -> None:
+    """Adds trees and bushes to one side; `sign`: -1 left, 1 right."""
+    trees, spacing = scene.share([(0.0, 0.3), (0.5, 0.35), (0.9, 0.35)]), scene.between(6, 13)
+    z = scene.between(3, 12)
+    while z < 90:
+        grows = scene.chance(trees)
+        at = (side.sidewalk + side.wall) / 2 if side.wall - side.sidewalk > 0.8 else scene.half_road + 0.7
+        if grows and _off_junction(scene, z):
+            _add_tree(scene, sign * at, z)
+        z += spacing * scene.between(0.8, 1.2)
+    if side.built < 0.9:
+        for _ in range(int(scene.between(2, 14))):
+            _add_tree(scene, sign * (side.wall + scene.between(1, 22)), scene.between(12, 80))
+    for _ in range(int(scene.between(0, 9))):
+        z = scene.between(4, 40)
+        if _off_junction(scene, z) and side.wall - side.sidewalk > 0.8:
+            _add_bush(scene, sign * scene.between(side.sidewalk + 0.5, side.wall), z)
+
+
+def _furnish_sidewalk(scene: Scene, sign: int, side: Side) -> None:
+    """Adds lamps, signs, bollards, people and traffic lights to one side; `sign`: -1 left, 1 right."""
+    half = scene.half_road
+    spacing, z = scene.between(12, 24), scene.between(5, 16)
+    has_lamps = scene.chance(0.8)
+    while z < 90:
+        if has_lamps and _off_junction(scene, z):
+            _add_lamp(scene, sign * (half + 0.45), z)
+        z += spacing
+    for _ in range(int(scene.between(0, 4))):
+        _add_sign(scene, sign * (half + scene.between(0.35, 0.8)), scene.between(4, 12) * scene.between(1, 3))
+    for _ in range(int(scene.between(0, 2.3))):
+        at, z, gap = sign * (half + 0.3), scene.between(4, 20), scene.between(1.2, 2)
+        metal, count = scene.pick(GRAYS), int(scene.between(3, 8))
+        for step in range(count):
+            _add_bollard(scene, at, z + step * gap, metal)
+    for _ in range(int(scene.between(0, 8) * scene.between(0.3, 1))):
+        x, z = sign * scene.between(half + 0.5, side.sidewalk + 0.1), scene.between(3.5, 9) * scene.between(1, 4)
+        _add_person(scene, x, z)
+        if scene.chance(0.3):
+            _add_person(scene, x + 0.6, z + 0.2)
+    if scene.chance(0.85):
+        _add_light(scene, sign * (half + 0.5), (scene.crossing if sign > 0 else scene.crossing_end) + sign * -0.8)

@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 
 import isanet
-from isanet import datasets
+from isanet import datasets, toystreets
 from isanet.cli import run as cli
 from isanet.model import ISANet
-from isanet.toystreets import scene as toystreets
+from isanet.toystreets.draw import CAR
 from isanet.weights import checkpoint
 from isanet.weights.manifest import load_manifest, packaged_path
 from isanet.zoo import builders, publish, released
@@ -116,7 +116,7 @@ def test_the_file_is_small_and_tells_its_own_architecture(package: Path) -> None
 
 def test_new_classes(package: Path) -> None:
     model, new = isanet.from_pretrained(NAME), isanet.from_pretrained(NAME, classes=["car", "lorry"])
-    assert torch.equal(new.classifier.weight[0], model.classifier.weight[toystreets.CAR])
+    assert torch.equal(new.classifier.weight[0], model.classifier.weight[CAR])
     assert logits(isanet.from_pretrained(NAME, num_classes=3)).shape[1] == 3
 
 
@@ -292,7 +292,7 @@ def test_doctor_asks_the_first_model_that_has_addresses(
 
 def test_segment(package: Path, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    toystreets.scene(1, (64, 96))[0].save("street.png")
+    toystreets.draw_scene(1, (64, 96))[0].save("street.png")
     assert run("segment", "street.png", "--model", NAME, "--labels", "--areas") == 0
     with Image.open("segmented/street_labels.png") as image:
         assert image.size == (96, 64)

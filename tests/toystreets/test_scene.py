@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-import pickle
 import random
 from hashlib import sha256
-from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader
-from torchvision import tv_tensors
-from torchvision.transforms import v2
 
-from isanet import datasets
-from isanet.datasets import SegmentationDataset, ToyStreets
-from isanet.errors import DatasetError
-from isanet.evaluation.evaluate import evaluate
+from isanet.datasets import ToyStreets
 from isanet.labels import LABEL_SPACES
-from isanet.toystreets import draw as toystreets_camera
-from isanet.toystreets import photo as toystreets_photo
-from isanet.toystreets import scene as toystreets
-from isanet.toystreets import street as toystreets_street
-from isanet.toystreets import things as toystreets_things
-from isanet.toystreets.scene import CLASSES, SKY, SPACE, SPLITS, scene, scene_seed
-from tests.helpers.color_model import ColorModel
+from isanet.toystreets import CLASSES, SPACE, buildings, draw, draw_scene, photo, street, things
+from isanet.toystreets.scene import _draw_everything
 
 Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 N = len(CLASSES)
@@ -54,34 +38,8 @@ def scenes() -> list[Pair]:
 
 
 def fingerprint(seed: int, size: tuple[int, int]) -> tuple[str, str]:
-    image, mask = scene(seed, size)
+    image, mask = draw_scene(seed, size)
     return sha256(mask.tobytes()).hexdigest()[:16], sha256(image.tobytes()).hexdigest()[:16]
-
-
-# --- the dataset ---------------------------------------------------------------------------------------------
-
-
-def test_it_has_what_other_datasets_have() -> None:
-    dataset = ToyStreets(3, size=SMALL, split="val")
-    assert isinstance(dataset, SegmentationDataset)
-    assert (dataset.name, dataset.split, len(dataset)) == ("ToyStreets", "val", 3)
-    assert (dataset.has_masks, dataset.official_size, dataset.root) == (True, None, Path())
-    assert (dataset.label_space, dataset.classes, dataset.palette) == (SPACE, SPACE.classes, SPACE.palette)
-    assert len(set(dataset.keys)) == 3
-    assert "Split: val" in repr(dataset)
-    image, mask = dataset[1]
-    assert (image.mode, image.size, mask.mode, mask.size) == ("RGB", (128, 64), "L", (128, 64))
-    pixels, labels = dataset.read(1)
-    assert (pixels.dtype, labels.dtype) == (np.uint8, np.uint8)
-    np.testing.assert_array_equal(np.asarray(image), pixels)
-    np.testing.assert_array_equal(np.asarray(mask), labels)
-    np.testing.assert_array_equal(dataset.read(-2)[1], labels)
-    with pytest.raises(IndexError):
-        dataset.read(3)
-    with pytest.raises(DatasetError, match="no files"):
-        dataset.image_path(0)
-    with pytest.raises(DatasetError, match="no files"):
-        dataset.mask_path(0)
 
 
 def test_the_classes_are_called_and_painted_as_in_cityscapes() -> None:
@@ -101,67 +59,13 @@ def test_the_classes_are_called_and_painted_as_in_cityscapes() -> None:
         "PERSON",
         "CAR",
     ):
-        assert CLASSES[getattr(toystreets, name)].endswith(name.lower())
-
-
-def test_transforms_are_those_of_torchvision() -> None:
-    flip = v2.Compose([v2.RandomHorizontalFlip(1.0), v2.ToDtype({tv_tensors.Image: torch.float32, "others": None})])
-
-    def augment(image: object, mask: object) -> object:
-        return flip(tv_tensors.Image(image), tv_tensors.Mask(mask))
-
-    image, mask = ToyStreets(1, size=SMALL, transforms=augment)[0]
-    plain, labels = ToyStreets(1, size=SMALL).read(0)
-    np.testing.assert_array_equal(mask.squeeze().numpy(), labels[:, ::-1])
-    np.testing.assert_array_equal(image.numpy(), plain[:, ::-1].transpose(2, 0, 1).astype(np.float32))
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"count": 0}, {"count": 2**32 + 1}, {"seed": -1}, {"size": (31, 64)}, {"split": "training"}]
-)
-def test_arguments_that_make_no_sense_are_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(DatasetError, match="ToyStreets"):
-        ToyStreets(**wrong)  # type: ignore[arg-type]
+        assert CLASSES[getattr(draw, name)].endswith(name.lower())
 
 
 @pytest.mark.parametrize(("seed", "size"), [(-1, SMALL), (0, (64, 31))])
 def test_scenes_that_cannot_be_drawn_are_refused(seed: int, size: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="needs a seed of at least 0"):
-        scene(seed, size)
-
-
-def test_splits_and_seeds_never_overlap_whatever_the_count() -> None:
-    ranges = sorted(
-        (scene_seed(seed, split, 0), scene_seed(seed, split, 2**32 - 1)) for seed in range(9) for split in SPLITS
-    )
-    assert ranges[0][0] == 0
-    assert all(last < start for (_, last), (start, _) in pairwise(ranges))
-    firsts = [ToyStreets(1, seed, SMALL, split).read(0)[1].tobytes() for seed in (0, 1) for split in SPLITS]
-    assert len(set(firsts)) == 6
-    keys = {
-        ToyStreets(1, seed, size, split).keys[0] for seed in (0, 1) for size in (SMALL, (32, 32)) for split in SPLITS
-    }
-    assert len(keys) == 12
-
-
-def test_the_count_does_not_change_the_scenes() -> None:
-    few, many = ToyStreets(2, size=SMALL), ToyStreets(500, size=SMALL)
-    np.testing.assert_array_equal(few.read(1)[0], many.read(1)[0])
-    assert few.keys == many.keys[:2]
-
-
-def test_workers_and_pickled_copies_draw_the_same() -> None:
-    dataset = ToyStreets(4, size=SMALL, transforms=_tensors)
-    copy = pickle.loads(pickle.dumps(dataset))
-    assert (copy.keys, copy.label_space) == (dataset.keys, dataset.label_space)
-    loader = DataLoader(copy, batch_size=2, num_workers=2)
-    found = [torch.cat(parts) for parts in zip(*loader, strict=True)]
-    wanted = [torch.stack(parts) for parts in zip(*(dataset[i] for i in range(4)), strict=True)]
-    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
-
-
-def _tensors(image: object, mask: object) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.from_numpy(np.array(image)), torch.from_numpy(np.array(mask))
+        draw_scene(seed, size)
 
 
 # --- determinism ----------------------------------------------------------------------------------------------
@@ -187,42 +91,42 @@ def test_scenes_neither_read_nor_move_the_global_generators() -> None:
 @pytest.mark.parametrize("size", [(64, 64), (96, 300), (200, 64), (32, 32), (256, 512)])
 def test_any_size(size: tuple[int, int]) -> None:
     for seed in range(4):
-        image, mask = scene(seed, size)
+        image, mask = draw_scene(seed, size)
         assert (image.height, image.width) == mask.shape == size
         assert mask.max() < N
 
 
 def test_a_larger_image_shows_the_same_scene() -> None:
     for seed in range(6):
-        small, large = scene(seed, (128, 256))[1], scene(seed, (384, 768))[1]
+        small, large = draw_scene(seed, (128, 256))[1], draw_scene(seed, (384, 768))[1]
         assert (large[1::3, 1::3] == small).mean() > 0.97, seed  # [1::3]: the middles of the small one's pixels
 
 
 def test_every_class_has_its_paint(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the colors of the palette, in neutral light, the image is the colored mask, but for the blur."""
-    pixel = toystreets_camera.pixel
+    pixel = draw.pixel
 
     def plain(what: int, _: object, z: float = 0, grain: int = 0, shines: bool = False) -> int:
         return pixel(what, SPACE.palette[what], z, 0, shines)
 
-    sky = SPACE.palette[SKY]
-    neutral = toystreets_camera.Weather(1, sky, sky, (256, 256, 256), 0, 256, 0, 128, 0)
-    for room in (toystreets_camera, toystreets_street, toystreets_things):
-        monkeypatch.setattr(room, "pixel", plain)
-    monkeypatch.setattr(toystreets_camera, "WEATHERS", {"plain": neutral})
+    sky = SPACE.palette[draw.SKY]
+    neutral = draw.Weather(1, sky, sky, (256, 256, 256), 0, 256, 0, 128, 0)
+    for module in (draw, street, buildings, things):
+        monkeypatch.setattr(module, "pixel", plain)
+    monkeypatch.setattr(draw, "WEATHERS", {"plain": neutral})
     seen = set()
     for seed in range(8):
-        drawn = toystreets_camera.Scene(random.Random(seed), 128, 256)
-        toystreets._draw(drawn)
-        mask = scene(seed, (128, 256))[1]
+        drawn = draw.Scene(random.Random(seed), 128, 256)
+        _draw_everything(drawn)
+        mask = draw_scene(seed, (128, 256))[1]
         monkeypatch.setattr(drawn, "between", lambda low, high: (low + high) / 2)  # neither exposure nor tint
-        image = toystreets_photo.develop(drawn, seed)
+        image = photo.develop(drawn, seed)
         nearest = ((image[:, :, None].astype(int) - np.array(SPACE.palette)) ** 2).sum(-1).argmin(-1)
         around = [np.roll(mask, (dy, dx), (0, 1)) for dy in range(-2, 3) for dx in range(-2, 3)]
         inner = np.all([other == mask for other in around], 0)  # where no other class is blurred in
         np.testing.assert_array_equal(nearest[inner], mask[inner])
         seen |= set(np.unique(mask[inner]).tolist())
-    assert seen >= set(range(N)) - {toystreets.LIGHT}  # often too small to have an inside
+    assert seen >= set(range(N)) - {draw.LIGHT}  # often too small to have an inside
 
 
 def test_edges_of_image_and_mask_are_in_one_place(scenes: list[Pair]) -> None:
@@ -288,16 +192,3 @@ def test_color_and_height_alone_do_not_tell_the_classes(scenes: list[Pair]) -> N
     iou = hits / (confusion.sum(0) + confusion.sum(1) - hits)
     assert iou.mean() < 0.35
     assert (iou[[CLASSES.index(name) for name in ("sidewalk", "person", "car", "pole")]] < 0.3).all()
-
-
-def test_it_is_evaluated_like_any_dataset(tmp_path: Path) -> None:
-    model: Any = ColorModel(toystreets.SPACE, short_edge=64)
-    options: dict[str, Any] = {"workers": 0, "device": "cpu", "progress": False}
-    report = evaluate(model, datasets.ToyStreets(3, size=(64, 128), split="val"), output=tmp_path, **options)
-    assert (report.dataset, report.split, report.samples, report.ignored) == ("ToyStreets", "val", 3, 0)
-    assert report.confusion.sum() == 3 * 64 * 128
-    prints = [
-        datasets.ToyStreets(3, seed, (64, width), split).fingerprint(range(3))
-        for seed, width, split in ((0, 128, "val"), (1, 128, "val"), (0, 64, "val"), (0, 128, "test"))
-    ]
-    assert len(set(prints)) == 4
