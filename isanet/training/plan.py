@@ -23,6 +23,7 @@ from isanet.training.batches import Batches, seed_of
 from isanet.training.optim import freeze, keep_statistics
 from isanet.training.preflight import check_loss, check_memory, free_memory
 from isanet.training.recipe import Recipe
+from isanet.zoo.classes import name_classes
 from isanet.zoo.pretrained import from_pretrained
 
 log = logging.getLogger("isanet")
@@ -129,7 +130,7 @@ def _start_model(model: ISANet | str | os.PathLike[str], train: SegmentationData
     origin = network.provenance.get("name") or (Path(model).name if Path(model).exists() else os.fspath(model))
     if network.classes != train.classes:
         kept = [name for name in train.classes if name in network.classes]
-        network = from_pretrained(model, classes=list(train.classes))
+        network = name_classes(network, train.classes)
         log.info(
             "%s has other classes: its classifiers are randomly initialized%s",
             os.fspath(model),

@@ -40,9 +40,15 @@ def with_classes(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, A
     return {**config, "num_classes": len(names), "classes": list(names), "palette": palette, "label_space": None}
 
 
-def rename_classes(model: ISANet, names: Sequence[str]) -> ISANet:
-    """The same model, whose classes had only numbers, with these names; it shares the tensors of `model`."""
-    return _rebuilt(model, with_classes(model.config, names), {})
+def name_classes(model: ISANet, names: Sequence[str]) -> ISANet:
+    """A model with classes of these names.
+
+    Where the classes of `model` have only numbers and are as many, these are their names, and everything is kept;
+    otherwise as `replace_classes`.
+    """
+    if are_numbered(model.classes) and len(names) == len(model.classes):
+        return _rebuilt(model, with_classes(model.config, names), {})
+    return replace_classes(model, names)
 
 
 def replace_classes(model: ISANet, names: Sequence[str]) -> ISANet:

@@ -64,19 +64,17 @@ def origin(path: Path) -> Origin:
 
 
 def _same_file(sha256: str) -> list[str]:
-    """Whether a file is, byte for byte, one that is known by its hash."""
+    """Whether a file is byte for byte one whose hash is known."""
     found = []
     for weights in load_released().values():
         record = cache.read_record(weights.name)
         if weights.sha256 == sha256:
             where = "in the package" if weights.packaged else "as the manifest says"
-            found.append(f"it is, byte for byte, the released file of {weights.name} ({where})")
+            found.append(f"it is byte for byte the released file of {weights.name} ({where})")
         elif record is not None and sha256 == record.source_sha256:
-            found.append(
-                f"it is, byte for byte, the released file of {weights.name} that was recorded on {record.date}"
-            )
+            found.append(f"it is byte for byte the released file of {weights.name} that was recorded on {record.date}")
         elif record is not None and sha256 == record.file_sha256:
-            found.append(f"it is, byte for byte, the file of {weights.name} in the cache, from {record.source}")
+            found.append(f"it is byte for byte the cached file of {weights.name}, from {record.source}")
     return found
 
 
@@ -91,12 +89,12 @@ def _same_source(place: Path, claims: Mapping[str, str]) -> list[str]:
     if known is None and record is not None:
         known, where = record.source_sha256, f"was recorded here on {record.date}"
     if known is None:
-        return [f"nothing is recorded here of the released file of {name}, so its hash cannot be compared"]
+        return [f"no hash of the released file of {name} is recorded here, so there is nothing to compare with"]
     if claimed != known:
         raise IntegrityError(
-            f"{place} says that it was made from a file of {name} with sha256 {clean(claimed)[:64]}; {known} {where}"
+            f"{place} claims to be made from a file of {name} with sha256 {clean(claimed)[:64]}; {known} {where}"
         )
-    return [f"the sha256 of the released file of {name} that it names is the one that {where}"]
+    return [f"the sha256 that it gives for the released file of {name} is the one that {where}"]
 
 
 def _same_tensors(claims: Mapping[str, str], model: ISANet) -> list[str]:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from isanet._files import write_output
 from isanet._text import clean
-from isanet.config import are_numbered
 from isanet.errors import CheckpointFormatError, IntegrityError
 from isanet.labels import LABEL_SPACES, generic_palette, label_space_for
 from isanet.model import ISANet
@@ -22,7 +21,7 @@ from isanet.weights import checkpoint, convert, hub
 from isanet.weights.manifest import CHECKS, Weights, load_backbones, load_manifest, unknown_model
 from isanet.weights.torchfile import MAX_DESCRIPTION_BYTES, File
 from isanet.zoo import released
-from isanet.zoo.classes import rename_classes, replace_classes, requested_classes
+from isanet.zoo.classes import name_classes, replace_classes, requested_classes
 from isanet.zoo.networks import fill, meta_model
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -92,9 +91,7 @@ def from_pretrained(
             model = _load_repository(found, revision=revision, token=token)
     if names is None:
         return model
-    if classes is not None and are_numbered(model.classes) and len(names) == len(model.classes):
-        return rename_classes(model, names)
-    return replace_classes(model, names)
+    return replace_classes(model, names) if classes is None else name_classes(model, names)
 
 
 def _resolve(source: str | os.PathLike[str]) -> Weights | Path | str:

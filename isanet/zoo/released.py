@@ -1,4 +1,4 @@
-"""A released checkpoint on its way to a network: manifest entry, cached file or download, verification, conversion.
+"""From a released checkpoint to a network: manifest entry, cached file or download, verification, conversion.
 
 First `plan` decides what is to be done, from what is known and what lies in the cache folder; then the steps are taken
 in turn until one of them gives the network. Models and the backbones to start from go the same way; a packaged model
@@ -168,7 +168,7 @@ def _take(weights: Released, step: Step, *, progress: bool | None = None, keep: 
             except FileNotFoundError:  # replaced since the record was read
                 pass
             except (IsanetError, OSError) as error:
-                log.warning("the cached %s cannot be used and is made again: %s", weights.name, error)
+                log.warning("the cached %s cannot be used and will be replaced: %s", weights.name, error)
             return None
         case ConvertFile(name, expected):
             path = cache.home() / name
@@ -362,7 +362,7 @@ def _store(weights: Released, network: nn.Module, source: str, file: File, expec
         raise cache.unwritable(folder, error, len(data)) from error
     if expected is None:
         log.warning(
-            "first copy of %s: nobody has published its %s, so sha256 %s is recorded; later copies must match",
+            "first copy of %s: nobody has published its %s, so its sha256, %s, is recorded; later copies must match",
             weights.name,
             "hash beyond 8 digits" if weights.known_digits else "hash",
             file.sha256,

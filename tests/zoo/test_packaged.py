@@ -254,7 +254,7 @@ def test_download_verify_and_cache_have_nothing_to_do(
         assert run("verify", *names) == 0
         out = capsys.readouterr().out
         assert f"{NAME}: good. In the package" in out
-        assert f"{isanet.model_info(NAME).sha256} (as the manifest says)" in out
+        assert f"{isanet.model_info(NAME).sha256} (as in the manifest)" in out
     before = (package / "weights.json").read_text()
     assert run("verify", "--pin") == 0
     assert "pinned nothing" in capsys.readouterr().out
@@ -308,7 +308,7 @@ def wide() -> ISANet:
     return trained(head_channels=256)
 
 
-def of_own_classes() -> ISANet:
+def with_custom_classes() -> ISANet:
     return trained(label_space=None)
 
 
@@ -327,7 +327,7 @@ def beyond_half() -> ISANet:
     ("make", "name", "facts", "message"),
     [
         (wide, "new", {}, "at most 3,000,000"),
-        (of_own_classes, "new", {}, "of a label space"),
+        (with_custom_classes, "new", {}, "of a label space"),
         (recolored, "new", {}, "of a label space"),
         (beyond_half, "new", {}, "classifier.weight has values that are not finite"),
         (trained, "new", {"metrics": {"miou": 0.5}}, "new.metrics: expected"),
@@ -344,7 +344,7 @@ def test_what_cannot_be_packaged_changes_nothing(
     assert {path: path.read_bytes() for path in package.parent.rglob("*") if path.is_file()} == before
 
 
-def test_bundling_leaves_the_model_alone_and_replaces_the_entry(package: Path) -> None:
+def test_packaging_leaves_the_model_alone_and_replaces_the_entry(package: Path) -> None:
     model = trained()
     with torch.no_grad():
         model.classifier.bias += 1 / 3

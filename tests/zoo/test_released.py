@@ -111,7 +111,9 @@ def test_loading_builds_the_network_once_and_parses_the_manifest_at_most_once(
         assert sum('"backbones"' in text for text in texts) == int(reads_manifest)
 
 
-def test_a_cached_model_is_built_once_and_nothing_is_drawn(tiny: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cached_model_is_built_once_and_nothing_is_randomly_initialized(
+    tiny: FileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     isanet.from_pretrained(tiny_zoo.NAME)
     built = []
     initialize = ISANet._initialize
