@@ -1,95 +1,159 @@
-"""The page of a report: figures, tables, and the worst images with prediction and truth."""
+"""The HTML page of a report: facts, tables, charts, and the images with the lowest mIoU.
+
+The page is `page.html`, filled in. It runs nothing and loads nothing from elsewhere. Names, keys and notes come from
+untrusted files: each is cleaned and escaped here.
+"""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
+from importlib.resources import files
 from pathlib import Path
+from string import Template
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from isanet._files import atomic_write
-from isanet._text import clean, percent, shortened
+from isanet._files import atomic_write, output_errors, write_output
+from isanet._text import clean, percent, percent_number, shortened
 from isanet.evaluation.metrics import ConfusionMatrix
-from isanet.evaluation.report import Labels, Report, Sample, WorstImage, in_percent, title, write
 from isanet.images.masks import Color
 from isanet.images.reading import RGBImage
 
 IMAGE_SIDE = 640
 """Longer side, in pixels, of the images on the page."""
 
-_STYLE = """
-:root { color-scheme: light dark;
-  --ink: #1d2129; --faint: #667085; --paper: #ffffff; --line: #dde1e7; --card: #f6f7f9; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e8ec; --faint: #9aa3b2; --paper: #14171c; --line: #323844; --card: #1d2129; }
-}
-body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 72rem; color: var(--ink); background: var(--paper);
-  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 1rem; }
-h2 { font-size: 1.25rem; margin: 2.5rem 0 .75rem; }
-h3 { font-size: 1.05rem; margin: 0 0 .25rem; }
-p { margin: .25rem 0 .75rem; }
-.faint { color: var(--faint); }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.25rem; margin: 0; }
-dt { color: var(--faint); }
-dd { margin: 0; }
-.figures { display: flex; flex-wrap: wrap; gap: .75rem; padding: 0; margin: 1.5rem 0; list-style: none; }
-.figures li { flex: 1 1 9rem; background: var(--card); border: 1px solid var(--line); border-radius: .5rem;
-  padding: .6rem .9rem; }
-.figures b { display: block; font-size: 1.6rem; font-variant-numeric: tabular-nums; line-height: 1.3; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .75rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { color: var(--faint); font-weight: 600; }
-th.name, td.name { text-align: left; }
-table.classes { width: 100%; }
-.swatch { display: inline-block; width: .9em; height: .9em; border: 1px solid #808080; border-radius: .15em;
-  vertical-align: -.08em; margin-right: .45em; }
-.bar { display: inline-block; width: 9rem; height: .8em; margin-right: .6em; background: var(--line);
-  border-radius: .15em; vertical-align: -.05em; overflow: hidden; text-align: left; }
-.bar span { display: block; height: 100%; background: #3b7dd8; }
-.value { display: inline-block; min-width: 3.2em; }
-.wide { margin-top: 1.25rem; }
-.wide img { max-width: 100%; height: auto; background: #ffffff; border: 1px solid var(--line); border-radius: .5rem; }
-.sample { border-top: 1px solid var(--line); padding: 1.25rem 0; }
-.images { display: grid; grid-template-columns: 1fr 1fr; gap: .75rem; }
-@media (max-width: 40rem) { .images { grid-template-columns: 1fr; } }
-figure { margin: 0; }
-figcaption { color: var(--faint); font-size: .9rem; }
-.images img { width: 100%; height: auto; display: block; border-radius: .3rem; }
-.legend { display: flex; flex-wrap: wrap; gap: .2rem 1.4rem; padding: 0; margin: .75rem 0 0; list-style: none;
-  font-size: .9rem; }
-"""
+LabelMap = NDArray[np.integer[Any]]
 
 _CAPTIONS = {
     "image": "image",
     "prediction": "prediction",
-    "truth": "truth (ignored pixels uncolored)",
+    "ground_truth": "ground truth (ignored pixels uncolored)",
     "errors": "wrong pixels red, ignored ones gray",
 }
 
 
-def save_page(report: Report, folder: Path, worst_images: Iterable[WorstImage]) -> None:
-    """Write index.html, and below worst/ the images that it shows; those of an earlier report are removed."""
+@dataclass(frozen=True)
+class ImageScore:
+    """The figures of one image.
+
+    Attributes:
+        key: Its key in the dataset.
+        miou: Mean IoU over the classes that occur in it, a fraction; NaN if all pixels are ignored.
+        pixel_accuracy: Share of the counted pixels that are correct, a fraction; NaN if all pixels are ignored.
+    """
+
+    key: str
+    miou: float
+    pixel_accuracy: float
+
+
+class WorstImage(NamedTuple):
+    """An image to be shown on the page.
+
+    Attributes:
+        score: Its figures.
+        image: (H, W, 3) uint8 RGB.
+        prediction: (H, W) class indices.
+        ground_truth: (H, W) class indices; what is no class of the report is ignored.
+    """
+
+    score: ImageScore
+    image: RGBImage
+    prediction: LabelMap
+    ground_truth: LabelMap
+
+
+@dataclass(frozen=True)
+class ReportContent:
+    """What is shown of a report, on the page and in a terminal; texts are neither cleaned nor escaped.
+
+    Attributes:
+        title: What was evaluated on what.
+        facts: (name, text) of what was evaluated, and how.
+        means: (name, fraction) of the metrics over all classes.
+        comparison: (whose, percent, of what) of the measured mIoU and the published one; empty if none is published.
+        remarks: Why there is no comparison.
+        classes: The K names.
+        palette: The K colors.
+        columns: (heading, fraction by class) of the table of classes, IoU first.
+        confusion: (K, K) pixels, rows ground truth, columns prediction.
+        worst: The images with the lowest mIoU, lowest first.
+    """
+
+    title: str
+    facts: Sequence[tuple[str, str]]
+    means: Sequence[tuple[str, float]]
+    comparison: Sequence[tuple[str, str, str]]
+    remarks: Sequence[str]
+    classes: Sequence[str]
+    palette: Sequence[Color]
+    columns: Sequence[tuple[str, Mapping[str, float]]]
+    confusion: NDArray[np.int64]
+    worst: Sequence[ImageScore]
+
+
+def save_page(content: ReportContent, folder: Path, worst_images: Iterable[WorstImage]) -> None:
+    """Write index.html, and below worst/ the images that it shows; those of an earlier report are removed.
+
+    Args:
+        content: What the page shows.
+        folder: Exists.
+        worst_images: In the order of `content.worst`; taken one at a time. Without any, their scores are listed.
+
+    Raises:
+        OutputError: A file cannot be written.
+    """
     sections, names = [], set()
     for number, worst in enumerate(worst_images, 1):
-        section, written = _save_worst(report, folder / "worst", number, worst)
-        sections.append(section)
-        names |= written
-    write(folder / "index.html", _page(report, sections))
-    for path in (folder / "worst").glob("*.jpg"):
-        if path.name not in names and re.fullmatch(rf"\d{{2,}}_.*_({'|'.join(_CAPTIONS)})\.jpg", path.name):
-            path.unlink()
+        written = _save_panels(content.palette, folder / "worst", number, worst)
+        sections.append(_worst_section(content, number, worst, written))
+        names |= set(written.values())
+    write_output(folder / "index.html", _page(content, sections))
+    with output_errors(folder / "worst"):
+        for path in (folder / "worst").glob("*.jpg"):
+            if path.name not in names and re.fullmatch(rf"\d{{2,}}_.*_({'|'.join(_CAPTIONS)})\.jpg", path.name):
+                path.unlink()
+
+
+# --- the page
+
+
+def _page(content: ReportContent, worst_sections: Sequence[str]) -> str:
+    worst = "".join(worst_sections)
+    if not worst_sections and content.worst:
+        rows = (
+            f'<td class="name">{_html(score.key)}</td><td>{percent_number(score.miou)}</td>'
+            f"<td>{percent_number(score.pixel_accuracy)}</td>"
+            for score in content.worst
+        )
+        worst = _table('<th class="name">image</th><th>mIoU</th><th>pixel accuracy</th>', rows)
+    remarks = "".join(f"<p>{_html(text[0].upper() + text[1:])}.</p>\n" for text in content.remarks)
+    template = Template((files(__package__) / "page.html").read_text("utf-8"))
+    return template.substitute(
+        title=_html(content.title),
+        facts="".join(f"<dt>{_html(name)}</dt><dd>{_html(text)}</dd>\n" for name, text in content.facts),
+        means="".join(f"<li><b>{percent_number(value)}</b>{_html(name)}</li>\n" for name, value in content.means),
+        comparison=_comparison(content) + remarks,
+        classes=_class_table(content),
+        worst=f"<h2>Images with the lowest mIoU</h2>\n{worst}" if worst else "",
+    )
 
 
 def _html(text: str) -> str:
     return escape(clean(text))
+
+
+def _table(headings: str, rows: Iterable[str], kind: str = "") -> str:
+    body = "".join(f"<tr>{row}</tr>\n" for row in rows)
+    return f'<div class="scroll"><table class="{kind}">\n<tr>{headings}</tr>\n{body}</table></div>\n'
 
 
 def _swatch(color: Color) -> str:
@@ -97,196 +161,143 @@ def _swatch(color: Color) -> str:
     return f'<span class="swatch" style="background:rgb({red},{green},{blue})"></span>'
 
 
-def _page(report: Report, sections: Sequence[str]) -> str:
-    """The whole page; `sections` are those of the worst images."""
-    facts = "".join(f"<dt>{_html(name)}</dt><dd>{_html(text)}</dd>\n" for name, text in report._facts())
-    means = "".join(f"<li><b>{in_percent(value)}</b>{_html(name)}</li>\n" for name, value in report._means())
-    compared = "".join(
-        f'<tr><td class="name">{_html(whose)}</td><td>{_html(figure)}</td><td class="name">{_html(text)}</td></tr>\n'
-        for whose, figure, text in report._compared()
+def _comparison(content: ReportContent) -> str:
+    if not content.comparison:
+        return ""
+    rows = (
+        f'<td class="name">{_html(whose)}</td><td>{_html(figure)}</td><td class="name">{_html(text)}</td>'
+        for whose, figure, text in content.comparison
     )
-    if compared:
-        compared = f"""<div class="scroll"><table>
-<tr><th class="name"></th><th>mIoU</th><th class="name"></th></tr>
-{compared}</table></div>
-"""
-    why_not = "".join(f"<p>{_html(text[0].upper() + text[1:])}.</p>\n" for text in report._why_not())
-    worst = "".join(sections)
-    if not sections and report.worst:
-        rows = "".join(
-            f'<tr><td class="name">{_html(sample.key)}</td><td>{in_percent(sample.miou)}</td>'
-            f"<td>{in_percent(sample.pixel_accuracy)}</td></tr>\n"
-            for sample in report.worst
-        )
-        worst = f"""<div class="scroll"><table>
-<tr><th class="name">image</th><th>mIoU</th><th>pixel accuracy</th></tr>
-{rows}</table></div>
-"""
-    if worst:
-        worst = f"<h2>Images with the lowest mIoU</h2>\n{worst}"
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title(report))}</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-<h1>{escape(title(report))}</h1>
-<dl>
-{facts}</dl>
-<ul class="figures">
-{means}</ul>
-<p class="faint">All figures are in percent; "-" where there is nothing to measure.</p>
-<h2>Measured and published</h2>
-{compared}{why_not}<h2>Classes</h2>
-{_class_table(report)}<p class="wide"><a href="classes.png"><img src="classes.png" loading="lazy" \
-alt="IoU of each class as bars, highest first"></a></p>
-<h2>Confusions</h2>
-<p class="faint">Each row: of the pixels of one true class, how many were predicted as what. Hatched rows: the truth \
-has none. Colors grow with the square root, to show small confusions.</p>
-<p class="wide"><a href="confusion.png"><img src="confusion.png" loading="lazy" \
-alt="Confusion matrix, divided by the sums of its rows"></a></p>
-{worst}</body>
-</html>
-"""
+    return _table('<th class="name"></th><th>mIoU</th><th class="name"></th>', rows)
 
 
-def _class_table(report: Report) -> str:
-    columns = report._columns()
-    headings = "".join(f"<th>{_html(heading)}</th>" for heading, _ in columns)
+def _class_table(content: ReportContent) -> str:
+    headings = "".join(f"<th>{_html(heading)}</th>" for heading, _ in content.columns)
+    confused = _most_confused(content)
     rows = []
-    taken = _confused_with(report)
-    for index, name in enumerate(report.classes):
-        iou, *others = (values[name] for _, values in columns)
+    for index, name in enumerate(content.classes):
+        iou, *others = (values[name] for _, values in content.columns)
         width = 0 if math.isnan(iou) else 100 * iou
-        cells = "".join(f"<td>{in_percent(value)}</td>" for value in others)
+        cells = "".join(f"<td>{percent_number(value)}</td>" for value in others)
         rows.append(
-            f'<tr><td>{index}</td><td class="name">{_swatch(report.palette[index])}{_html(name)}</td>'
+            f'<td>{index}</td><td class="name">{_swatch(content.palette[index])}{_html(name)}</td>'
             f'<td><span class="bar"><span style="width:{width:.1f}%"></span></span>'
-            f'<span class="value">{in_percent(iou)}</span></td>{cells}'
-            f'<td class="name">{escape(taken[index])}</td></tr>\n'
+            f'<span class="value">{percent_number(iou)}</span></td>{cells}'
+            f'<td class="name">{escape(confused[index])}</td>'
         )
-    return f"""<div class="scroll"><table class="classes">
-<tr><th></th><th class="name">class</th>{headings}<th class="name">most taken for</th></tr>
-{"".join(rows)}</table></div>
-"""
+    return _table(
+        f'<th></th><th class="name">class</th>{headings}<th class="name">most confused with</th>', rows, "classes"
+    )
 
 
-def _confused_with(report: Report) -> list[str]:
-    """For each class the other one that it is most often taken for, with the share; empty if none."""
-    wrong = report.confusion.numpy().copy()
+def _most_confused(content: ReportContent) -> list[str]:
+    """For each class the other one that it is most often predicted as, with the share; empty if none."""
+    wrong = content.confusion.copy()
     totals = wrong.sum(axis=1)
     np.fill_diagonal(wrong, 0)
     return [
-        f"{shortened(report.classes[other])} {percent(row[other] / total, 1)}" if row[other] else ""
+        f"{shortened(content.classes[other])} {percent(row[other] / total, 1)}" if row[other] else ""
         for row, other, total in zip(wrong, wrong.argmax(axis=1), totals, strict=True)
     ]
 
 
-def _worst_section(
-    report: Report, number: int, sample: Sample, names: Mapping[str, str], counts: NDArray[np.int64]
-) -> str:
-    """The section of one sample: figures, biggest confusions, images, and a legend of the classes present."""
+def _worst_section(content: ReportContent, number: int, worst: WorstImage, written: Mapping[str, str]) -> str:
+    """The section of one image: figures, largest confusions, panels, and a legend of the classes present."""
+    score, classes = worst.score, [_html(shortened(name)) for name in content.classes]
+    counts = _count(len(classes), worst.prediction, worst.ground_truth)
     total = max(1, int(counts.sum()))
-    classes = [_html(shortened(name)) for name in report.classes]
     wrong = counts.copy()
     np.fill_diagonal(wrong, 0)
-    largest = [divmod(int(place), len(classes)) for place in np.argsort(-wrong, axis=None, kind="stable")[:4]]
+    largest = [divmod(int(index), len(classes)) for index in np.argsort(-wrong, axis=None, kind="stable")[:4]]
     confusions = ", ".join(
-        f"{classes[true]} taken for {classes[ours]} {percent(wrong[true, ours] / total, 1)}"
-        for true, ours in largest
-        if wrong[true, ours]
+        f"{classes[true]} predicted as {classes[predicted]} {percent(wrong[true, predicted] / total, 1)}"
+        for true, predicted in largest
+        if wrong[true, predicted]
     )
     if confusions:
-        said = f"Of the counted pixels: {confusions}"
+        summary = f"Of the counted pixels: {confusions}"
     else:
-        said = "No pixel is wrong" if counts.any() else "No pixel counted"
-    truth, prediction = counts.sum(axis=1) / total, counts.sum(axis=0) / total
+        summary = "No pixel is wrong" if counts.any() else "No pixel counted"
+    true_shares, predicted_shares = counts.sum(axis=1) / total, counts.sum(axis=0) / total
     legend = "".join(
-        f"<li>{_swatch(report.palette[index])}{classes[index]} "
-        f'<span class="faint">{percent(truth[index], 1)} true, '
-        f"{percent(prediction[index], 1)} predicted</span></li>\n"
-        for index in np.argsort(-np.maximum(truth, prediction), kind="stable")
-        if truth[index] + prediction[index]
+        f"<li>{_swatch(content.palette[index])}{classes[index]} "
+        f'<span class="faint">{percent(true_shares[index], 1)} of the ground truth, '
+        f"{percent(predicted_shares[index], 1)} of the prediction</span></li>\n"
+        for index in np.argsort(-np.maximum(true_shares, predicted_shares), kind="stable")
+        if true_shares[index] + predicted_shares[index]
     )
-    images = "".join(
-        f'<figure><img src="worst/{quote(name)}" loading="lazy" alt="{_html(sample.key)}: {_CAPTIONS[kind]}">'
+    panels = "".join(
+        f'<figure><img src="worst/{quote(name)}" loading="lazy" alt="{_html(score.key)}: {_CAPTIONS[kind]}">'
         f"<figcaption>{_CAPTIONS[kind]}</figcaption></figure>\n"
-        for kind, name in names.items()
+        for kind, name in written.items()
     )
     return f"""<section class="sample">
-<h3>{number}. {_html(sample.key)}</h3>
-<p>mIoU {in_percent(sample.miou)}, pixel accuracy {in_percent(sample.pixel_accuracy)}<br>
-{said}</p>
+<h3>{number}. {_html(score.key)}</h3>
+<p>mIoU {percent_number(score.miou)}, pixel accuracy {percent_number(score.pixel_accuracy)}<br>
+{summary}</p>
 <div class="images">
-{images}</div>
+{panels}</div>
 <ul class="legend">
 {legend}</ul>
 </section>
 """
 
 
-# --- the worst images
-
-
-def _save_worst(report: Report, folder: Path, number: int, worst: WorstImage) -> tuple[str, set[str]]:
-    """Write the images of one sample; gives its section of the page, and the names of the files."""
-    sample, pixels, predicted, true = worst
-    counts = _counted(len(report.classes), predicted, true)
-    stem = f"{number:02}_{_safe(sample.key)}"
-    folder.mkdir(exist_ok=True)
-    written = {}
-    for kind, image in _panels(report.palette, pixels, predicted, true).items():
-        written[kind] = f"{stem}_{kind}.jpg"
-        with atomic_write(folder / written[kind]) as file:
-            image.save(file, format="JPEG", quality=88, subsampling=0)  # all of the colors at edges of classes
-    return _worst_section(report, number, sample, written, counts), set(written.values())
-
-
-def _safe(key: str) -> str:
-    """The end of a key, which tells images apart, in characters that every file system has."""
-    return re.sub(r"[^A-Za-z0-9.-]+", "_", key)[-60:].strip("._-") or "sample"
-
-
-def _counted(count: int, predicted: Labels, true: Labels) -> NDArray[np.int64]:
-    """(K, K) pixels of one image, by truth and prediction."""
-    matrix = ConfusionMatrix(count, ignore_index=-1)
-    known = _is_class(predicted, count) & _is_class(true, count)
-    matrix.update(predicted, np.where(known, true.astype(np.int32), -1))
+def _count(num_classes: int, prediction: LabelMap, ground_truth: LabelMap) -> NDArray[np.int64]:
+    """(K, K) pixels of one image by ground truth and prediction."""
+    matrix = ConfusionMatrix(num_classes, ignore_index=-1)
+    counted = _is_class(prediction, num_classes) & _is_class(ground_truth, num_classes)
+    matrix.update(prediction, np.where(counted, ground_truth.astype(np.int32), -1))
     counts: NDArray[np.int64] = matrix.matrix.numpy()
     return counts
 
 
-def _is_class(labels: Labels, count: int) -> NDArray[np.bool_]:
-    return np.asarray((labels >= 0) & (labels < count))
+def _is_class(labels: LabelMap, num_classes: int) -> NDArray[np.bool_]:
+    return np.asarray((labels >= 0) & (labels < num_classes))
 
 
-def _panels(palette: Sequence[Color], image: RGBImage, predicted: Labels, true: Labels) -> dict[str, Image.Image]:
-    """What the page shows of one sample, by kind."""
-    shown = Image.fromarray(image)
-    shown.thumbnail((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.LANCZOS)
-    ours, truth = (
-        np.asarray(Image.fromarray(labels.astype(np.int32)).resize(shown.size, Image.Resampling.NEAREST))
-        for labels in (predicted, true)
+# --- the panels of an image
+
+
+def _save_panels(palette: Sequence[Color], folder: Path, number: int, worst: WorstImage) -> dict[str, str]:
+    """Write the panels of one image; returns the names of the files by kind."""
+    # The end of a key tells images apart; only characters that every file system has
+    stem = re.sub(r"[^A-Za-z0-9.-]+", "_", worst.score.key)[-60:].strip("._-") or "image"
+    with output_errors(folder):
+        folder.mkdir(exist_ok=True)
+    written = {}
+    for kind, panel in _panels(palette, worst).items():
+        written[kind] = f"{number:02}_{stem}_{kind}.jpg"
+        path = folder / written[kind]
+        with output_errors(path), atomic_write(path) as file:
+            panel.save(file, format="JPEG", quality=88, subsampling=0)  # chroma would blur at the edges of classes
+    return written
+
+
+def _panels(palette: Sequence[Color], worst: WorstImage) -> dict[str, Image.Image]:
+    """The panels of one image by kind, at most `IMAGE_SIDE` pixels wide and high."""
+    small = Image.fromarray(worst.image)
+    small.thumbnail((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.LANCZOS)
+    prediction, ground_truth = (
+        np.asarray(Image.fromarray(labels.astype(np.int32)).resize(small.size, Image.Resampling.NEAREST))
+        for labels in (worst.prediction, worst.ground_truth)
     )
-    base = np.asarray(shown).astype(np.float32)
+    base = np.asarray(small).astype(np.float32)
     colors = np.array(palette, np.float32)
 
-    def colored(labels: Labels) -> Image.Image:
+    def colored(labels: LabelMap) -> Image.Image:
         known = _is_class(labels, len(palette))
         blend = (base + colors[np.where(known, labels, 0)]) / 2
         return Image.fromarray(np.where(known[..., None], blend, base).round().astype(np.uint8))
 
-    counted = _is_class(truth, len(palette))
-    errors = np.repeat(base.mean(axis=2, keepdims=True), 3, axis=2) * 0.35 + 165  # lighter than what is ignored
-    wrong = counted & (ours != truth)
+    counted = _is_class(ground_truth, len(palette))
+    errors = np.repeat(base.mean(axis=2, keepdims=True), 3, axis=2) * 0.35 + 165  # lighter than ignored pixels
+    wrong = counted & (prediction != ground_truth)
     errors[wrong] = errors[wrong] * 0.3 + np.array((216, 24, 24)) * 0.7
     errors[~counted] = 120
     return {
-        "image": shown,
-        "prediction": colored(ours),
-        "truth": colored(truth),
+        "image": small,
+        "prediction": colored(prediction),
+        "ground_truth": colored(ground_truth),
         "errors": Image.fromarray(errors.round().astype(np.uint8)),
     }

@@ -7,12 +7,11 @@ import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import Any
 
 from isanet._version import __version__
 from isanet.datasets.base import SegmentationDataset
-from isanet.evaluation.report import Report, Sample
-from isanet.images.reading import RGBImage
+from isanet.evaluation.page import WorstImage
+from isanet.evaluation.report import Report
 from isanet.inference.segmenter import Segmenter
 from isanet.training.plan import Plan
 from isanet.training.recipe import Recipe
@@ -37,7 +36,7 @@ def provenance(plan: Plan, step: int, report: Report | None) -> dict[str, str]:
     result["recipe"] = plan.recipe.to_json()
     if report is not None:
         where = f"{report.dataset} {report.split}".rstrip()
-        text = f"mIoU {100 * report.miou:.2f} % on {where}, {report.samples} images ({report.protocol_text})"
+        text = f"mIoU {100 * report.miou:.2f} % on {where}, {report.num_images} images ({report.protocol_text})"
         shared = f", of which {plan.num_shared} are in the training data too" if plan.num_shared else ""
         result["measured"] = text + shared
     return result
@@ -79,10 +78,9 @@ def overlays(segmenter: Segmenter, val: SegmentationDataset) -> bytes:
     return stream.getvalue()
 
 
-def worst_images(
-    segmenter: Segmenter, val: SegmentationDataset, report: Report
-) -> Iterator[tuple[Sample, RGBImage, Any, Any]]:
+def worst_images(segmenter: Segmenter, val: SegmentationDataset, report: Report) -> Iterator[WorstImage]:
     """The images of `report.worst` with their prediction and ground truth, one at a time."""
-    for sample in report.worst:
-        image, mask = val.read(val.keys.index(sample.key))
-        yield sample, image, segmenter(image).labels, mask
+    for score in report.worst:
+        image, mask = val.read(val.keys.index(score.key))
+        assert mask is not None
+        yield WorstImage(score, image, segmenter(image).labels, mask)

@@ -16,7 +16,8 @@ from torch import nn
 from isanet._processes import Processes
 from isanet.datasets.base import SegmentationDataset
 from isanet.errors import DatasetError
-from isanet.evaluation.evaluate import match_classes, weights_digest
+from isanet.evaluation.matching import match_classes
+from isanet.evaluation.run import weights_digest
 from isanet.labels import LABEL_SPACES
 from isanet.model import ISANet
 from isanet.training.batches import Batches, seed_of

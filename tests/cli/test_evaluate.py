@@ -40,7 +40,7 @@ def test_evaluate(tiny: FileServer, voc: Path, capsys: pytest.CaptureFixture[str
     assert run(*arguments) == 1
     assert "evaluated has a report already" in capsys.readouterr().err
     assert run(*arguments, "--force", "--limit", "2", "--split", "train") == 0
-    assert (isanet.Report.load("evaluated").samples, isanet.Report.load("evaluated").split) == (2, "train")
+    assert (isanet.Report.load("evaluated").num_images, isanet.Report.load("evaluated").split) == (2, "train")
 
 
 def test_evaluate_your_own_folder(

@@ -105,7 +105,7 @@ def test_it_is_evaluated_like_any_dataset(tmp_path: Path) -> None:
     model: Any = ColorModel(SPACE, short_edge=64)
     options: dict[str, Any] = {"workers": 0, "device": "cpu", "progress": False}
     report = evaluate(model, datasets.ToyStreets(3, size=(64, 128), split="val"), output=tmp_path, **options)
-    assert (report.dataset, report.split, report.samples, report.ignored) == ("ToyStreets", "val", 3, 0)
+    assert (report.dataset, report.split, report.num_images, report.ignored_pixels) == ("ToyStreets", "val", 3, 0)
     assert report.confusion.sum() == 3 * 64 * 128
     prints = [
         datasets.ToyStreets(3, seed, (64, width), split).fingerprint(range(3))

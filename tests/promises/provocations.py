@@ -732,7 +732,7 @@ def evaluated(damage: Callable[[replicas.Replica], object]) -> Provocation:
 
         def call() -> None:
             report = isanet.evaluate(model, datasets.VOC2012(world.tmp / "voc"), workers=0, progress=False)
-            assert report.samples == 5
+            assert report.num_images == 5
 
         return call
 

@@ -1,0 +1,381 @@
+"""One evaluation under way: images read ahead by worker processes, predicted, counted, and saved as it goes.
+
+`isanet.evaluate` makes an `EvaluationRun` in each process of a group, and each counts its share of the images. Every
+`SAVE_EVERY` seconds, and whatever ends it, a run saves what it has counted (see `isanet.evaluation.counting`), so that
+the same call resumes it. The result does not depend on where it was interrupted, nor on the number of processes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from isanet._files import keep_existing, output_errors
+from isanet._processes import Processes, leave_signals
+from isanet._text import listed
+from isanet.datasets.base import SegmentationDataset
+from isanet.errors import DatasetError, IsanetError, OutputError
+from isanet.evaluation.counting import Counts, ImageCounts, Progress
+from isanet.evaluation.matching import Match, match_classes, published_entry, why_incomparable
+from isanet.evaluation.page import ImageScore, WorstImage
+from isanet.evaluation.report import Report
+from isanet.images.reading import RGBImage
+from isanet.inference.predict import not_finite, prepare
+from isanet.inference.segmentation import Segmentation
+from isanet.inference.segmenter import Segmenter
+from isanet.labels import Groups
+from isanet.model import ISANet
+from isanet.protocols import Protocol
+
+NUM_WORST = 8
+"""How many images the report shows: those with the lowest mIoU."""
+
+SAVE_EVERY = 10.0
+"""Seconds between two writings of what has been counted."""
+
+log = logging.getLogger("isanet")
+
+
+class EvaluationRun:
+    """An evaluation, as one of its processes sees it.
+
+    The arguments are those of `isanet.evaluate`. Everything that can be known to be wrong before the first image is
+    checked here; nothing is written.
+
+    Raises:
+        ValueError: Model and dataset do not match, or an argument is wrong.
+        DatasetError: The dataset has no masks.
+    """
+
+    def __init__(
+        self,
+        model: ISANet | str | os.PathLike[str],
+        dataset: SegmentationDataset,
+        processes: Processes,
+        *,
+        protocol: Protocol,
+        mapping: Groups | None,
+        limit: int | None,
+        boundary: bool,
+        output: str | os.PathLike[str] | None,
+        predictions: str | os.PathLike[str] | None,
+        device: str | torch.device,
+        precision: str,
+    ) -> None:
+        if not dataset.has_masks:
+            raise DatasetError(
+                f"{dataset} has no masks to compare with; only its label maps can be written (predictions)"
+            )
+        if device == "auto" and processes.world_size > 1 and torch.cuda.is_available():
+            device = f"cuda:{os.environ.get('LOCAL_RANK', processes.rank % torch.cuda.device_count())}"
+        self.dataset, self.mapping, self.processes = dataset, mapping, processes
+        num_images = len(dataset) if limit is None else min(limit, len(dataset))
+        self.indices = [i * len(dataset) // num_images for i in range(num_images)]
+        self.segmenter = Segmenter(model, device=device, precision=precision, protocol=protocol)
+        self.name = os.fspath(model) if isinstance(model, str | os.PathLike) else model.provenance.get("name")
+        self.match = match_classes(self.segmenter.model, dataset.label_space, mapping)
+        if predictions is not None and self.match.keep is not None:
+            raise ValueError(
+                "label maps for a server are of all classes of the model, and the mapping leaves some out; write them "
+                "in a separate call, without a mapping"
+            )
+        self.counts = Counts.empty(len(self.match.space), self.segmenter.device, boundary=boundary)
+        self.label_maps = None if predictions is None else LabelMapFolder(Path(predictions))
+        self.progress: Progress | None = None
+        if output is not None:
+            self.progress = Progress(Path(output), processes.rank, self._fingerprint())
+
+    def _fingerprint(self) -> dict[str, Any]:
+        """What must be equal for a run to be resumed, as JSON values."""
+        run = {
+            "model": self.segmenter.model.config,
+            "weights": weights_digest(self.segmenter.model),
+            "dataset": self.dataset.fingerprint(self.indices),
+            "classes": self.match.space.classes,
+            "mapping": self.mapping,
+            "protocol": asdict(self.segmenter.protocol),
+            "precision": self.segmenter.precision,
+            "boundary": self.counts.boundary is not None,
+            "predictions": None if self.label_maps is None else str(self.label_maps.folder.resolve()),
+        }
+        result: dict[str, Any] = json.loads(json.dumps(run, default=list))
+        return result
+
+    def start(self, *, overwrite: bool) -> set[int]:
+        """In the first process: start or resume, and return the indices of the images that are already counted.
+
+        Raises:
+            OutputError: An output exists and `overwrite` is not set, or cannot be written.
+        """
+        resumed = self.progress is not None and self.progress.resume(self.counts, overwrite=overwrite)
+        if self.label_maps is not None:
+            self.label_maps.start(self.dataset.keys, overwrite=overwrite or resumed)
+        return {image.index for image in self.counts.images}
+
+    def count(self, indices: list[int], *, batch_size: int, workers: int, show_bar: bool | None) -> None:
+        """Predict and count images; whatever ends it, what was counted is saved."""
+        images: Any = DataLoader(
+            PreparedImages(self.dataset, self.match, self.segmenter),
+            batch_size=None,
+            sampler=indices,
+            num_workers=workers,
+            collate_fn=_unchanged,
+            worker_init_fn=leave_signals,
+        )
+        known = len(self.counts.images)
+        bar = tqdm(
+            total=len(indices) + known, initial=known, unit="image", disable=None if show_bar is None else not show_bar
+        )
+        try:
+            with bar:
+                self._count(_predicted(images, batch_size, self.segmenter, self.match.keep), bar)
+            if self.progress is not None:
+                self.progress.save(self.counts)
+        except BaseException:
+            self._save_interrupted()
+            raise
+
+    def _count(self, predicted: Iterable[tuple[PreparedImage, Tensor]], bar: Any) -> None:
+        started = last_shown = last_saved = time.monotonic()
+        earlier = self.counts.seconds
+        for image, prediction in predicted:
+            if self.label_maps is not None:
+                self.label_maps.write(image.key, _segmentation(self.segmenter.model, prediction))
+            self.counts.add(image.index, self.match.compared_prediction(prediction), image.ground_truth)
+            now = time.monotonic()
+            self.counts.seconds = earlier + now - started
+            bar.update()
+            if not bar.disable and now - last_shown > 0.5:
+                bar.set_postfix_str(f"mIoU {100 * self.counts.matrix.miou():.2f}")
+                last_shown = now
+            if self.progress is not None and now - last_saved > SAVE_EVERY:
+                self.progress.save(self.counts)
+                last_saved = now
+
+    def _save_interrupted(self) -> None:
+        """Save after an error or Ctrl-C; a failure to save is logged and does not hide it."""
+        if self.progress is None:
+            return
+        try:
+            self.progress.save(self.counts)
+        except OutputError as error:
+            log.warning("%s", error)
+        else:
+            log.warning(
+                "%d images are counted and saved in %s; the same call resumes from there, without --force",
+                len(self.counts.images),
+                self.progress.folder,
+            )
+
+    # --- the report
+
+    def report(self) -> Report:
+        """The report on the counts of all processes."""
+        segmenter, dataset, match, counts = self.segmenter, self.dataset, self.match, self.counts
+        model, protocol = segmenter.model, segmenter.protocol
+        entry = published_entry(self.name, model)
+        incomparable: Iterable[str] = ()
+        if entry is not None:
+            incomparable = why_incomparable(
+                entry, model, dataset, num_images=len(counts.images), protocol=protocol,
+                precision=segmenter.precision, mapping=self.mapping,
+            )  # fmt: skip
+        notes = []
+        if match.keep is not None:
+            left_out = [name for index, name in enumerate(model.classes) if index not in match.keep]
+            notes.append(
+                f"{len(left_out)} of the model's classes are none of the dataset's and were left out of the argmax: "
+                f"{listed(left_out)}"
+            )
+        boundary = None
+        if counts.boundary is not None:
+            boundary = dict(zip(match.space.classes, counts.boundary.per_class().tolist(), strict=True))
+        return Report(
+            confusion=counts.matrix.matrix.cpu(),
+            classes=match.space.classes,
+            palette=match.space.palette,
+            dataset=dataset.name,
+            split=dataset.split or "",
+            num_images=len(counts.images),
+            dataset_size=len(dataset),
+            label_space=match.space.name,
+            model=self.name or model.config["backbone"],
+            protocol=protocol.name,
+            protocol_text=protocol.text,
+            precision=segmenter.precision,
+            device=str(segmenter.device),
+            seconds=counts.seconds,
+            ignored_pixels=sum(image.ignored for image in counts.images),
+            worst=tuple(self._score(image) for image in self._worst()),
+            published=None if entry is None else dict(entry.metrics),
+            incomparable=tuple(incomparable),
+            notes=tuple(notes),
+            boundary=boundary,
+        )
+
+    def _worst(self) -> list[ImageCounts]:
+        """The images with the lowest mIoU, lowest first."""
+        scored = (image for image in self.counts.images if image.miou == image.miou)  # NaN: all pixels ignored
+        return sorted(scored, key=lambda image: (image.miou, image.index))[:NUM_WORST]
+
+    def _score(self, image: ImageCounts) -> ImageScore:
+        return ImageScore(self.dataset.keys[image.index], image.miou, image.pixel_accuracy)
+
+    def worst_images(self) -> Iterator[WorstImage]:
+        """The images of `Report.worst`, one at a time and predicted again: keeping them would need memory for all."""
+        images = PreparedImages(self.dataset, self.match, self.segmenter)
+        for worst in self._worst():
+            pixels, image = images.read(worst.index)
+            ((_, prediction),) = _predicted([image], 1, self.segmenter, self.match.keep)
+            compared = self.match.compared_prediction(prediction).cpu().numpy()
+            yield WorstImage(self._score(worst), pixels, compared, image.ground_truth.numpy())
+
+
+def weights_digest(model: ISANet) -> str:
+    """SHA-256 of all tensors of a model."""
+    digest = sha256()
+    for tensor in model.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@contextmanager
+def exact_float32(segmenter: Segmenter) -> Iterator[None]:
+    """On CUDA, compute float32 without TF32, whose mantissa has 10 bits and which convolutions use by default.
+
+    Upstream disables TF32 for its evaluation too.
+    """
+    convolution: Any = getattr(torch.backends.cudnn, "conv")  # noqa: B009  missing in torch's annotations
+    backends: tuple[Any, ...] = (convolution, torch.backends.cuda.matmul)
+    if segmenter.device.type != "cuda" or segmenter.precision != "float32":
+        yield
+        return
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        yield
+    finally:
+        for backend, value in zip(backends, before, strict=True):
+            backend.fp32_precision = value
+
+
+# --- images and label maps
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedImage:
+    """One image, ready for the network: `tensors` from `prepare`, `ground_truth` (H, W) in the compared classes."""
+
+    index: int
+    key: str
+    tensors: tuple[Tensor, ...]
+    ground_truth: Tensor
+
+
+class PreparedImages(Dataset[PreparedImage | IsanetError]):
+    """Reads and prepares images. An error is returned, not raised: a worker process would bury its message."""
+
+    def __init__(self, dataset: SegmentationDataset, match: Match, segmenter: Segmenter) -> None:
+        self.dataset = dataset
+        self.match = match
+        # Not the segmenter: worker processes get a copy
+        self.preprocessing: Mapping[str, Any] = segmenter.model.preprocessing
+        self.protocol = segmenter.protocol
+
+    def __getitem__(self, index: int) -> PreparedImage | IsanetError:
+        try:
+            return self.read(index)[1]
+        except IsanetError as error:
+            return error
+
+    def read(self, index: int) -> tuple[RGBImage, PreparedImage]:
+        """The image as it is, and prepared."""
+        image, mask = self.dataset.read(index)
+        assert mask is not None
+        ground_truth = torch.from_numpy(self.match.compared_mask(mask))
+        tensors = prepare(image, self.preprocessing, self.protocol)
+        return image, PreparedImage(index, self.dataset.keys[index], tensors, ground_truth)
+
+
+def _unchanged(image: Any) -> Any:
+    return image
+
+
+def _predicted(
+    images: Iterable[PreparedImage | IsanetError], batch_size: int, segmenter: Segmenter, keep: tuple[int, ...] | None
+) -> Iterator[tuple[PreparedImage, Tensor]]:
+    """Each image and its prediction, (H, W) class indices of the model, on its device."""
+    for batch in _batches(images, batch_size):
+        predictions = segmenter.predict(
+            [image.tensors for image in batch],
+            [(image.ground_truth.shape[0], image.ground_truth.shape[1]) for image in batch],
+            keep=keep,
+        )
+        for image, prediction in zip(batch, predictions, strict=True):
+            if prediction is None:
+                raise not_finite(image.key, segmenter.precision)
+            yield image, prediction[0]
+
+
+def _batches(images: Iterable[PreparedImage | IsanetError], batch_size: int) -> Iterator[list[PreparedImage]]:
+    """Batches of images of equal sizes; at most two batches of images wait for others of their size."""
+    waiting: dict[tuple[torch.Size, ...], list[PreparedImage]] = {}
+    for image in images:
+        if isinstance(image, IsanetError):
+            raise image
+        shapes = tuple(tensor.shape for tensor in image.tensors)
+        group = waiting.setdefault(shapes, [])
+        group.append(image)
+        if len(group) == batch_size:
+            yield waiting.pop(shapes)
+        elif sum(map(len, waiting.values())) >= 2 * batch_size:
+            yield waiting.pop(max(waiting, key=lambda key: len(waiting[key])))
+    yield from waiting.values()
+
+
+class LabelMapFolder:
+    """Label maps as `<key>.png`, in the form that the dataset's evaluation server takes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def start(self, keys: Iterable[str], *, overwrite: bool) -> None:
+        """Create the folders.
+
+        Raises:
+            OutputError: A file exists and `overwrite` is not set, or a folder cannot be created.
+        """
+        for key in keys:
+            path = self.folder / f"{key}.png"
+            keep_existing(path, overwrite=overwrite)
+            with output_errors(path.parent):
+                path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(self, key: str, result: Segmentation) -> None:
+        """Write the label map of one image.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        result.for_server().save(self.folder / f"{key}.png")
+
+
+def _segmentation(model: ISANet, prediction: Tensor) -> Segmentation:
+    labels = prediction.cpu().numpy()
+    no_image = np.zeros((*labels.shape, 3), np.uint8)
+    return Segmentation(labels, model.classes, model.palette, no_image, label_space=model.label_space)
