@@ -38,7 +38,7 @@ def test_evaluate(tiny: FileServer, voc: Path, capsys: pytest.CaptureFixture[str
     assert torch.equal(direct.confusion, report.confusion)
 
     assert run(*arguments) == 1
-    assert "evaluated has a report already" in capsys.readouterr().err
+    assert "report.json exists and was kept" in capsys.readouterr().err
     assert run(*arguments, "--force", "--limit", "2", "--split", "train") == 0
     assert (isanet.Report.load("evaluated").num_images, isanet.Report.load("evaluated").split) == (2, "train")
 
@@ -130,7 +130,7 @@ def test_ctrl_c_keeps_what_was_counted(voc: Path, shell: dict[str, str]) -> None
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
     assert "Traceback" not in error
-    assert "the same call goes on" in error
+    assert "the same call resumes" in error
     counted = len(json.loads(Path("evaluated/progress-0.json").read_text())["rows"])
     assert 4 <= counted < 120
     done = subprocess.run(call, env=shell, capture_output=True, text=True, timeout=120)
