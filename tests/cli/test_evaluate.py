@@ -131,7 +131,7 @@ def test_ctrl_c_keeps_what_was_counted(voc: Path, shell: dict[str, str]) -> None
     assert process.returncode == 130, error
     assert "Traceback" not in error
     assert "the same call resumes" in error
-    counted = len(json.loads(Path("evaluated/progress-0.json").read_text())["rows"])
+    counted = len(json.loads(Path("evaluated/progress-0.json").read_text())["images"])
     assert 4 <= counted < 120
     done = subprocess.run(call, env=shell, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
