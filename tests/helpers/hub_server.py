@@ -1,9 +1,9 @@
 """A small Hugging Face Hub on the loopback interface, for tests with the real `huggingface_hub` client.
 
 It imitates, in memory and for model repositories named `owner/name`, what the client asks of https://huggingface.co:
-creating a repository, uploading (small files inside the commit, large ones by Git LFS), tagging, listing, downloading
-with `ETag`, `X-Repo-Commit`, `HEAD` and `Range`. Refusals carry the `X-Error-Code` that the client turns into its
-exceptions. One token may write and sees private repositories; to anyone else those do not exist. Not imitated: Xet,
+creating a repository, uploading (small files inside the commit, large ones by Git LFS), tagging, listing, and
+downloading with `ETag`, `X-Repo-Commit`, `HEAD` and `Range`. Refusals carry the `X-Error-Code` that the client turns into
+its exceptions. One token may write and sees private repositories; to anyone else those do not exist. Not imitated: Xet,
 pull requests, datasets, spaces, and the redirect of large files to another host.
 
     with HubServer() as hub:
@@ -87,8 +87,8 @@ class Repo:
         return sha
 
     def commit(self, branch: str, tree: dict[str, Blob], message: str) -> str:
-        told = [self.branches.get(branch), message, sorted((path, blob.oid) for path, blob in tree.items())]
-        sha = hashlib.sha1(json.dumps(told).encode()).hexdigest()
+        content = [self.branches.get(branch), message, sorted((path, blob.oid) for path, blob in tree.items())]
+        sha = hashlib.sha1(json.dumps(content).encode()).hexdigest()
         self.commits[sha], self.branches[branch] = tree, sha
         return sha
 
@@ -97,9 +97,9 @@ class HubServer:
     """The server and its repositories: a context manager, or `start()` and `close()`.
 
     Attributes:
-        token: the one token that may write and that sees private repositories.
-        url: where the server listens, known once it has started.
-        requests: what was asked so far, as "METHOD /path", quoted as it was sent and without the query.
+        token: The one token that may write and that sees private repositories.
+        url: Where the server listens, known once it has started.
+        requests: The requests so far, as "METHOD /path", quoted as sent, without the query.
     """
 
     def __init__(self, token: str = "hf_loopback") -> None:
@@ -210,17 +210,17 @@ class HubServer:
                 return self._download(repo, repo.resolve(revision), "/".join(parts), headers.get("Range", ""))
         raise Refusal(404, "Sorry, we can't find the page you are looking for.")
 
-    def _create(self, wish: dict[str, Any]) -> Reply:
-        name = f"{wish.get('organization') or USER}/{wish['name']}"
-        told = {"url": f"{self.url}/{name}", "name": name}
-        if wish.get("type", "model") != "model":
+    def _create(self, request: dict[str, Any]) -> Reply:
+        name = f"{request.get('organization') or USER}/{request['name']}"
+        answer = {"url": f"{self.url}/{name}", "name": name}
+        if request.get("type", "model") != "model":
             raise Refusal(400, "only model repositories are imitated")
         if name in self._repos:
-            return _json({**told, "error": "You already created this model repo"}, 409)
-        repo = self._repos[name] = Repo(wish.get("visibility") == "private" or bool(wish.get("private")))
+            return _json({**answer, "error": "You already created this model repo"}, 409)
+        repo = self._repos[name] = Repo(request.get("visibility") == "private" or bool(request.get("private")))
         attributes = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES)
         repo.commit("main", {".gitattributes": Blob(".gitattributes", attributes.encode())}, "initial commit")
-        return _json(told)
+        return _json(answer)
 
     def _info(self, repo_id: str, repo: Repo, revision: str) -> Reply:
         sha = repo.resolve(revision)
@@ -241,7 +241,7 @@ class HubServer:
             missing = self._objects.setdefault(oid, None) is None
             return {"oid": oid, "size": size, **(upload if missing else {})}
 
-        return _json({"transfer": "basic", "objects": [plan(wish["oid"], wish["size"]) for wish in objects]})
+        return _json({"transfer": "basic", "objects": [plan(each["oid"], each["size"]) for each in objects]})
 
     def _commit(self, repo: Repo, branch: str, body: bytes) -> str:
         head, summary = repo.resolve(branch), ""
@@ -263,7 +263,7 @@ class HubServer:
                     raise Refusal(400, f"cannot commit {key} {value}")
         return repo.commit(branch, tree, summary)
 
-    def _download(self, repo: Repo, sha: str, path: str, wish: str) -> Reply:
+    def _download(self, repo: Repo, sha: str, path: str, range_header: str) -> Reply:
         if (blob := repo.commits[sha].get(path)) is None:
             raise Refusal(404, "Entry not found", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": sha})
         size = len(blob.data)
@@ -271,7 +271,7 @@ class HubServer:
         headers["ETag"] = f'"{blob.etag}"'
         if blob.lfs:
             headers |= {"X-Linked-Etag": f'"{blob.etag}"', "X-Linked-Size": str(size)}
-        bounds = re.fullmatch(r"bytes=(\d*)-(\d*)", wish)
+        bounds = re.fullmatch(r"bytes=(\d*)-(\d*)", range_header)
         if bounds is None or not any(bounds.groups()):
             return Reply(blob.data, 200, headers)
         first, last = bounds.groups()

@@ -81,7 +81,7 @@ def publish_backbone(
 ) -> str:
     """Put a backbone's file on a server, under a name that tells its hash, and its entry into a manifest.
 
-    Gives the file's name. The entry's own address refuses every connection.
+    Returns the file's name. The entry's own address refuses every connection.
     """
     digits = hashlib.sha256(data).hexdigest()[:8]
     file_name = f"{backbone}_v1c-{digits}.pth"

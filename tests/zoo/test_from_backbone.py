@@ -1,4 +1,4 @@
-"""A new model on a backbone trained on ImageNet: fetched, verified and cached as models are."""
+"""A new model on an ImageNet backbone, which is fetched, verified and cached as models are."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SMALL = {"head_channels": 16, "key_channels": 8, "aux_channels": 8}
 
 @pytest.fixture
 def publish(tiny: FileServer, tmp_path: Path) -> Callable[[bytes], str]:
-    """Puts a backbone's file on the mirror and its entry into the manifest; gives the file's name."""
+    """Puts a backbone's file on the mirror and its entry into the manifest; returns the file's name."""
     return lambda data: tiny_zoo.publish_backbone(tmp_path / "weights.json", tiny.files, data)
 
 
@@ -142,12 +142,12 @@ def without(*names: str) -> dict[str, Tensor]:
     ],
     ids=["bare", "legacy", "wrapped", "module", "no classifier"],
 )
-def test_files_as_they_may_be(publish: Callable[[bytes], str], contents: object, zipped: bool) -> None:
+def test_every_form_of_file(publish: Callable[[bytes], str], contents: object, zipped: bool) -> None:
     publish(tiny_zoo.saved(contents, _use_new_zipfile_serialization=zipped))
     assert has_the_backbone(model_of())
 
 
-def test_a_file_older_than_counters_counts_from_zero(publish: Callable[[bytes], str]) -> None:
+def test_a_file_without_counters_counts_from_zero(publish: Callable[[bytes], str]) -> None:
     publish(tiny_zoo.saved(without("num_batches_tracked")))
     zeros = {name: torch.tensor(0) for name in STATE if name.endswith("num_batches_tracked")}
     assert has_the_backbone(model_of(), {**STATE, **zeros})

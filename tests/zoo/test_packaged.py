@@ -1,4 +1,4 @@
-"""A model whose file travels inside the package: it works as every other, without network and without a cache."""
+"""A model whose file is inside the package: it works like any other, without a network and without a cache."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FACTS: dict[str, Any] = {
 
 
 def trained(**options: Any) -> ISANet:
-    """A tiny model of street scenes, with counters and statistics of batch norm that are not the first ones."""
+    """A tiny model of street scenes, whose batch-norm counters and statistics are not the initial ones."""
     arguments: dict[str, Any] = {**tiny_zoo.ARCHITECTURE, "num_classes": 11, "label_space": "toystreets"}
     arguments |= {"classes": toystreets.CLASSES, "palette": toystreets.SPACE.palette}
     arguments["preprocessing"] = imagenet_preprocessing() | {"short_edge": 64}
@@ -49,7 +49,7 @@ def trained(**options: Any) -> ISANet:
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in the place of the installed package: a manifest of two models, and the file of the packaged one.
+    """A folder in place of the installed package: a manifest of two models, and the file of the packaged one.
 
     Nothing answers on the network, and every connection fails the test.
     """
@@ -79,7 +79,7 @@ def logits(model: ISANet) -> torch.Tensor:
 # --- loading ------------------------------------------------------------------------------------------------
 
 
-def test_it_loads_as_every_other_model_without_network_or_cache(package: Path, home: Path) -> None:
+def test_it_loads_like_any_other_model_without_network_or_cache(package: Path, home: Path) -> None:
     model, original = isanet.from_pretrained(NAME), trained()
     assert {value.dtype for value in model.state_dict().values()} == {torch.float32, torch.int64}
     assert not model.training
@@ -129,7 +129,7 @@ def test_it_is_evaluated_and_described_as_what_it_is(package: Path, tmp_path: Pa
     assert not any("weights are not the released ones" in reason for reason in report.incomparable)
 
 
-def test_its_recipe_is_one_that_can_be_followed(package: Path) -> None:
+def test_its_recipe_is_a_recipe(package: Path) -> None:
     assert isanet.Recipe.published(NAME) == isanet.Recipe()
 
 
@@ -218,7 +218,7 @@ def test_the_bytes_that_were_hashed_are_those_that_are_parsed(package: Path, mon
 @pytest.mark.parametrize(
     ("change", "message"), [({"tensors": 1}, "expected 1 of"), ({"payload": 1}, "of 1"), ({"sha256": "0" * 64}, "000")]
 )
-def test_a_file_that_the_manifest_does_not_describe_is_refused(
+def test_a_file_that_does_not_match_the_manifest_is_refused(
     package: Path, change: dict[str, Any], message: str
 ) -> None:
     document = json.loads((package / "weights.json").read_text())

@@ -1,4 +1,4 @@
-"""The main job at full size: isanet_r50_voc, from a mirror, on a photograph, in every way there is."""
+"""End to end at full size: isanet_r50_voc, from a mirror, on a photograph, by every route."""
 
 from __future__ import annotations
 
@@ -114,6 +114,6 @@ def test_half_precision_agrees_with_full(r50: FileServer) -> None:
     model = isanet.from_pretrained(NAME)
     whole = isanet.Segmenter(model, device="cpu", precision="float32")(image)
     half = isanet.Segmenter(model, device="cpu", precision="bfloat16")(image)
-    # Random weights draw borders through noise, where half precision falls to either side; trained ones are calmer.
+    # Stand-in weights draw borders through noise, where half precision tips to either side; trained ones are calmer.
     assert (whole.labels == half.labels).mean() > 0.9
     assert json.loads(json.dumps(whole.areas())) == whole.areas()
