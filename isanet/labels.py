@@ -1,8 +1,7 @@
 """Label spaces: what the class indices of the published models mean.
 
-A checkpoint holds only the number of its classes. Their names, their colors and the values that stand for
-them in the dataset's own annotation files are facts about the datasets, written down here once for the
-segmenter, the datasets, the evaluation and the command line.
+A checkpoint holds only the number of its classes. Their names, their colors and their values in the dataset's own
+annotation files are facts about the datasets, written down here once for the whole package.
 
 Sources:
 
@@ -12,7 +11,7 @@ Sources:
   mmsegmentation's `mmseg/datasets/ade.py`; colors as in that file and in sssegmentation's
   `ssseg/modules/datasets/ade20k.py`.
 * `cityscapes19`: `cityscapesscripts/helpers/labels.py` of mcordts/cityscapesScripts, the labels with a train id.
-* `toystreets`: what `isanet.toystreets` draws, called and colored as in Cityscapes; its ids are its indices.
+* `toystreets`: what `isanet.toystreets` draws, named and colored as in Cityscapes; its ids are its indices.
 """
 
 from __future__ import annotations
@@ -22,22 +21,22 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 IGNORED = 255
-"""The value of a mask's pixel that counts neither in training nor in evaluation."""
+"""The value of mask pixels that count neither in training nor in evaluation (`ignore_index`)."""
 
 Groups = Mapping[str, Sequence[str] | None]
-"""Merged classes: the new name, and the names that become it; None: the class is ignored."""
+"""Merged classes: for each new name the names of the old classes; None: the class of this name is ignored."""
 
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """The classes of one dataset; position i in each tuple describes the class that a model calls i.
+    """The classes of one dataset; position i of each tuple describes class index i.
 
     Attributes:
         name: Name of the space, as in `LABEL_SPACES`.
         classes: Names of the classes, unique.
         palette: Colors (red, green, blue) of the classes, each 0 to 255. Not always unique, see `ade20k150`.
-        official_ids: Values of the classes in the dataset's annotation files and in results sent to its
-            evaluation server. A value that is not listed here is ignored in training and evaluation.
+        official_ids: Values of the classes in the dataset's annotation files and in results for its evaluation
+            server. Values that are not listed are ignored in training and evaluation.
     """
 
     name: str
@@ -55,18 +54,17 @@ class LabelSpace:
 
 
 def generic_palette(n: int) -> tuple[tuple[int, int, int], ...]:
-    """Gives colors to classes that have none of their own: the VOC color map, carried on beyond its 21 entries.
+    """Colors for classes that have none: the VOC color map, continued beyond its 21 entries.
 
-    The map deals the bits of the index out to red, green and blue in turn, and fills each channel from its highest
-    bit down. Neighboring classes therefore get clearly different colors, and the first colors do not depend
-    on `n`. Source: `VOClabelcolormap.m` of the PASCAL VOC development kit.
+    The bits of the index go to red, green and blue in turn, and fill each channel from its highest bit down. So
+    neighboring classes get clearly different colors, and the first colors do not depend on `n`. Source:
+    `VOClabelcolormap.m` of the PASCAL VOC development kit.
 
     Args:
-        n: Number of colors, at least 0. (The palette of a PNG holds no more than 256.)
+        n: Number of colors, at least 0. (The palette of a PNG holds at most 256.)
 
     Returns:
-        `n` colors (red, green, blue), each channel 0 to 255. The first is black. They are distinct up to the
-        2**24 that exist, after which they repeat.
+        `n` colors (red, green, blue), each channel 0 to 255. The first is black. They repeat after 2**24 colors.
 
     Raises:
         ValueError: `n` is negative.
@@ -77,12 +75,12 @@ def generic_palette(n: int) -> tuple[tuple[int, int, int], ...]:
 
 
 def _every_third_bit(index: int) -> int:
-    """Collects bits 0, 3, ..., 21 of `index` into a byte, the lowest of them as the byte's highest."""
+    """Bits 0, 3, ..., 21 of `index` as a byte, the lowest as the byte's highest."""
     return sum((index >> (3 * k) & 1) << (7 - k) for k in range(8))
 
 
 def _parse(name: str, table: str) -> LabelSpace:
-    """Reads rows of entries `id name red green blue`, separated by `|`; names may contain spaces."""
+    """A space from rows of entries `id name red green blue`, separated by `|`; names may contain spaces."""
     ids, classes, palette = [], [], []
     for entry in table.strip().replace("\n", "|").split("|"):
         official_id, *words, red, green, blue = entry.split()
@@ -97,8 +95,8 @@ background aeroplane bicycle bird boat bottle bus car cat chair cow
 diningtable dog horse motorbike person pottedplant sheep sofa train tvmonitor
 """
 
-# Id 0 is "other" and ignored. Road and skyscraper share a color in the original, which is kept: other colors
-# would make images that do not compare with anybody else's.
+# Id 0 is "other" and ignored. Road and skyscraper share a color in the original. It is kept: with other colors, images
+# would not compare with anybody else's.
 _ADE20K150 = """
   1 wall                120 120 120 |   2 building            180 120 120 |   3 sky                   6 230 230
   4 floor                80  50  50 |   5 tree                  4 200   3 |   6 ceiling             120 120  80
@@ -170,7 +168,7 @@ _TOYSTREETS = """
   9 person              220  20  60 |  10 car                   0   0 142
 """
 
-# What has an id and is not among the 19: ignored in training and evaluation.
+# The ids of classes that are not among the 19: ignored in training and evaluation.
 _CITYSCAPES_REST = """
   0 unlabeled             0   0   0 |   1 ego vehicle           0   0   0 |   2 rectification border  0   0   0
   3 out of roi            0   0   0 |   4 static                0   0   0 |   5 dynamic             111  74   0
@@ -181,7 +179,7 @@ _CITYSCAPES_REST = """
 
 
 def _by_id(name: str, *parts: LabelSpace) -> LabelSpace:
-    """The space in which a class is called by its official id; the parts' ids together are 0, 1, 2, ..."""
+    """The space whose class indices are official ids; the ids of the parts together are 0, 1, 2, ..."""
     entries = sorted(
         entry for part in parts for entry in zip(part.official_ids, part.classes, part.palette, strict=True)
     )
@@ -203,20 +201,17 @@ OFFICIAL_SPACES: dict[str, LabelSpace] = {
     "ade20k-ids": _by_id("ade20k-ids", LabelSpace("", ("other",), ((0, 0, 0),), (0,)), LABEL_SPACES["ade20k150"]),
     "cityscapes-ids": _by_id("cityscapes-ids", LABEL_SPACES["cityscapes19"], _parse("", _CITYSCAPES_REST)),
 }
-"""The values in the datasets' own annotation files, by name: a class's position is its official id."""
+"""The values in the datasets' own annotation files, by name: the index of a class is its official id."""
 
 _OFFICIAL_NAMES = {"voc21": "voc-ids", "ade20k150": "ade20k-ids", "cityscapes19": "cityscapes-ids"}
-"""The spaces of real datasets, and what their official ids are called; ToyStreets has neither files nor a server."""
+"""From spaces of real datasets to those of their official ids. ToyStreets has neither files nor a server."""
 
 
 def label_space(name: str) -> LabelSpace:
-    """Looks a label space up by its name.
+    """The label space of a name.
 
     Args:
         name: A key of `LABEL_SPACES` or `OFFICIAL_SPACES`, such as `"cityscapes19"` or `"cityscapes-ids"`.
-
-    Returns:
-        The label space of that name.
 
     Raises:
         ValueError: There is none; the message lists the known names.
@@ -228,14 +223,14 @@ def label_space(name: str) -> LabelSpace:
 
 
 def label_space_for(num_classes: int) -> LabelSpace | None:
-    """Guesses the label space of a checkpoint that tells only how many classes it has.
+    """Guesses the label space of a checkpoint from its number of classes.
 
     Args:
         num_classes: Number of output channels of the classifier.
 
     Returns:
-        The space of a real dataset with exactly that many classes (21, 150 or 19), else None: 11 classes of a
-        stranger are not those of ToyStreets.
+        The space of a real dataset with exactly that many classes (21, 150 or 19), else None: an unknown checkpoint
+        with 11 classes need not be of ToyStreets.
     """
     return next((LABEL_SPACES[name] for name in _OFFICIAL_NAMES if len(LABEL_SPACES[name]) == num_classes), None)
 
@@ -248,15 +243,15 @@ def official_name(name: str | None) -> str | None:
 def custom_space(
     classes: Sequence[str], palette: Sequence[Sequence[int]] | None = None, name: str = "custom"
 ) -> LabelSpace:
-    """A label space of one's own, whose official ids are the indices.
+    """A label space for your own classes; its official ids are the indices.
 
     Args:
         classes: Names of the classes, unique.
-        palette: Colors (red, green, blue), 0 to 255; those of `generic_palette` if left out.
+        palette: Colors (red, green, blue), 0 to 255; default: `generic_palette`.
         name: What messages call it.
 
     Raises:
-        ValueError: No class, a name given twice, or another number of colors than of names.
+        ValueError: There is no class, a name is repeated, or the number of colors is not that of names.
     """
     names = tuple(classes)
     if isinstance(classes, str) or not names or len(set(names)) != len(names):
@@ -268,10 +263,10 @@ def custom_space(
 
 
 def translation(source: LabelSpace, target: LabelSpace) -> tuple[int | None, ...]:
-    """For each class of `source`, its index in `target`; None where it has none there.
+    """The index in `target` of each class of `source`; None where it has none.
 
-    Spaces of the same classes in the same order are the same; a dataset's space and its official ids translate into
-    each other both ways. Nothing else does: equal names of different datasets need not mean the same.
+    Spaces with the same classes in the same order translate into each other, and so do a dataset's space and its
+    official ids. Nothing else does: equal names in different datasets need not mean the same.
 
     Raises:
         ValueError: There is no translation; the message names both.
@@ -296,15 +291,16 @@ def merged(space: LabelSpace, groups: Groups) -> tuple[LabelSpace, tuple[int | N
 
     Args:
         space: The space to start from.
-        groups: For each new class the names that become it; None, for a class to ignore. Names that `space` has not
-            are passed over (the groups may be meant for another space too), but for misspelt ones see `check_groups`.
+        groups: For each new class the names of the old ones; None for a class to ignore. Names that `space` does not
+            have are skipped, since the groups may also be meant for another space (`check_groups` finds misspelled
+            names).
 
     Returns:
-        The space of the new classes, in the order of the first of each one's old classes and with its color, and for
-        each old class its new index, or None if it is ignored.
+        The space of the new classes, in the order and with the color of the first of their old classes; and the new
+        index of each old class, None if it is ignored.
 
     Raises:
-        ValueError: A class in two groups, a new name that is also a class outside its group, or no class left.
+        ValueError: A class is in two groups, a new name is also a class outside its group, or no class is left.
     """
     new_name: dict[str, str | None] = {}
     for name, members in groups.items():
@@ -329,10 +325,11 @@ def merged(space: LabelSpace, groups: Groups) -> tuple[LabelSpace, tuple[int | N
 
 
 def check_groups(groups: Groups, *spaces: LabelSpace) -> None:
-    """Makes sure that every class that `groups` names is in one of the spaces.
+    """Checks that every class that `groups` names is in one of the spaces.
 
     Raises:
-        ValueError: It is in none; the message lists the nearest names.
+        ValueError: A class is in none (the message lists the nearest names) or listed twice, or a group is not a list
+            of names.
     """
     known = list(dict.fromkeys(name for space in spaces for name in space.classes))
     for name, members in groups.items():
