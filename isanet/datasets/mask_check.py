@@ -11,7 +11,7 @@ import re
 import unicodedata
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from isanet.datasets.mask_findings import (
     Finding,
     MaskEncoding,
     MaskStats,
+    Occurrences,
     diagnose,
     finding,
 )
@@ -228,8 +229,8 @@ def check_masks(
     concerned: dict[str, dict[str, str]] = {problem: {} for problem in _FILE_FINDINGS}  # detail by file name
     official_ids = any(path.stem.endswith("_labelIds") for path in masks)
     if official_ids:
-        others = [path for path in masks if not path.stem.endswith("_labelIds")]
-        concerned["not-labelIds"] = {path.as_posix(): "" for path in others if masks.pop(path)}
+        concerned["not-labelIds"] = {path.as_posix(): "" for path in masks if not path.stem.endswith("_labelIds")}
+        masks = {path: masks[path] for path in masks if path.stem.endswith("_labelIds")}
     image_files: dict[str, Path] = {}
     if image_root is not None:
         found = _find(image_root, "images", apart_from=root)
@@ -252,11 +253,11 @@ def check_masks(
         if image_root is not None and (problem := _compare(name, mask, image_files.get(_key(relative)))):
             concerned[problem[0]][name] = problem[1]
     totals = {"no-mask": len(image_files), "not-labelIds": len(masks) + len(concerned["not-labelIds"])}
-    file_findings = [
+    file_findings = (
         finding(problem, text.format(listed(sorted(files.values()), 3)), list(files), totals.get(problem, len(masks)))
         for problem, text in _FILE_FINDINGS.items()
         if (files := concerned[problem])
-    ]
+    )
     encoding, pixel_findings = diagnose(stats, num_classes, space, official_ids=official_ids)
     values, colors = _value_counts(stats, encoding), _color_counts(stats, space)
     formats, findings = dict(stats.formats.most_common()), (*file_findings, *pixel_findings)
@@ -344,32 +345,35 @@ def _compare(name: str, mask: Image.Image, image_path: Path | None) -> tuple[str
     return ("exif" if turned and mask.size == stored else "size"), detail
 
 
+def _counts(
+    held: Occurrences, order: Iterable[int], describe: Callable[[int], tuple[str, str, Color | None]]
+) -> tuple[ValueCount, ...]:
+    files = Counter(value for values in held.files.values() for value in values)
+    return tuple(ValueCount(value, held.pixels[value], files[value], *describe(value)) for value in order)
+
+
 def _value_counts(stats: MaskStats, encoding: MaskEncoding) -> tuple[ValueCount, ...]:
     """The values, with the names of the classes as the encoding reads them."""
     ids, space = {value: index for index, value in enumerate(encoding.ids or ())}, encoding.space
-    files = Counter(value for held in stats.values.files.values() for value in held)
-    counts = []
-    for value, pixels in sorted(stats.values.pixels.items()):
-        role, name, color = "stray" if ids else "unknown", "", None
+
+    def describe(value: int) -> tuple[str, str, Color | None]:
         if value in ids:
-            role = "class"
-            if space is not None:
-                name, color = space.classes[ids[value]], space.palette[ids[value]]
-        elif value in encoding.ignored:
-            role = "ignored"
-            if encoding.kind == "official-ids" and value < len(CITYSCAPES_IDS):
-                name = CITYSCAPES_IDS.classes[value]
-        counts.append(ValueCount(value, pixels, files[value], role, name, color))
-    return tuple(counts)
+            index = ids[value]
+            return ("class", space.classes[index], space.palette[index]) if space else ("class", "", None)
+        if value in encoding.ignored:
+            is_id = encoding.kind == "official-ids" and value < len(CITYSCAPES_IDS)
+            return "ignored", CITYSCAPES_IDS.classes[value] if is_id else "", None
+        return "stray" if ids else "unknown", "", None
+
+    return _counts(stats.values, sorted(stats.values.pixels), describe)
 
 
 def _color_counts(stats: MaskStats, space: LabelSpace | None) -> tuple[ValueCount, ...]:
     """The colors, with the names of the expected classes that have them."""
     names = dict(zip(space.palette, space.classes, strict=True)) if space else {}
-    files = Counter(code for held in stats.colors.files.values() for code in held)
-    counts = []
-    for code, pixels in stats.colors.pixels.most_common():
+
+    def describe(code: int) -> tuple[str, str, Color | None]:
         color = unpacked(code)
-        role = "class" if color in names else "unknown"
-        counts.append(ValueCount(code, pixels, files[code], role, names.get(color, ""), color))
-    return tuple(counts)
+        return "class" if color in names else "unknown", names.get(color, ""), color
+
+    return _counts(stats.colors, [code for code, _ in stats.colors.pixels.most_common()], describe)
