@@ -4,8 +4,7 @@ A .pth file is a pickle, a program that may call anything. It is read in layers,
 one before cannot see, and none of which has a fallback:
 
 1. The first bytes must be those of a zip archive or of torch's older format; anything else is named.
-2. The archive must be as torch.save writes it: stored, not compressed; inside the file; no name twice, no byte in two
-   entries, and each entry called the same in both places.
+2. The archive must be as torch.save writes it: see `isanet.weights.zipreader`.
 3. The pickle is read, not run: of its instructions only those that make plain values and containers are known,
    in bounded number, and none of them calls anything, sets an attribute or hashes more than a plain value.
 4. What it names must be an `OrderedDict` or a description of a tensor, and stays a name: no function of torch, or
@@ -19,10 +18,8 @@ through it a tensor of any size. With one parser there are no two readings of on
 
 from __future__ import annotations
 
-import io
 import math
 import pickletools
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -31,7 +28,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from isanet._text import clean
 from isanet.errors import CheckpointFormatError, UnsafeCheckpointError
+from isanet.weights.zipreader import read_directory
 
 Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]
 
@@ -287,73 +286,21 @@ def typed(data: Bytes, dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(data).view(dtype)
 
 
-class _Memory:
-    """Memory read as a file by zipfile, without the copy that io.BytesIO makes."""
-
-    def __init__(self, memory: memoryview) -> None:
-        self.memory = memory
-        self.position = 0
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: len(self.memory)}[whence]
-        if base + offset < 0:
-            raise OSError("seek before the start")
-        self.position = base + offset
-        return self.position
-
-    def tell(self) -> int:
-        return self.position
-
-    def read(self, size: int = -1) -> bytes:
-        chunk = self.memory[self.position :] if size < 0 else self.memory[self.position : self.position + size]
-        if len(chunk) > MAX_DESCRIPTION_BYTES:  # each of a directory's entries becomes an object many times its size
-            raise OSError(f"its directory is larger than {MAX_DESCRIPTION_BYTES:,} bytes")
-        self.position += len(chunk)
-        return chunk.tobytes()
-
-
 def read_archive(file: File) -> object:
     """What a file in the format since torch 1.6 holds: a zip archive of one pickle and its storages."""
-    raw = file.data.data
+    memory = file.data.data
     try:
-        with zipfile.ZipFile(_Memory(raw)) as archive:
-            entries = archive.infolist()
-    except Exception as error:  # zipfile raises all kinds, warnings among them
-        raise CheckpointFormatError(
-            f"{file.name} is a truncated or broken archive ({error}); fetch it again"
-        ) from error
-    if min((entry.header_offset for entry in entries), default=0) != 0:
-        raise CheckpointFormatError(
-            f"{file.name} is an archive with something else before it; torch.save starts with it"
+        entries = read_directory(
+            lambda start, size: memory[start : start + size].tobytes(), len(memory), max_bytes=MAX_DESCRIPTION_BYTES
         )
+    except CheckpointFormatError as error:
+        raise CheckpointFormatError(f"{file.name}: {error}") from error
     records: dict[str, Bytes] = {}
-    end = 0
-    for entry in sorted(entries, key=lambda entry: entry.header_offset):
-        # torch.save stores; a compressed entry is how a small file becomes a large one
-        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size or entry.flag_bits & 1:
-            raise CheckpointFormatError(f"{file.name}: its entry {entry.filename!r} is compressed; torch.save stores")
-        # The local header has the same fixed part in every zip file: 30 bytes, and two lengths at 26 and 28
-        start = entry.header_offset
-        header = raw[start : start + 30].tobytes()
-        named = start + 30 + int.from_bytes(header[26:28], "little")
-        coding = "utf-8" if entry.flag_bits & 0x800 else "cp437"  # as zipfile reads the name in the directory
-        called = raw[start + 30 : named].tobytes().decode(coding, "replace")
-        overlaps = start < end
-        start = named + int.from_bytes(header[28:30], "little")
-        end = start + entry.file_size
-        if header[:4] != b"PK\x03\x04" or end > len(raw):
-            raise CheckpointFormatError(
-                f"{file.name}: its entry {entry.filename!r} lies outside the file; fetch it again"
-            )
-        if overlaps or called != entry.filename:
-            raise CheckpointFormatError(
-                f"{file.name}: its entry {entry.filename!r} lies over another, or is called {called[:80]!r} elsewhere "
-                "in the file; torch.save writes neither"
-            )
-        name = entry.filename.partition("/")[2] or entry.filename
+    for full_name, entry in entries.items():
+        name = full_name.partition("/")[2] or full_name
         if name in records:
-            raise CheckpointFormatError(f"{file.name}: the entry {name!r} appears twice")
-        records[name] = file.data[start:end]
+            raise CheckpointFormatError(f"{file.name}: the entry {clean(name)[:200]!r} appears twice")
+        records[name] = file.data[entry.start : entry.start + entry.size]
     if "data.pkl" not in records:
         raise CheckpointFormatError(
             f"{file.name} is a zip archive, but not one that torch.save wrote: no data.pkl in it"

@@ -3,9 +3,7 @@
 The archive is a zip file of stored entries: for each model its converted file, `<name>.safetensors`, and one index
 with the records. Whoever hands it over is a stranger, so installing works in layers:
 
-1. The directory is read by forty lines here, not by the module zipfile, which looks for a directory in several places
-   and follows what it finds. It must lie at the very end, and entries must follow one another without a gap: then
-   there is one reading of the file only. Compressed, encrypted and repeated entries, folders and links are named.
+1. The directory is read by `isanet.weights.zipreader`, exactly: there is one reading of the file only.
 2. Entries have exactly the names that the index implies, and the index only names of this isanet's manifest. No name
    in the archive becomes a path.
 3. An entry is as large as the index says, and no larger than the manifest allows; only then is it read.
@@ -25,16 +23,16 @@ import json
 import logging
 import os
 import stat
-import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from datetime import datetime
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -45,6 +43,7 @@ from isanet.weights import cache, checkpoint, convert
 from isanet.weights.cache import Record
 from isanet.weights.manifest import Released, load_released, model_info
 from isanet.weights.torchfile import MAX_DESCRIPTION_BYTES, File
+from isanet.weights.zipreader import Entry, read_directory
 from isanet.zoo import released
 
 SCHEMA = 1
@@ -59,14 +58,6 @@ MAX_TEXT = 1000
 """Longest text of a record."""
 
 log = logging.getLogger("isanet")
-
-
-class Entry(NamedTuple):
-    """Where the bytes of an archive's entry are."""
-
-    start: int
-    size: int
-    crc: int
 
 
 def pack(names: Iterable[str], target: str | os.PathLike[str], *, overwrite: bool = False) -> dict[str, Record]:
@@ -153,7 +144,9 @@ def install(archive: str | os.PathLike[str], *, force: bool = False) -> dict[str
 
 
 def _install(stream: BinaryIO, path: Path, *, force: bool) -> dict[str, bool]:
-    entries = read_directory(stream)
+    size = stream.seek(0, os.SEEK_END)
+    read = partial(_bytes, stream)
+    entries = read_directory(read, size, max_bytes=MAX_INDEX_BYTES, exact=True)
     known = load_released()
     records = _read_index(stream, entries, known)
     files = {name: entries[f"{name}.safetensors"] for name in records}
@@ -187,50 +180,6 @@ def _new_files(
         yield cache.home() / record.file, file.data.data
     for name, record in new.items():
         yield cache.record_path(name), cache.serialized(record)
-
-
-def read_directory(stream: BinaryIO) -> dict[str, Entry]:
-    """The entries of a zip file in which nothing can be read in two ways, by their names.
-
-    Raises:
-        CheckpointFormatError: It is no zip file, or has anything that `pack` does not write.
-    """
-    size = stream.seek(0, os.SEEK_END)
-    end = _bytes(stream, max(size - 22, 0), min(size, 22))
-    if len(end) < 22 or end[:4] != b"PK\x05\x06":
-        raise CheckpointFormatError("it does not end as a zip file without a comment does: cut short, or no archive")
-    disk, first_disk, here, count, length, offset, comment = struct.unpack("<4H2IH", end[4:])
-    if disk or first_disk or comment or here != count or offset + length != size - 22 or length > MAX_INDEX_BYTES:
-        raise CheckpointFormatError("its directory does not lie where the file ends, in one piece")
-    directory, entries, position, next_entry = _bytes(stream, offset, length), {}, 0, 0
-    for _ in range(count):
-        fixed = directory[position : position + 46]
-        if len(fixed) < 46 or fixed[:4] != b"PK\x01\x02":
-            raise CheckpointFormatError("its directory is broken")
-        fields = struct.unpack("<4s6H3I5H2I", fixed)
-        flags, method, (crc, packed, plain, name_length, extra, note, first_disk) = fields[3], fields[4], fields[7:14]
-        mode, start = fields[15] >> 16, fields[16]
-        raw = directory[position + 46 : position + 46 + name_length]
-        name = raw.decode("latin-1")
-        what = f"its entry {clean(name)[:200]!r}"
-        if flags & 1:
-            raise CheckpointFormatError(f"{what} is encrypted")
-        if method != zipfile.ZIP_STORED or packed != plain:
-            raise CheckpointFormatError(f"{what} is compressed; `isanet pack` stores")
-        if name.endswith("/") or stat.S_IFMT(mode) not in (0, stat.S_IFREG):
-            raise CheckpointFormatError(f"{what} is a folder, a link or a device, not a file")
-        if name in entries:
-            raise CheckpointFormatError(f"{what} appears twice")
-        # The head before the data repeats what the directory says; where the two differ, there would be two readings
-        head = b"PK\x03\x04" + fixed[6:32] + raw
-        if flags or extra or note or first_disk or start != next_entry or _bytes(stream, start, len(head)) != head:
-            raise CheckpointFormatError(f"{what} is not as `isanet pack` writes it")
-        entries[name] = Entry(start + len(head), plain, crc)
-        position += 46 + name_length
-        next_entry = start + len(head) + plain
-    if position != length or next_entry != offset:
-        raise CheckpointFormatError("it holds bytes that belong to no entry")
-    return entries
 
 
 def _read_index(stream: BinaryIO, entries: dict[str, Entry], known: dict[str, Released]) -> dict[str, Record]:

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import warnings
 import zipfile
-import zlib
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -400,16 +399,16 @@ def lying_size(archive: Path) -> None:
 
 LINK = stat.S_IFLNK | 0o777
 HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "empty": (lambda path: path.write_bytes(b""), "cut short"),
-    "html": (lambda path: path.write_bytes(b"<html>" * 9), "cut short"),
-    "truncated": (patched(lambda data: data[:-1]), "cut short"),
+    "empty": (lambda path: path.write_bytes(b""), "truncated or broken"),
+    "html": (lambda path: path.write_bytes(b"<html>" * 9), "truncated or broken"),
+    "truncated": (patched(lambda data: data[:-1]), "truncated or broken"),
     "truncated at the start": (patched(lambda data: data[1:]), "not lie where"),
     "something before": (patched(lambda data: b"#!/bin/sh\n" + data), "not lie where"),
-    "something after": (patched(lambda data: data + b"\0"), "cut short"),
-    "a comment": (patched(lambda data: data[:-2] + b"\x01\0x"), "cut short"),
+    "something after": (patched(lambda data: data + b"\0"), "truncated or broken"),
+    "a comment": (patched(lambda data: data[:-2] + b"\x01\0x"), "truncated or broken"),
     "two directories": (a_second_directory, "not lie where"),
-    "a hidden directory": (a_hidden_directory, "belong to no entry"),
-    "two heads": (patched(two_heads), "not as"),
+    "a hidden directory": (a_hidden_directory, "directory is broken"),
+    "two heads": (patched(two_heads), "another name before its data"),
     "a flipped bit": (patched(swap_bit), "sha256"),
     "a member twice": (twice, "twice"),
     "a compressed bomb": (deflated, "compressed"),
@@ -562,18 +561,6 @@ def test_two_processes_install_at_once(alone: Path, home: Path) -> None:
     assert "is ready" in said[0]
     assert "was there already" in said[1]
     isanet.from_pretrained(NAME)
-
-
-def test_the_directory_is_the_one_that_zipfile_reads(archive: Path) -> None:
-    with archive.open("rb") as stream, zipfile.ZipFile(archive) as other:
-        entries = airgap.read_directory(stream)
-        assert list(entries) == other.namelist()
-        for name, place in entries.items():
-            stream.seek(place.start)
-            data = stream.read(place.size)
-            assert data == other.read(name)
-            assert zlib.crc32(data) == place.crc
-        assert {info.compress_type for info in other.infolist()} == {zipfile.ZIP_STORED}
 
 
 def test_the_cache_is_no_place_for_an_archive(tiny: FileServer, home: Path) -> None:
