@@ -2,9 +2,9 @@
 
 It imitates, in memory and for model repositories named `owner/name`, what the client asks of https://huggingface.co:
 creating a repository, uploading (small files inside the commit, large ones by Git LFS), tagging, listing, and
-downloading with `ETag`, `X-Repo-Commit`, `HEAD` and `Range`. Refusals carry the `X-Error-Code` that the client turns into
-its exceptions. One token may write and sees private repositories; to anyone else those do not exist. Not imitated: Xet,
-pull requests, datasets, spaces, and the redirect of large files to another host.
+downloading with `ETag`, `X-Repo-Commit`, `HEAD` and `Range`. Refusals carry the `X-Error-Code` that the client turns
+into its exceptions. One token may write and sees private repositories; to anyone else those do not exist. Not imitated:
+Xet, pull requests, datasets, spaces, and the redirect of large files to another host.
 
     with HubServer() as hub:
         hub.add_repo("org/model", {"config.json": b"{}"}, private=True)
