@@ -147,7 +147,7 @@ def _index_of(
         different = len(colors) if colors in published else len(set(colors))  # some have a color twice
         if not max(values) < len(colors) == different:
             raise DatasetError(
-                f"colors must be different ones, and have one for each class; got {len(colors)}, {different} of them "
+                f"colors must be different, and one for each class at least; got {len(colors)}, {different} of them "
                 f"different, for {len(space)} classes"
             )
     indices |= {value: index for index, value in enumerate(values)}

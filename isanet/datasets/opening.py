@@ -81,7 +81,7 @@ def open_train_and_val(
     seed: int = 0,
     **options: Any,
 ) -> tuple[SegmentationDataset, SegmentationDataset]:
-    """Opens what to train on and what to validate on.
+    """Opens a training and a validation dataset.
 
     Args:
         root: See `open_dataset`.
@@ -99,12 +99,13 @@ def open_train_and_val(
     Raises:
         DatasetError: See `open_dataset`.
     """
-    layout = options.get("layout", "auto")
-    is_folder = (_recognize(existing_folder(root), options) if layout == "auto" else layout) == "folder"
+    root, layout = existing_folder(root), options.get("layout", "auto")
+    is_folder = (_recognize(root, options) if layout == "auto" else layout) == "folder"
     if split is None and (not is_folder or _has_split(root, "train", options)):
         split = "train"
     train = open_dataset(root, split, **options)
     if val_root is not None:
+        val_root = existing_folder(val_root)
         if val_split is None and (not is_folder or _has_split(val_root, "val", options)):
             val_split = "val"
         return train, open_dataset(val_root, val_split, **options)
@@ -113,7 +114,8 @@ def open_train_and_val(
     return train, open_dataset(root, val_split or "val", **options)
 
 
-def _has_split(root: PathLike, split: str, options: Mapping[str, Any]) -> bool:
-    root, images = Path(root), str(options.get("images", "images"))
-    places = (root / f"{split}.txt", root / "splits" / f"{split}.txt", root / images / split)
-    return any(place.exists() for place in places)
+def _has_split(root: Path, split: str, options: Mapping[str, Any]) -> bool:
+    """Whether a `Folder` has a split, see there."""
+    images = str(options.get("images", "images"))
+    paths = (root / f"{split}.txt", root / "splits" / f"{split}.txt", root / images / split)
+    return any(path.exists() for path in paths)

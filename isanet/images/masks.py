@@ -73,7 +73,7 @@ def _altered(image: Image.Image) -> str:
     stored = str(arguments[0] if isinstance(arguments, tuple) else arguments)
     if stored == "1;I" or tags.get(ExifTags.Base.PhotometricInterpretation) == 0:
         name = "MinIsWhite" if tags else "PBM"
-        return f"counts its values from white ({name}), and readers turn them round; save it as 8-bit PNG"
+        return f"counts its values from white ({name}), and readers invert them; save it as 8-bit PNG"
     if stored.startswith(("L;2", "L;4")):
         return f"holds gray of {stored[2]} bits, which readers scale to 0..255; save it as 8-bit PNG"
     if codec.startswith("ppm") and arguments[-1] not in ((255,) if image.mode == "RGB" else (255, 65535)):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from isanet.datasets import ADE20K, Folder, open_dataset
+from isanet.datasets import ADE20K, Folder, open_dataset, open_train_and_val
 from isanet.errors import DatasetError
 from tests.datasets.test_base import LAYOUTS, augment
 from tests.helpers import replicas
@@ -65,3 +65,13 @@ def test_test_images_beside_masks_are_no_ade20k(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").unlink()
     dataset = open_dataset(tmp_path, "testing", classes=replica.space.classes)
     assert (type(dataset), dataset.keys) == (Folder, replica.keys)
+
+
+def test_the_home_folder_is_found_and_its_splits_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    splits = replicas.folder(tmp_path / "set", splits=("train", "val"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    train, val = open_train_and_val("~/set")
+    assert (train.split, val.split) == ("train", "val")
+    assert [len(train), len(val)] == [len(splits["train"].keys), len(splits["val"].keys)]
+    _, val = open_train_and_val("~/set", "~/set", split="train")
+    assert val.split == "val"
