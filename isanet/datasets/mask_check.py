@@ -11,7 +11,7 @@ import re
 import unicodedata
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -217,8 +217,6 @@ def check_masks(
         DatasetError: A folder is missing or has no image in it.
         ValueError: `classes` is a number below 1, or `folder` and `images` are the same.
     """
-    from tqdm import tqdm
-
     num_classes, space = (len(classes), classes) if isinstance(classes, LabelSpace) else (classes, None)
     if num_classes is not None and num_classes < 1:
         raise ValueError(f"the number of classes must be at least 1, got {num_classes}")
@@ -238,6 +236,28 @@ def check_masks(
         keys = set(map(_key, masks))
         concerned["no-mask"] = {path.name: "" for key, path in image_files.items() if key not in keys}
 
+    stats, unreadable = _read_all(masks, None if image_root is None else image_files, concerned, progress)
+    totals = {"no-mask": len(image_files), "not-labelIds": len(masks) + len(concerned["not-labelIds"])}
+    file_findings = (
+        finding(problem, text.format(listed(sorted(files.values()), 3)), list(files), totals.get(problem, len(masks)))
+        for problem, text in _FILE_FINDINGS.items()
+        if (files := concerned[problem])
+    )
+    encoding, pixel_findings = diagnose(stats, num_classes, space, official_ids=official_ids)
+    values, colors = _value_counts(stats, encoding), _color_counts(stats, space)
+    formats, findings = dict(stats.formats.most_common()), (*file_findings, *pixel_findings)
+    return MaskCheck(str(folder), len(masks), formats, stats.area, values, colors, findings, unreadable)
+
+
+def _read_all(
+    masks: Mapping[Path, Path],
+    image_files: Mapping[str, Path] | None,
+    concerned: dict[str, dict[str, str]],
+    progress: bool | None,
+) -> tuple[MaskStats, dict[str, str]]:
+    """Statistics of the masks, and why the others cannot be used; adds to the files that are `concerned`."""
+    from tqdm import tqdm
+
     stats, unreadable = MaskStats(), {}
     for relative, path in tqdm(masks.items(), unit="mask", disable=None if progress is None else not progress):
         name = relative.as_posix()
@@ -250,18 +270,9 @@ def check_masks(
             concerned["unreadable"][name] = ""
             continue
         _add(stats, name, mask)
-        if image_root is not None and (problem := _compare(name, mask, image_files.get(_key(relative)))):
+        if image_files is not None and (problem := _compare(name, mask, image_files.get(_key(relative)))):
             concerned[problem[0]][name] = problem[1]
-    totals = {"no-mask": len(image_files), "not-labelIds": len(masks) + len(concerned["not-labelIds"])}
-    file_findings = (
-        finding(problem, text.format(listed(sorted(files.values()), 3)), list(files), totals.get(problem, len(masks)))
-        for problem, text in _FILE_FINDINGS.items()
-        if (files := concerned[problem])
-    )
-    encoding, pixel_findings = diagnose(stats, num_classes, space, official_ids=official_ids)
-    values, colors = _value_counts(stats, encoding), _color_counts(stats, space)
-    formats, findings = dict(stats.formats.most_common()), (*file_findings, *pixel_findings)
-    return MaskCheck(str(folder), len(masks), formats, stats.area, values, colors, findings, unreadable)
+    return stats, unreadable
 
 
 def _find(root: Path, what: str, apart_from: Path | None) -> list[Path]:

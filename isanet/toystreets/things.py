@@ -108,8 +108,10 @@ def _add_person(scene: Scene, x: float, z: float) -> None:
     scene.cast_shadow(x, z, tall, 0.22)
 
 
-# length, width, height, bottom of the windows, and where the cabin begins and ends, as shares of the length from behind
-_CARS = [
+_CarShape = tuple[float, float, float, float, float, float]
+"""Length, width, height, bottom of the windows, and where the cabin begins and ends (shares of the length, from behind)."""
+
+_CARS: list[_CarShape] = [
     (4.1, 1.75, 1.48, 0.90, 0.02, 0.66),
     (4.6, 1.80, 1.42, 0.88, 0.20, 0.68),
     (4.7, 1.90, 1.75, 1.05, 0.02, 0.70),
@@ -122,68 +124,72 @@ def _add_car(scene: Scene, x: float, z: float, ahead: bool) -> None:
     """Adds a car along the street; `ahead`: it faces away from the camera."""
     length, width, height, sill, begin, end = scene.pick(_CARS)
     paint = scene.any_color(0.55)
-    half, lit = width / 2, scene.name in ("night", "dusk", "rain")
+    half = width / 2
     if not ahead:
         begin, end = 1 - end, 1 - begin
-
-    def draw() -> None:
-        def face(points: Sequence[tuple[float, float, float]], color: Color, shines: bool = False) -> None:
-            scene.shape([(x + dx, y, z + dz) for dx, y, dz in points], pixel(CAR, color, z, 5, shines))
-
-        glass = mix((36, 42, 50), scene.weather.bottom, 0.25)
-        front, back = begin * length, end * length
-        slope = 0.12 * length if begin > 0.1 else 0.05 * length
-        rise, inset = 0.28, half * 0.84
-        near_roof, far_roof = front + slope, back - 0.1 * length
-        # from far to near: what is nearer hides what is farther
-        for sign in (-1, 1):
-            edge = sign * half
-            shows = (scene.project(x + edge, 0, z + length)[0] - scene.project(x + edge, 0, z)[0]) * sign > 0
-            if not shows:
-                continue
-            shade = 0.78 if sign * scene.sun[0] > 0 else 0.95
-            face([(edge, rise, 0), (edge, sill, 0), (edge, sill, length), (edge, rise, length)], times(paint, shade))
-            face([(edge, rise - 0.06, 0), (edge, 0.42, 0), (edge, 0.42, length), (edge, rise - 0.06, length)],
-                 times(paint, shade * 0.8))  # fmt: skip
-            for at in (0.18, 0.8):
-                wheel = [(edge, 0.33 + dy, at * length + dz) for dz, dy in _OCTAGON]
-                face(wheel, DARK)
-                face([(edge, 0.33 + (y - 0.33) * 0.5, at * length + (dz - at * length) * 0.5) for _, y, dz in wheel],
-                     (130, 130, 134))  # fmt: skip
-        face([(-half, sill, 0), (half, sill, 0), (half, sill, length), (-half, sill, length)], times(paint, 1.12))
-        for sign in (-1, 1):
-            low, high = sign * half * 0.98, sign * inset
-            shows = (scene.project(x + low, 0, z + length)[0] - scene.project(x + low, 0, z)[0]) * sign > 0
-            if shows:
-                quad = [(low, sill, front), (high, height, near_roof), (high, height, far_roof), (low, sill, back)]
-                face(quad, times(paint, 0.85))
-                face(_shrunk(quad), glass)
-        face([(-half * 0.98, sill, back), (half * 0.98, sill, back), (inset, height, far_roof),
-              (-inset, height, far_roof)], glass)  # fmt: skip
-        roof = [(-inset, height, near_roof), (inset, height, near_roof), (inset, height, far_roof)]
-        face([*roof, (-inset, height, far_roof)], times(paint, 1.15))
-        screen = [(-half * 0.98, sill, front), (half * 0.98, sill, front), (inset, height, near_roof),
-                  (-inset, height, near_roof)]  # fmt: skip
-        face(screen, times(paint, 0.92))
-        face(_shrunk(screen), glass)
-        for sign in (-1, 1):
-            face([(sign * half * 0.95, 0, 0), (sign * half * 0.65, 0, 0), (sign * half * 0.65, 0.4, 0),
-                  (sign * half * 0.95, 0.4, 0)], DARK)  # fmt: skip
-        face([(-half, rise, 0), (half, rise, 0), (half, sill, 0), (-half, sill, 0)], paint)
-        face([(-half, rise - 0.05, 0), (half, rise - 0.05, 0), (half, 0.46, 0), (-half, 0.46, 0)], times(paint, 0.72))
-        lamp = (236, 46, 36) if ahead else (255, 250, 224)
-        for sign in (-1, 1):
-            face([(sign * half * 0.97, sill - 0.28, 0), (sign * half * 0.66, sill - 0.28, 0),
-                  (sign * half * 0.66, sill - 0.1, 0), (sign * half * 0.97, sill - 0.1, 0)],
-                 lamp if lit else times(lamp, 0.75), lit)  # fmt: skip
-        face([(-0.26, 0.5, 0), (0.26, 0.5, 0), (0.26, 0.62, 0), (-0.26, 0.62, 0)], WHITE)
-
-    scene.add(z, draw)
+    scene.add(z, lambda: _draw_car(scene, x, z, (length, width, height, sill, begin, end), paint, ahead))
     sunny = scene.name in ("sun", "dusk")
     for share in (0.12, 0.5, 0.88) if scene.weather.shadow < 256 else ():
         reach = height * 0.8 if sunny else 0.1
         at = z + length * share
         scene.shadows.append((x, at, x + scene.sun[0] * reach, at + scene.sun[1] * reach, half * 1.12))
+
+
+def _draw_car(scene: Scene, x: float, z: float, shape: _CarShape, paint: Color, ahead: bool) -> None:
+    """Draws a car along the street."""
+    length, width, height, sill, begin, end = shape
+    half, lit = width / 2, scene.name in ("night", "dusk", "rain")
+
+    def face(points: Sequence[tuple[float, float, float]], color: Color, shines: bool = False) -> None:
+        scene.shape([(x + dx, y, z + dz) for dx, y, dz in points], pixel(CAR, color, z, 5, shines))
+
+    glass = mix((36, 42, 50), scene.weather.bottom, 0.25)
+    front, back = begin * length, end * length
+    slope = 0.12 * length if begin > 0.1 else 0.05 * length
+    rise, inset = 0.28, half * 0.84
+    near_roof, far_roof = front + slope, back - 0.1 * length
+    # from far to near: what is nearer hides what is farther
+    for sign in (-1, 1):
+        edge = sign * half
+        shows = (scene.project(x + edge, 0, z + length)[0] - scene.project(x + edge, 0, z)[0]) * sign > 0
+        if not shows:
+            continue
+        shade = 0.78 if sign * scene.sun[0] > 0 else 0.95
+        face([(edge, rise, 0), (edge, sill, 0), (edge, sill, length), (edge, rise, length)], times(paint, shade))
+        face([(edge, rise - 0.06, 0), (edge, 0.42, 0), (edge, 0.42, length), (edge, rise - 0.06, length)],
+             times(paint, shade * 0.8))  # fmt: skip
+        for at in (0.18, 0.8):
+            wheel = [(edge, 0.33 + dy, at * length + dz) for dz, dy in _OCTAGON]
+            face(wheel, DARK)
+            face([(edge, 0.33 + (y - 0.33) * 0.5, at * length + (dz - at * length) * 0.5) for _, y, dz in wheel],
+                 (130, 130, 134))  # fmt: skip
+    face([(-half, sill, 0), (half, sill, 0), (half, sill, length), (-half, sill, length)], times(paint, 1.12))
+    for sign in (-1, 1):
+        low, high = sign * half * 0.98, sign * inset
+        shows = (scene.project(x + low, 0, z + length)[0] - scene.project(x + low, 0, z)[0]) * sign > 0
+        if shows:
+            quad = [(low, sill, front), (high, height, near_roof), (high, height, far_roof), (low, sill, back)]
+            face(quad, times(paint, 0.85))
+            face(_shrunk(quad), glass)
+    face([(-half * 0.98, sill, back), (half * 0.98, sill, back), (inset, height, far_roof),
+          (-inset, height, far_roof)], glass)  # fmt: skip
+    roof = [(-inset, height, near_roof), (inset, height, near_roof), (inset, height, far_roof)]
+    face([*roof, (-inset, height, far_roof)], times(paint, 1.15))
+    screen = [(-half * 0.98, sill, front), (half * 0.98, sill, front), (inset, height, near_roof),
+              (-inset, height, near_roof)]  # fmt: skip
+    face(screen, times(paint, 0.92))
+    face(_shrunk(screen), glass)
+    for sign in (-1, 1):
+        face([(sign * half * 0.95, 0, 0), (sign * half * 0.65, 0, 0), (sign * half * 0.65, 0.4, 0),
+              (sign * half * 0.95, 0.4, 0)], DARK)  # fmt: skip
+    face([(-half, rise, 0), (half, rise, 0), (half, sill, 0), (-half, sill, 0)], paint)
+    face([(-half, rise - 0.05, 0), (half, rise - 0.05, 0), (half, 0.46, 0), (-half, 0.46, 0)], times(paint, 0.72))
+    lamp = (236, 46, 36) if ahead else (255, 250, 224)
+    for sign in (-1, 1):
+        face([(sign * half * 0.97, sill - 0.28, 0), (sign * half * 0.66, sill - 0.28, 0),
+              (sign * half * 0.66, sill - 0.1, 0), (sign * half * 0.97, sill - 0.1, 0)],
+             lamp if lit else times(lamp, 0.75), lit)  # fmt: skip
+    face([(-0.26, 0.5, 0), (0.26, 0.5, 0), (0.26, 0.62, 0), (-0.26, 0.62, 0)], WHITE)
 
 
 _OCTAGON = [(0.33, 0.14), (0.14, 0.33), (-0.14, 0.33), (-0.33, 0.14), (-0.33, -0.14), (-0.14, -0.33), (0.14, -0.33),
