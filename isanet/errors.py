@@ -1,7 +1,24 @@
 """Every error that isanet raises on purpose, all importable from `isanet`.
 
-A message says what failed, what was expected and what was found, what was done about it, and
-what to do next. Where the caller passed something wrong, the class is also a `ValueError`.
+    IsanetError
+        DownloadError                    a file cannot be fetched
+            NetworkError                 an address cannot be reached, breaks off, stalls or refuses
+            OfflineError                 the environment says to stay offline
+            MirrorsExhaustedError        every address failed
+        IntegrityError                   wrong bytes: size, hash, or not the file at all
+        CacheError                       the cache folder cannot be used
+        OutputError                      what the caller asked to be written cannot be
+        CheckpointError                  a checkpoint cannot be used
+            CheckpointFormatError  *     it is not a checkpoint
+            UnsafeCheckpointError  *     it asks for more than tensors and containers
+            CheckpointMismatchError  *   its tensors do not fit the model
+        ImageError  *                    an image cannot be read, or an array is not an RGB image
+        DatasetError  *                  a dataset is not what its layout promises
+        ManifestError  *                 weights.json is malformed
+
+    * also a ValueError, because the caller passed it
+
+A message says what failed, what was expected and what was found, what was done about it, and what to do next.
 """
 
 
@@ -17,10 +34,6 @@ class NetworkError(DownloadError):
     """An address could not be reached, broke off, stalled, or answered with an error."""
 
 
-class IntegrityError(IsanetError):
-    """The bytes are not the expected ones: wrong size, wrong hash, or not a checkpoint at all."""
-
-
 class OfflineError(DownloadError):
     """A download is needed, but the environment says to stay offline."""
 
@@ -29,8 +42,12 @@ class MirrorsExhaustedError(DownloadError):
     """Every address was tried and failed; the message lists each cause."""
 
 
+class IntegrityError(IsanetError):
+    """The bytes are not the expected ones: wrong size, wrong hash, or a web page instead of the file."""
+
+
 class CacheError(IsanetError):
-    """The cache folder cannot be used: no space, no permission, locked, or damaged."""
+    """The cache folder cannot be used: no space, no permission, locked, damaged, or without the model asked for."""
 
 
 class OutputError(IsanetError):

@@ -1,20 +1,20 @@
-"""Models on their way to a machine without a network: packed into one archive here, installed from it there.
+"""Archives of models for machines without a network: packed from one cache, installed into another.
 
-The archive is a zip file of stored entries: for each model its converted file, `<name>.safetensors`, and one index
-with the records. Whoever hands it over is a stranger, so installing works in layers:
+An archive is a zip file of stored entries: for each model its converted file, `<name>.safetensors`, and one index
+with the records. It is an untrusted file, so it is installed in layers:
 
-1. The directory is read by `isanet.weights.zipreader`, exactly: there is one reading of the file only.
-2. Entries have exactly the names that the index implies, and the index only names of this isanet's manifest. No name
-   in the archive becomes a path.
+1. The directory is read by `isanet.weights.zipreader`, exactly: there is only one reading of the file.
+2. Entries have exactly the names that the index implies, and the index has only names of this isanet's manifest. No
+   name in the archive becomes a path.
 3. An entry is as large as the index says, and no larger than the manifest allows; only then is it read.
 4. Its sha256 is that of its record, its tensors are exactly the network's, all values are finite, and its metadata
-   tells the same origin as the record.
+   agrees with the record on where the model came from.
 5. What is recorded here already wins: another hash for the same model is refused.
 
 Only when all models have passed is the first byte written, and what is written is hashed again.
 
-What this cannot show is that a converted file was made from the released file that it names: whoever made the archive
-is trusted for that.
+This cannot show that a converted file was made from the released file that it names: for that, whoever made the archive
+is trusted.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from isanet._files import atomic_write, atomic_write_all
+from isanet._files import atomic_write, atomic_write_all, keep_existing, output_errors
 from isanet._text import clean
 from isanet.errors import CacheError, CheckpointFormatError, CheckpointMismatchError, IntegrityError, IsanetError
 from isanet.weights import cache, checkpoint, convert
@@ -52,83 +52,103 @@ SCHEMA = 1
 INDEX = "isanet-models.json"
 
 MAX_INDEX_BYTES = 1 << 20
-"""Largest index and largest directory; a dozen models take 10 kB."""
+"""Largest index and largest directory; a dozen models need 10 kB."""
 
 MAX_TEXT = 1000
-"""Longest text of a record."""
+"""Most characters of a text in a record or in metadata."""
 
 log = logging.getLogger("isanet")
 
 
 def pack(names: Iterable[str], target: str | os.PathLike[str], *, overwrite: bool = False) -> dict[str, Record]:
-    """Write an archive of cached models, to be installed by `install` on a machine without a network.
+    """Write an archive of released models, for `install` on a machine without a network.
 
-    What is not cached is fetched. Models inside the package are left out, because every isanet has them. The same
-    cache gives the same bytes.
+    Models that are not cached are fetched. Packaged models are left out, because every isanet has them. The same cache
+    gives the same bytes.
 
     Args:
         names: Models, or backbones such as "resnet50_v1c".
-        target: The archive; appears whole.
+        target: The archive to write.
         overwrite: Replace an existing file.
 
     Returns:
-        The records of what was packed, by name.
+        The records of the packed models, by name.
 
     Raises:
-        ValueError: An unknown name, nothing to pack, too much for one archive, or `target` is in the cache folder.
-        CacheError: `target` exists or cannot be written.
-        DownloadError: A model could not be fetched, or its cached file is not what was recorded.
-        CheckpointError: Its tensors do not fit the model.
+        ValueError: A name is unknown, there is nothing to pack or too much, or `target` is in the cache folder.
+        OutputError: `target` exists or cannot be written.
+        DownloadError: A model cannot be fetched; each subclass is one reason.
+        IntegrityError: The only address of a model sent other bytes, or a cached file was changed meanwhile.
+        CheckpointError: A released file cannot be converted.
+        CacheError: The cache cannot be used.
     """
     path = Path(target)
     chosen = [load_released().get(name) or model_info(name) for name in dict.fromkeys(names)]
     for weights in chosen:
         if weights.packaged:
-            log.warning("%s is left out: it is inside the package, wherever isanet is installed", weights.name)
+            log.warning("%s is left out: it is packaged, every isanet has it", weights.name)
     chosen = [weights for weights in chosen if not weights.packaged]
     if not chosen:
         raise ValueError("there is nothing to put into the archive; `isanet list` shows the models")
     if path.resolve().parent == cache.home().resolve():
         raise ValueError(f"{path} is in the cache folder, among the files that are packed; write the archive elsewhere")
-    if os.path.lexists(path) and not overwrite:
-        raise CacheError(f"{path} exists and was kept; --force (overwrite=True) replaces it")
+    keep_existing(path, overwrite=overwrite)
     for weights in chosen:
         released.load(weights)
-    needed = sum(place.stat().st_size for each in chosen if (place := cache.cached_file(each.name)))
+    needed = sum(cached.stat().st_size for each in chosen if (cached := cache.cached_file(each.name)))
     if needed > zipfile.ZIP64_LIMIT - (64 << 10) * len(chosen):
         raise ValueError(f"an archive holds at most 2 GiB, these models have {needed:,} bytes; pack fewer into one")
     models: dict[str, dict[str, Any]] = {}
     records: dict[str, Record] = {}
-    try:
-        with atomic_write(path) as output, zipfile.ZipFile(output, "w", allowZip64=False) as archive:
-            for weights in chosen:
-                record, file = _cached(weights)
-                _add(archive, f"{weights.name}.safetensors", file.data.data)
-                models[weights.name] = {"size": len(file.data), "record": asdict(record)}
-                records[weights.name] = record
-            _add(archive, INDEX, json.dumps({"schema": SCHEMA, "models": models}, indent=1).encode())
-    except OSError as error:
-        raise CacheError(
-            f"cannot write {path}, {needed:,} bytes: {error.strerror}; an earlier file is as it was. Name another place"
-        ) from error
+    with (
+        output_errors(path),
+        atomic_write(path) as output,
+        zipfile.ZipFile(output, "w", allowZip64=False) as archive,
+    ):
+        for weights in chosen:
+            record, file = _read_cached(weights)
+            _add_entry(archive, f"{weights.name}.safetensors", file.data.data)
+            models[weights.name] = {"size": len(file.data), "record": asdict(record)}
+            records[weights.name] = record
+        _add_entry(archive, INDEX, json.dumps({"schema": SCHEMA, "models": models}, indent=1).encode())
     return records
+
+
+def _read_cached(weights: Released) -> tuple[Record, File]:
+    """The record and the converted file of a cached model, verified."""
+    record, path = cache.read_record(weights.name), cache.cached_file(weights.name)
+    if record is None or path is None:
+        raise CacheError(f"{weights.name} was removed from the cache while it was packed; try again")
+    try:
+        file = checkpoint.read_file(path)
+    except OSError as error:
+        raise CacheError(f"cannot read {path}: {error.strerror}; try again") from error
+    released.load_converted(weights, record, file, values=True)
+    return record, file
+
+
+def _add_entry(archive: zipfile.ZipFile, name: str, data: bytes | memoryview) -> None:
+    entry = zipfile.ZipInfo(name)  # of 1980, so that the same models give the same archive
+    entry.create_system = 3  # the same on every system
+    entry.external_attr = (stat.S_IFREG | 0o644) << 16
+    archive.writestr(entry, data)
 
 
 def install(archive: str | os.PathLike[str], *, force: bool = False) -> dict[str, bool]:
     """Put the models of an archive that `pack` wrote into the cache, after all of them have been checked.
 
     Args:
-        archive: Treated as hostile; see the head of this module.
-        force: Replace models whose recorded hashes are others.
+        archive: An untrusted file; the head of this module says what is checked.
+        force: Replace models whose recorded hashes differ.
 
     Returns:
-        For each model in the archive whether it was installed; False: the same one is there already, and was kept.
+        For each model in the archive whether it was installed; False: the same one was there already, and was kept.
 
     Raises:
-        CheckpointFormatError: It is not such an archive, or of another version; the message says what is wrong.
+        CheckpointFormatError: It cannot be read, is not such an archive, or is of another version.
         IntegrityError: A hash differs from the index, from the manifest, or from what is recorded here.
         CheckpointMismatchError: Tensors do not fit their model.
-        CacheError: The archive cannot be read, or the cache cannot be written.
+        CacheError: The cache cannot be written.
     """
     path = Path(archive)
     try:
@@ -140,26 +160,25 @@ def install(archive: str | os.PathLike[str], *, force: bool = False) -> dict[str
             except (CheckpointFormatError, CheckpointMismatchError, IntegrityError) as error:
                 raise type(error)(f"{path}: {error}; nothing was installed") from error
     except OSError as error:
-        raise CacheError(f"cannot read {path}: {error.strerror}; nothing was installed") from error
+        raise CheckpointFormatError(f"cannot read {path}: {error.strerror}; nothing was installed") from error
 
 
 def _install(stream: BinaryIO, path: Path, *, force: bool) -> dict[str, bool]:
     size = stream.seek(0, os.SEEK_END)
-    read = partial(_bytes, stream)
-    entries = read_directory(read, size, max_bytes=MAX_INDEX_BYTES, exact=True)
+    entries = read_directory(partial(_read_at, stream), size, max_bytes=MAX_INDEX_BYTES, exact=True)
     known = load_released()
     records = _read_index(stream, entries, known)
     files = {name: entries[f"{name}.safetensors"] for name in records}
     new = {
-        name: _as_installed(known[name], record, _read(stream, name, files[name]), path)
+        name: _check_model(known[name], record, _read_model(stream, name, files[name]), path)
         for name, record in records.items()
     }
     folder = cache.home()
     with ExitStack() as locks:
-        for name in sorted(new):  # always in this order: two that install wait for one another in turn
+        for name in sorted(new):  # always in this order, so that two that install at once do not deadlock
             locks.enter_context(cache.lock(name))
         if not force:
-            new = {name: record for name, record in new.items() if not _is_there(known[name], record)}
+            new = {name: record for name, record in new.items() if not _is_installed(known[name], record)}
         try:
             atomic_write_all(_new_files(stream, files, new))
             for name, record in new.items():
@@ -174,7 +193,7 @@ def _new_files(
 ) -> Iterator[tuple[Path, bytes | memoryview]]:
     """Paths and contents: the converted files first, because a record makes its file the model's file."""
     for name, record in new.items():
-        file = _read(stream, name, files[name])
+        file = _read_model(stream, name, files[name])
         if file.sha256 != record.file_sha256:
             raise IntegrityError("it changed while it was read; try again when nothing writes to it")
         yield cache.home() / record.file, file.data.data
@@ -183,12 +202,12 @@ def _new_files(
 
 
 def _read_index(stream: BinaryIO, entries: dict[str, Entry], known: dict[str, Released]) -> dict[str, Record]:
-    """The records of an archive, if its entries are those that they imply and every size is possible."""
-    place = entries.get(INDEX)
-    if place is None or place.size > MAX_INDEX_BYTES:
+    """The records in the index, if the entries are exactly those that it implies and every size is possible."""
+    entry = entries.get(INDEX)
+    if entry is None or entry.size > MAX_INDEX_BYTES:
         raise CheckpointFormatError(f"it has no index {INDEX}, or one that is too large: not an archive of isanet")
-    data = _bytes(stream, place.start, place.size)
-    if zlib.crc32(data) != place.crc:
+    data = _read_at(stream, entry.start, entry.size)
+    if zlib.crc32(data) != entry.crc:
         raise CheckpointFormatError(f"its index {INDEX} is damaged; copy the archive again")
     try:
         index = json.loads(data.decode(), object_pairs_hook=checkpoint.unique_keys)
@@ -203,7 +222,7 @@ def _read_index(stream: BinaryIO, entries: dict[str, Entry], known: dict[str, Re
                 raise ValueError(f"{name[:100]!r} is no model that this isanet fetches; `isanet list` shows them")
             if set(model) != {"size", "record"}:
                 raise ValueError(f"{name}: expected exactly the keys 'size' and 'record'")
-            records[name] = _checked(known[name], cache.parse_record(name, model["record"]))
+            records[name] = _check_record(known[name], cache.parse_record(name, model["record"]))
             entry = entries.get(f"{name}.safetensors")
             if entry is None or type(model["size"]) is not int or entry.size != model["size"]:
                 raise ValueError(f"{name}: there is no file of the size that the index says")
@@ -214,48 +233,48 @@ def _read_index(stream: BinaryIO, entries: dict[str, Entry], known: dict[str, Re
         raise
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointFormatError(f"its index {INDEX} is not usable: {clean(str(error))[:500]}") from error
-    if strangers := sorted(set(entries) - {INDEX} - {f"{name}.safetensors" for name in records}):
-        raise CheckpointFormatError(f"its entry {clean(strangers[0])[:200]!r} is not in the index")
+    if unexpected := sorted(set(entries) - {INDEX} - {f"{name}.safetensors" for name in records}):
+        raise CheckpointFormatError(f"its entry {clean(unexpected[0])[:200]!r} is not in the index")
     return records
 
 
-def _checked(weights: Released, record: Record) -> Record:
-    """A record whose values are possible for the model."""
+def _check_record(weights: Released, record: Record) -> Record:
+    """The record, if its values are possible for the model."""
     for text in (record.source, record.layout, record.date):
         if not text.isprintable() or len(text) > MAX_TEXT:
-            raise ValueError(f"{weights.name}: a text of its record is too long, or not printable")
+            raise ValueError(f"{weights.name}: a text in its record is too long, or not printable")
     datetime.fromisoformat(record.date)
     if record.converter != convert.CONVERTER_VERSION:
         raise ValueError(
-            f"{weights.name} was converted by version {record.converter} of the conversion, and this isanet has "
-            f"version {convert.CONVERTER_VERSION}; make the archive again with the same isanet as here"
+            f"{weights.name} was converted by version {record.converter} of the converter, and this isanet has "
+            f"version {convert.CONVERTER_VERSION}; pack it again with the same isanet as here"
         )
     if record.layout != weights.layout or record.source_size < 1 or weights.size not in (None, record.source_size):
-        raise ValueError(f"{weights.name}: layout or size of the released file are not those of the manifest")
+        raise ValueError(f"{weights.name}: layout or size of the released file differ from the manifest")
     return record
 
 
-def _as_installed(weights: Released, record: Record, file: File, path: Path) -> Record:
-    """The record that the cache will have, if the file passes; it says that the model came by an archive."""
+def _check_model(weights: Released, record: Record, file: File, path: Path) -> Record:
+    """The record for the cache, if the file passes; it says that the model came by this archive."""
     _, provenance = released.load_converted(weights, record, file, values=True)
     name, source = weights.name, provenance.get("source", "")
-    told = {"name": name, "source_sha256": record.source_sha256, "layout": record.layout}
-    told["converter_version"] = str(record.converter)
+    expected = {"name": name, "source_sha256": record.source_sha256, "layout": record.layout}
+    expected["converter_version"] = str(record.converter)
     # "(by ...)" is what an earlier archive added
-    same = record.source == source or record.source.startswith(f"{source} (by ")
-    strange = provenance.keys() - {*told, "source", "isanet_version"}
-    texts = all(text.isprintable() and len(text) <= MAX_TEXT for text in provenance.values())
-    if strange or not texts:
-        raise IntegrityError(f"the metadata of the file of {name} are not as isanet writes them")
-    if not source or not same or any(provenance.get(key) != value for key, value in told.items()):
-        raise IntegrityError(f"the file of {name} tells another origin in its metadata than its record does")
+    same_source = record.source == source or record.source.startswith(f"{source} (by ")
+    unexpected = provenance.keys() - {*expected, "source", "isanet_version"}
+    printable = all(text.isprintable() and len(text) <= MAX_TEXT for text in provenance.values())
+    if unexpected or not printable:
+        raise IntegrityError(f"the metadata of the file of {name} is not as isanet writes it")
+    if not source or not same_source or any(provenance.get(key) != value for key, value in expected.items()):
+        raise IntegrityError(f"the metadata of the file of {name} names another origin than its record")
     return replace(
         record, file=f"{name}-{record.file_sha256[:8]}.safetensors", source=f"{source} (by {clean(path.name)})"
     )
 
 
-def _is_there(weights: Released, record: Record) -> bool:
-    """Whether the cache has the same model; raises IntegrityError where it has, or knows, another one."""
+def _is_installed(weights: Released, record: Record) -> bool:
+    """Whether the cache has the same model, intact; IntegrityError if another one is recorded."""
     recorded = cache.read_record(weights.name)
     if recorded is None:
         if (path := cache.record_path(weights.name)).exists():
@@ -280,38 +299,18 @@ def _is_there(weights: Released, record: Record) -> bool:
     )
 
 
-def _cached(weights: Released) -> tuple[Record, File]:
-    """The record and the converted file of a cached model, verified."""
-    record, path = cache.read_record(weights.name), cache.cached_file(weights.name)
-    if record is None or path is None:
-        raise CacheError(f"{weights.name} left the cache while it was packed; try again")
-    try:
-        file = checkpoint.read_file(path)
-    except OSError as error:
-        raise CacheError(f"cannot read {path}: {error.strerror}; try again") from error
-    released.load_converted(weights, record, file, values=True)
-    return record, file
-
-
-def _add(archive: zipfile.ZipFile, name: str, data: bytes | memoryview) -> None:
-    entry = zipfile.ZipInfo(name)  # of 1980, so that the same models give the same archive
-    entry.create_system = 3  # everywhere the same
-    entry.external_attr = (stat.S_IFREG | 0o644) << 16
-    archive.writestr(entry, data)
-
-
-def _read(stream: BinaryIO, name: str, entry: Entry) -> File:
+def _read_model(stream: BinaryIO, name: str, entry: Entry) -> File:
     data = np.empty(entry.size, dtype=np.uint8)
     try:
         stream.seek(entry.start)
         count = stream.readinto(data)  # type: ignore[attr-defined]
     except OSError as error:
-        raise CacheError(f"cannot read the archive: {error.strerror}; copy it again") from error
+        raise CheckpointFormatError(f"it cannot be read: {error.strerror}; copy it again") from error
     if count != entry.size:
         raise CheckpointFormatError("it became shorter while it was read; try again when nothing writes to it")
     return File(f"the file of {name} in it", data, sha256(data.data).hexdigest())
 
 
-def _bytes(stream: BinaryIO, start: int, length: int) -> bytes:
+def _read_at(stream: BinaryIO, start: int, length: int) -> bytes:
     stream.seek(start)
     return stream.read(length)

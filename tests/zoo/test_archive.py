@@ -25,7 +25,7 @@ import isanet
 from isanet.cli import run as cli
 from isanet.weights import cache, checkpoint
 from isanet.weights.manifest import model_info
-from isanet.zoo import archive as airgap
+from isanet.zoo import archive as archives
 from isanet.zoo import released
 from tests.helpers import tiny_zoo
 from tests.helpers.disk import full_at
@@ -56,7 +56,7 @@ def same(model: isanet.ISANet, other: isanet.ISANet) -> bool:
 def archive(tiny: FileServer, tmp_path: Path, home: Path) -> Path:
     """An archive of the tiny model, whose cache is then out of the way: this is the other machine now."""
     path = tmp_path / "models.zip"
-    airgap.pack([NAME], path)
+    archives.pack([NAME], path)
     home.rename(tmp_path / "first_home")
     return path
 
@@ -72,7 +72,7 @@ def alone(archive: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def parts(archive: Path) -> tuple[dict[str, Any], bytes]:
     """The index and the one model of an archive."""
     with zipfile.ZipFile(archive) as file:
-        return json.loads(file.read(airgap.INDEX)), file.read(MEMBER)
+        return json.loads(file.read(archives.INDEX)), file.read(MEMBER)
 
 
 def write(archive: Path, entries: list[tuple[str | zipfile.ZipInfo, bytes]], compression: int = 0) -> None:
@@ -89,7 +89,7 @@ def dumped(index: Any) -> bytes:
 
 
 def test_a_model_moves_to_a_machine_without_a_network(alone: Path, tmp_path: Path, home: Path) -> None:
-    assert airgap.install(alone) == {NAME: True}
+    assert archives.install(alone) == {NAME: True}
     there = isanet.from_pretrained(NAME)
     os.environ["ISANET_HOME"] = str(tmp_path / "first_home")
     here, first = isanet.from_pretrained(NAME), cache.read_record(NAME)
@@ -140,22 +140,22 @@ def test_an_existing_archive_is_kept(archive: Path, tiny: FileServer, capsys: py
     assert archive.read_bytes() == b"mine"
     assert len(tiny.requests) == asked  # said before anything is fetched
     assert run("pack", NAME, "-o", archive, "--force") == 0
-    again, first = parts(archive)[0]["models"][NAME], zipfile.ZipFile(io.BytesIO(before)).read(airgap.INDEX)
+    again, first = parts(archive)[0]["models"][NAME], zipfile.ZipFile(io.BytesIO(before)).read(archives.INDEX)
     assert again["record"]["file_sha256"] == json.loads(first)["models"][NAME]["record"]["file_sha256"]
 
 
 def test_the_same_cache_gives_the_same_bytes(tiny: FileServer, tmp_path: Path) -> None:
-    airgap.pack([NAME], tmp_path / "a.zip")
-    airgap.pack([NAME, NAME], tmp_path / "b.zip")
+    archives.pack([NAME], tmp_path / "a.zip")
+    archives.pack([NAME, NAME], tmp_path / "b.zip")
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
 
 
 def test_the_origin_is_kept_over_several_archives(alone: Path, tmp_path: Path, home: Path) -> None:
-    airgap.install(alone)
+    archives.install(alone)
     first = cache.read_record(NAME)
-    airgap.pack([NAME], tmp_path / "second.zip")
+    archives.pack([NAME], tmp_path / "second.zip")
     shutil.rmtree(home)
-    airgap.install(tmp_path / "second.zip")
+    archives.install(tmp_path / "second.zip")
     second = cache.read_record(NAME)
     assert first is not None
     assert second is not None
@@ -165,19 +165,19 @@ def test_the_origin_is_kept_over_several_archives(alone: Path, tmp_path: Path, h
 def test_a_backbone_too(tiny: FileServer, tmp_path: Path, home: Path) -> None:
     data = tiny_zoo.saved(tiny_zoo.backbone_state())
     tiny_zoo.publish_backbone(tmp_path / "weights.json", tiny.files, data)
-    airgap.pack([NAME, "resnet14_v1c"], tmp_path / "both.zip")
+    archives.pack([NAME, "resnet14_v1c"], tmp_path / "both.zip")
     expected = isanet.from_backbone("resnet14", num_classes=2).backbone.state_dict()
     shutil.rmtree(home)
     tiny.files.clear()
-    assert airgap.install(tmp_path / "both.zip") == {NAME: True, "resnet14_v1c": True}
+    assert archives.install(tmp_path / "both.zip") == {NAME: True, "resnet14_v1c": True}
     state = isanet.from_backbone("resnet14", num_classes=2).backbone.state_dict()
     assert all(torch.equal(state[name], value) for name, value in expected.items())
 
 
-def test_models_in_the_package_need_no_archive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_packaged_models_need_no_archive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("pack", "isanet_nano_toystreets", "-o", tmp_path / "x.zip") == 1
     error = capsys.readouterr().err
-    assert "isanet_nano_toystreets is left out: it is inside the package" in error
+    assert "isanet_nano_toystreets is left out: it is packaged" in error
     assert "nothing to put into the archive" in error
     assert not (tmp_path / "x.zip").exists()
 
@@ -187,8 +187,8 @@ def test_what_cannot_be_packed_leaves_nothing(tiny: FileServer, tmp_path: Path, 
     (tmp_path / "out").mkdir()
     name = "isanet_tiny_vox" if case == "unknown model" else NAME
     target = {"no such folder": tmp_path / "no" / "x.zip", "a folder": tmp_path / "out"}.get(case, tmp_path / "x.zip")
-    with pytest.raises(ValueError if case == "unknown model" else isanet.CacheError):
-        airgap.pack([name], target, overwrite=True)
+    with pytest.raises(ValueError if case == "unknown model" else isanet.OutputError):
+        archives.pack([name], target, overwrite=True)
     assert not list((tmp_path / "out").iterdir())
     assert not [path for path in tmp_path.iterdir() if path.suffix in (".zip", ".part")]
 
@@ -198,9 +198,9 @@ def test_a_damaged_cache_is_fetched_again_before_it_is_packed(tiny: FileServer, 
     path = cache.cached_file(NAME)
     assert path is not None
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
-    airgap.pack([NAME], tmp_path / "x.zip")
+    archives.pack([NAME], tmp_path / "x.zip")
     shutil.rmtree(home)
-    airgap.install(tmp_path / "x.zip")
+    archives.install(tmp_path / "x.zip")
 
 
 # --- trust --------------------------------------------------------------------------------------------------
@@ -209,7 +209,7 @@ def test_a_damaged_cache_is_fetched_again_before_it_is_packed(tiny: FileServer, 
 def test_another_hash_than_the_recorded_one_is_a_conflict(
     alone: Path, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    airgap.install(alone)
+    archives.install(alone)
     record = cache.read_record(NAME)
     assert record is not None
     path = home / f"{NAME}.json"
@@ -236,23 +236,23 @@ def test_another_conversion_of_the_same_file_is_a_conflict_unless_the_one_here_i
     data = checkpoint.serialize(tensors, {**metadata, "isanet_version": "9"})
     rebuild(alone, index, data)
     before = files(home)
-    assert airgap.install(alone) == {NAME: False}
+    assert archives.install(alone) == {NAME: False}
     assert files(home) == before
     mine = cache.cached_file(NAME)
     assert mine is not None
     mine.unlink()
     with pytest.raises(isanet.IntegrityError, match="converted file"):
-        airgap.install(alone)
-    assert airgap.install(alone, force=True) == {NAME: True}
+        archives.install(alone)
+    assert archives.install(alone, force=True) == {NAME: True}
 
 
 def test_a_damaged_file_here_is_mended_by_the_same_one(alone: Path, home: Path) -> None:
-    airgap.install(alone)
+    archives.install(alone)
     path = cache.cached_file(NAME)
     assert path is not None
     good = path.read_bytes()
     path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
-    assert airgap.install(alone) == {NAME: True}
+    assert archives.install(alone) == {NAME: True}
     assert path.read_bytes() == good
 
 
@@ -262,7 +262,7 @@ def test_a_pinned_hash_must_match(alone: Path, tmp_path: Path, home: Path) -> No
     document["weights"][NAME]["sha256"] = "c" * 64
     manifest.write_text(json.dumps(document))
     with pytest.raises(isanet.IntegrityError, match="c" * 64):
-        airgap.install(alone)
+        archives.install(alone)
     assert not files(home)
 
 
@@ -281,7 +281,7 @@ def rebuild(archive: Path, index: dict[str, Any], data: bytes) -> None:
     digest = sha256(data).hexdigest()
     model["size"] = len(data)
     model["record"] |= {"file_sha256": digest, "file": f"{NAME}-{digest[:8]}.safetensors"}
-    write(archive, [(MEMBER, data), (airgap.INDEX, dumped(index))])
+    write(archive, [(MEMBER, data), (archives.INDEX, dumped(index))])
 
 
 def entry(name: str, mode: int = stat.S_IFREG | 0o644, **values: int) -> zipfile.ZipInfo:
@@ -317,7 +317,7 @@ def with_index(change_index: Callable[[dict[str, Any]], object]) -> Callable[[Pa
     def change(archive: Path) -> None:
         index, data = parts(archive)
         change_index(index)
-        write(archive, [(MEMBER, data), (airgap.INDEX, dumped(index))])
+        write(archive, [(MEMBER, data), (archives.INDEX, dumped(index))])
 
     return change
 
@@ -329,13 +329,13 @@ def with_record(**changes: Any) -> Callable[[Path], None]:
 def with_more(*more: tuple[str | zipfile.ZipInfo, bytes]) -> Callable[[Path], None]:
     def change(archive: Path) -> None:
         index, data = parts(archive)
-        write(archive, [(MEMBER, data), (airgap.INDEX, dumped(index)), *more])
+        write(archive, [(MEMBER, data), (archives.INDEX, dumped(index)), *more])
 
     return change
 
 
 def raw_index(text: bytes) -> Callable[[Path], None]:
-    return lambda archive: write(archive, [(MEMBER, parts(archive)[1]), (airgap.INDEX, text)])
+    return lambda archive: write(archive, [(MEMBER, parts(archive)[1]), (archives.INDEX, text)])
 
 
 def patched(change_bytes: Callable[[bytes], bytes]) -> Callable[[Path], object]:
@@ -346,13 +346,13 @@ def twice(archive: Path) -> None:
     index, data = parts(archive)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        write(archive, [(MEMBER, data), (MEMBER, data), (airgap.INDEX, dumped(index))])
+        write(archive, [(MEMBER, data), (MEMBER, data), (archives.INDEX, dumped(index))])
 
 
 def deflated(archive: Path) -> None:
     index, _ = parts(archive)
     index["models"][NAME]["size"] = 1 << 26
-    write(archive, [(MEMBER, bytes(1 << 26)), (airgap.INDEX, dumped(index))], zipfile.ZIP_DEFLATED)
+    write(archive, [(MEMBER, bytes(1 << 26)), (archives.INDEX, dumped(index))], zipfile.ZIP_DEFLATED)
 
 
 def a_second_directory(archive: Path) -> None:
@@ -371,8 +371,8 @@ def a_hidden_directory(archive: Path) -> None:
     archive.write_bytes(data[:-22] + locator + bytes(end))
 
 
-def two_heads(data: bytes) -> bytes:
-    """The local head names another file than the directory."""
+def two_names(data: bytes) -> bytes:
+    """The local header has another name than the directory."""
     return data.replace(MEMBER.encode(), MEMBER.upper().encode(), 1)
 
 
@@ -408,7 +408,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a comment": (patched(lambda data: data[:-2] + b"\x01\0x"), "truncated or broken"),
     "two directories": (a_second_directory, "not lie where"),
     "a hidden directory": (a_hidden_directory, "directory is broken"),
-    "two heads": (patched(two_heads), "another name before its data"),
+    "two names": (patched(two_names), "another name before its data"),
     "a flipped bit": (patched(swap_bit), "sha256"),
     "a member twice": (twice, "twice"),
     "a compressed bomb": (deflated, "compressed"),
@@ -416,16 +416,16 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a folder": (with_more((entry("folder/", stat.S_IFDIR | 0o755), b"")), "a folder, a link"),
     "a link": (with_more((entry("link", LINK), b"/etc/passwd")), "a folder, a link"),
     "a link as the model": (
-        lambda path: write(path, [(entry(MEMBER, LINK), b"/etc/passwd"), (airgap.INDEX, dumped(parts(path)[0]))]),
+        lambda path: write(path, [(entry(MEMBER, LINK), b"/etc/passwd"), (archives.INDEX, dumped(parts(path)[0]))]),
         "a folder, a link",
     ),
     "an absolute name": (with_more(("/tmp/evil", b"")), "not in the index"),
     "a name that climbs": (with_more(("../evil", b"")), "'../evil' is not in the index"),
     "a name with escapes": (with_more(("\x1b[2Jevil", b"")), "evil' is not in the index"),
-    "a stranger": (with_more(("isanet_tiny_voc.json", b"{}")), "not in the index"),
+    "an unexpected entry": (with_more(("isanet_tiny_voc.json", b"{}")), "not in the index"),
     "extra fields": (with_more((entry("x", extra=b"\x01\x00\x00\x00"), b"")), "not as"),
     "no index": (lambda path: write(path, [(MEMBER, parts(path)[1])]), "no index"),
-    "a large index": (raw_index(b" " * (airgap.MAX_INDEX_BYTES + 1)), "too large"),
+    "a large index": (raw_index(b" " * (archives.MAX_INDEX_BYTES + 1)), "too large"),
     "an index that is no JSON": (raw_index(b"{"), "not usable"),
     "an index that is a list": (raw_index(b"[]"), "not usable"),
     "a deep index": (raw_index(b"[" * 100_000), "not usable"),
@@ -464,7 +464,7 @@ def test_hostile_archives_are_refused_whole(alone: Path, home: Path, case: str) 
     change(alone)
     around = {path for path in alone.parent.rglob("*") if path != home}
     with pytest.raises(isanet.IsanetError) as caught:
-        airgap.install(alone)
+        archives.install(alone)
     assert message in str(caught.value)
     assert "nothing was installed" in str(caught.value)
     assert str(alone) in str(caught.value)
@@ -477,25 +477,25 @@ def test_one_bad_model_keeps_the_others_out(tiny: FileServer, tmp_path: Path, ho
     data = tiny_zoo.saved(tiny_zoo.backbone_state())
     tiny_zoo.publish_backbone(tmp_path / "weights.json", tiny.files, data)
     archive = tmp_path / "both.zip"
-    airgap.pack([NAME, "resnet14_v1c"], archive)
+    archives.pack([NAME, "resnet14_v1c"], archive)
     shutil.rmtree(home)
     whole = archive.read_bytes()
     start = whole.index(b"resnet14_v1c.safetensors") + 1_000_000
     archive.write_bytes(whole[:start] + bytes([whole[start] ^ 1]) + whole[start + 1 :])
     with pytest.raises(isanet.IntegrityError, match="resnet14_v1c"):
-        airgap.install(archive)
+        archives.install(archive)
     assert not files(home)
 
 
 @pytest.mark.parametrize("case", ["missing", "a folder", "a pipe"])
-def test_what_is_no_file_is_refused_at_once(tiny: FileServer, tmp_path: Path, home: Path, case: str) -> None:
+def test_what_is_not_a_regular_file_is_refused_at_once(tiny: FileServer, tmp_path: Path, home: Path, case: str) -> None:
     path = tmp_path / "x.zip"
     if case == "a folder":
         path.mkdir()
     elif case == "a pipe":
         os.mkfifo(path)
     with pytest.raises(isanet.CheckpointError, match="no file"):
-        airgap.install(path)
+        archives.install(path)
     assert not home.exists()
 
 
@@ -510,7 +510,7 @@ def test_a_swap_between_check_and_writing_is_noticed(alone: Path, home: Path, mo
 
     monkeypatch.setattr(cache, "lock", swap_then_lock)
     with pytest.raises(isanet.IntegrityError, match="changed while it was read"):
-        airgap.install(alone)
+        archives.install(alone)
     assert not files(home)
 
 
@@ -518,7 +518,7 @@ def test_a_swap_between_check_and_writing_is_noticed(alone: Path, home: Path, mo
 def test_a_cache_that_cannot_be_written(alone: Path, home: Path) -> None:
     home.mkdir(mode=0o500)
     with pytest.raises(isanet.CacheError, match="ISANET_HOME"):
-        airgap.install(alone)
+        archives.install(alone)
 
 
 def test_a_full_disk_leaves_what_was(alone: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -526,7 +526,7 @@ def test_a_full_disk_leaves_what_was(alone: Path, home: Path, monkeypatch: pytes
     (home / "mine").write_bytes(b"mine")
     full_at(monkeypatch, file=1)
     with pytest.raises(isanet.CacheError, match="bytes needed"):
-        airgap.install(alone)
+        archives.install(alone)
     monkeypatch.undo()
     assert {path.name for path in home.iterdir() if path.suffix != ".lock"} == {"mine"}
 
@@ -538,7 +538,7 @@ def test_a_link_planted_in_the_cache_is_not_followed(alone: Path, home: Path, tm
     record = parts(alone)[0]["models"][NAME]["record"]
     (home / record["file"]).symlink_to(victim)
     (home / f"{NAME}.json").symlink_to(victim)
-    airgap.install(alone, force=True)
+    archives.install(alone, force=True)
     assert victim.read_bytes() == b"mine"
     assert not (home / record["file"]).is_symlink()
     isanet.from_pretrained(NAME)
@@ -567,43 +567,43 @@ def test_the_cache_is_no_place_for_an_archive(tiny: FileServer, home: Path) -> N
     isanet.from_pretrained(NAME)
     before = files(home)
     with pytest.raises(ValueError, match="write the archive elsewhere"):
-        airgap.pack([NAME], home / f"{NAME}.json", overwrite=True)
+        archives.pack([NAME], home / f"{NAME}.json", overwrite=True)
     assert files(home) == before
 
 
 def test_a_record_that_cannot_be_read_is_not_replaced_unasked(alone: Path, home: Path) -> None:
-    airgap.install(alone)
+    archives.install(alone)
     path = cache.record_path(NAME)
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(isanet.IntegrityError, match="cannot be read, so nothing can be compared"):
-        airgap.install(alone)
-    assert airgap.install(alone, force=True) == {NAME: True}
+        archives.install(alone)
+    assert archives.install(alone, force=True) == {NAME: True}
     assert cache.read_record(NAME) is not None
 
 
 def test_an_older_conversion_is_replaced(alone: Path) -> None:
-    airgap.install(alone)
+    archives.install(alone)
     record = cache.read_record(NAME)
     assert record is not None
     path = cache.record_path(NAME)
     path.write_text(path.read_text().replace(f'"converter": {record.converter}', '"converter": 0'))
-    assert airgap.install(alone) == {NAME: True}
+    assert archives.install(alone) == {NAME: True}
     assert cache.read_record(NAME) == record
 
 
-def test_texts_of_strangers_do_not_reach_the_terminal(alone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_untrusted_text_does_not_reach_the_terminal(alone: Path, capsys: pytest.CaptureFixture[str]) -> None:
     index, data = parts(alone)
     tensors, metadata = checkpoint.read_safetensors(checkpoint.read_file(_file(alone, data)))
     for state, texts, reason in (
         ({**tensors, "\x1b[2Jevil\u202e": torch.zeros(1)}, metadata, "is not part of the model"),
-        (tensors, {**metadata, "evil": "x"}, "not as isanet writes them"),
-        (tensors, {**metadata, "isanet_version": "\x1b[31m"}, "not as isanet writes them"),
+        (tensors, {**metadata, "evil": "x"}, "not as isanet writes it"),
+        (tensors, {**metadata, "isanet_version": "\x1b[31m"}, "not as isanet writes it"),
     ):
         changed = checkpoint.serialize(state, {key: text for key, text in texts.items() if key != "format"})
         model = index["models"][NAME]
         model["size"], model["record"]["file_sha256"] = len(changed), sha256(changed).hexdigest()
         model["record"]["file"] = f"{NAME}-{sha256(changed).hexdigest()[:8]}.safetensors"
-        write(alone, [(MEMBER, changed), (airgap.INDEX, json.dumps(index).encode())])
+        write(alone, [(MEMBER, changed), (archives.INDEX, json.dumps(index).encode())])
         assert run("install", alone) == 1
         error = capsys.readouterr().err
         assert "nothing was installed" in error
