@@ -121,22 +121,17 @@ def save_pretrained(
         OutputError: The folder cannot be written; earlier files are unchanged.
     """
     path = Path(folder)
-    files = _model_files(state, config, provenance)
-    if new_card or not (path / "README.md").exists():
-        files["README.md"] = model_card(config, provenance).encode()
-    _write_folder(path, files)
+    card = model_card(config, provenance) if new_card or not (path / "README.md").exists() else None
+    _write_folder(path, state, config, provenance, card)
 
 
-def _model_files(
-    state: Mapping[str, Tensor], config: Mapping[str, Any], provenance: Mapping[str, str]
-) -> dict[str, bytes]:
-    return {
-        "model.safetensors": serialized(state, config, provenance),
-        "config.json": (json.dumps(config, indent=1) + "\n").encode(),
-    }
-
-
-def _write_folder(path: Path, files: Mapping[str, bytes]) -> None:
+def _write_folder(
+    path: Path, state: Mapping[str, Tensor], config: Mapping[str, Any], provenance: Mapping[str, str], card: str | None
+) -> None:
+    files = {"model.safetensors": serialized(state, config, provenance)}
+    files["config.json"] = (json.dumps(config, indent=1) + "\n").encode()
+    if card is not None:
+        files["README.md"] = card.encode()
     try:
         path.mkdir(parents=True, exist_ok=True)
         atomic_write_all((path / name, data) for name, data in files.items())
@@ -153,18 +148,15 @@ def push_to_hub(
     private: bool | None = None,
     token: str | None = None,
 ) -> str:
-    """Publish a model folder as a repository on the Hugging Face Hub, created if missing.
+    """Publish a model folder as a repository on the Hugging Face Hub, created if missing; returns its address.
 
     Args:
         repo_id: `org/name`.
-        state: The model's state dict.
-        config: The arguments of `isanet.ISANet`.
-        provenance: Where the weights came from.
+        state: As of `save_pretrained`.
+        config: As of `save_pretrained`.
+        provenance: As of `save_pretrained`.
         private: Whether a new repository is private; None takes the account's default.
         token: With permission to write; None takes what huggingface_hub finds.
-
-    Returns:
-        The repository's address.
 
     Raises:
         ValueError: `repo_id` is not a name that the Hub allows.
@@ -181,8 +173,7 @@ def push_to_hub(
         address = str(api.create_repo(repo_id, private=private, exist_ok=True))
         kept = ["README.md"] if api.file_exists(repo_id, "README.md") else None  # somebody may have edited it
     with TemporaryDirectory() as folder:
-        card = model_card(config, provenance, repo_id).encode()
-        _write_folder(Path(folder), {**_model_files(state, config, provenance), "README.md": card})
+        _write_folder(Path(folder), state, config, provenance, model_card(config, provenance, repo_id))
         with _our_errors(repo_id):
             api.upload_folder(repo_id=repo_id, folder_path=folder, ignore_patterns=kept)
     return address
@@ -247,9 +238,9 @@ result.overlay().save("overlay.png")
 def _training(provenance: Mapping[str, str]) -> str:
     """What a card says of a model that `isanet.finetune` trained."""
     start = f" from {_code(provenance['started_from'])}" if "started_from" in provenance else ""
-    paragraphs = [f"Trained{start} on {_escaped(shortened(provenance['trained_on'], 500))}, by `isanet finetune`."]
+    paragraphs = [f"Trained{start} on {_escaped(provenance['trained_on'])}, by `isanet finetune`."]
     if "measured" in provenance:
-        paragraphs.append(f"Measured: {_escaped(shortened(provenance['measured'], 500))}.")
+        paragraphs.append(f"Measured: {_escaped(provenance['measured'])}.")
     if "recipe" in provenance:
         lines = (shortened(line, 500).replace("`", "'") for line in provenance["recipe"][:20_000].splitlines())
         recipe = "\n".join(lines)
@@ -258,8 +249,8 @@ def _training(provenance: Mapping[str, str]) -> str:
 
 
 def _escaped(text: str) -> str:
-    """A cleaned text as Markdown that shows it literally."""
-    return re.sub(r"([\\`*_\[\]<>&#|~])", r"\\\1", text)
+    """A text as Markdown that shows it literally."""
+    return re.sub(r"([\\`*_\[\]<>&#|~])", r"\\\1", shortened(text, 500))
 
 
 def _code(text: str) -> str:

@@ -131,15 +131,11 @@ def load(weights: Released, *, progress: bool | None = None, keep: bool = False,
         CacheError: The cache cannot be used.
         CheckpointError: The file is not a checkpoint, is unsafe, or does not fit.
     """
-    tried: Step | None = _plan_now(weights, force=force)[0]
-    if isinstance(tried, LoadPackaged | LoadCached):  # without the lock, which a read-only cache cannot have
-        if loaded := _take(weights, tried):
-            return loaded
-    else:
-        tried = None
+    if (weights.packaged or not force) and (loaded := read_cached(weights)):  # a read-only cache cannot be locked
+        return loaded
     with cache.lock(weights.name):
         for step in _plan_now(weights, force=force):  # anew: another process may have been first
-            if step != tried and (loaded := _take(weights, step, progress=progress, keep=keep)):
+            if loaded := _take(weights, step, progress=progress, keep=keep):
                 return loaded
     raise AssertionError("the last step gives a network or an error")
 
