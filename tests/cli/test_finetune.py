@@ -1,14 +1,19 @@
-"""check-masks; finetune is in tests/training."""
+"""finetune and check-masks."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+import isanet
+from isanet.cli.finetune import _recipe
+from isanet.training import Recipe
 from tests.helpers.commands import run
+from tests.helpers.training import tiny, write_data
 
 
 def test_check_masks(voc: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -28,3 +33,69 @@ def test_check_masks(voc: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "stray" in capsys.readouterr().out
     assert run("check-masks", "nowhere") == 1
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_finetune_trains_on_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_data(tmp_path / "data")
+    tiny().save_pretrained(tmp_path / "start")
+    settings = ["epochs=2", "batch_size=3", "crop=[32,32]", "optimizer=adamw", "lr=0.001"]
+    call = ("finetune", data, "--model", tmp_path / "start", "--output", tmp_path / "run", "--device", "cpu")
+    assert run("--quiet", *call, "--set", *settings[:2], "--set", *settings[2:]) == 0
+    shown = capsys.readouterr().out
+    assert "mIoU" in shown
+    assert "curves.png" in shown
+    recipe = Recipe.from_json((tmp_path / "run" / "recipe.json").read_text())
+    assert recipe == replace(Recipe(), epochs=2, batch_size=3, crop=(32, 32), optimizer="adamw", lr=0.001)
+    assert "7 images" in isanet.from_pretrained(tmp_path / "run").provenance["trained_on"]
+
+    assert run("--quiet", *call, "--set", "epochs=3") == 1
+    assert "another recipe" in capsys.readouterr().err
+    assert run("--quiet", *call, "--recipe", tmp_path / "run" / "recipe.json", "--set", "seed=3", "--force") == 0
+
+
+def test_finetune_holds_images_out_of_a_folder_without_splits(tmp_path: Path) -> None:
+    root = write_data(tmp_path / "data", count=10, val=1)
+    for kind in ("images", "masks"):
+        for path in (root / kind / "train").iterdir():
+            path.rename(root / kind / path.name)
+        for split in ("train", "val"):
+            for path in (root / kind / split).iterdir():
+                path.unlink()
+            (root / kind / split).rmdir()
+    tiny().save_pretrained(tmp_path / "start")
+    call = ("finetune", root, "--model", tmp_path / "start", "--output", tmp_path / "run", "--device", "cpu")
+    assert run("--quiet", *call, "--set", "epochs=1", "crop=[32,32]", "batch_size=4", "--hold-out", "0.3") == 0
+    provenance = isanet.from_pretrained(tmp_path / "run").provenance
+    assert "7 images" in provenance["trained_on"]
+    assert "3 held out, 3 images" in provenance["measured"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "epoch=3"], "did you mean 'epochs'"),
+        (["--set", "epochs"], "FIELD=VALUE"),
+        (["--set", "epochs=0"], "epochs must be"),
+        (["--recipe", "isanet_r50_vok"], "did you mean isanet_r50_voc"),
+    ],
+)
+def test_errors_of_recipes_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    data = write_data(tmp_path / "data")
+    assert run("--quiet", "finetune", data, "--model", tmp_path, "--output", tmp_path / "run", *arguments) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_published_recipe_is_found_by_name() -> None:
+    assert _recipe("isanet_r50_ade20k", ["lr=0.5"]) == replace(Recipe.published("isanet_r50_ade20k"), lr=0.5)
+
+
+def test_recipe_fields_are_set_as_json(tmp_path: Path) -> None:
+    assert _recipe(None, ["ohem=null", "ema=0.9", "freeze_backbone=true", "precision=bfloat16"]) == Recipe(
+        ema=0.9, freeze_backbone=True, precision="bfloat16"
+    )
+    (tmp_path / "recipe.json").write_text(json.dumps({"lr": 0.5}))
+    assert _recipe(str(tmp_path / "recipe.json"), []).lr == 0.5

@@ -15,6 +15,7 @@ from isanet.errors import DatasetError
 from isanet.labels import LABEL_SPACES, OFFICIAL_SPACES, custom_space
 from tests.datasets.test_base import check
 from tests.helpers import replicas
+from tests.helpers.training import write_data
 
 
 def coded(table: dict[int, int], dtype: type = np.uint8) -> Callable[[Path, Any], object]:
@@ -184,3 +185,15 @@ def test_classes_that_nobody_names(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").unlink()
     with pytest.raises(DatasetError, match=r"pass classes=.*classes\.txt"):
         Folder(tmp_path)
+
+
+def test_held_out_images_are_disjoint_from_the_rest(tmp_path: Path) -> None:
+    whole = Folder(write_data(tmp_path / "data"), "train")
+    rest, held = whole.held_out(0.3, seed=1)
+    assert sorted(rest.keys + held.keys) == whole.keys
+    assert len(held) == 2
+    assert [held.read(0)[0].tobytes()] == [whole.read(whole.keys.index(held.keys[0]))[0].tobytes()]
+    assert whole.held_out(0.3, seed=2)[1].keys != held.keys or whole.held_out(0.3, seed=3)[1].keys != held.keys
+    assert rest.fingerprint(range(5)) != held.fingerprint(range(2))
+    with pytest.raises(DatasetError, match="cannot be held out"):
+        held.held_out(1.0)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from isanet.datasets import ADE20K, Folder, open_dataset, open_train_and_val
 from isanet.errors import DatasetError
 from tests.datasets.test_base import LAYOUTS, augment
 from tests.helpers import replicas
+from tests.helpers.training import write_data
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -75,3 +77,11 @@ def test_the_home_folder_is_found_and_its_splits_too(tmp_path: Path, monkeypatch
     assert [len(train), len(val)] == [len(splits["train"].keys), len(splits["val"].keys)]
     _, val = open_train_and_val("~/set", "~/set", split="train")
     assert val.split == "val"
+
+
+def test_a_split_without_masks_is_ignored(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data")
+    (data / "images" / "test").mkdir()
+    Image.new("RGB", (48, 40)).save(data / "images" / "test" / "a.png")
+    train, val = open_train_and_val(data)
+    assert (len(train), train.split, len(val), val.split) == (7, "train", 3, "val")
