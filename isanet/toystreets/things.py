@@ -109,7 +109,7 @@ def _add_person(scene: Scene, x: float, z: float) -> None:
 
 
 _CarShape = tuple[float, float, float, float, float, float]
-"""Length, width, height, bottom of the windows, and where the cabin begins and ends (shares of the length, from behind)."""
+"""Length, width, height, bottom of the windows; begin and end of the cabin as shares of the length, from behind."""
 
 _CARS: list[_CarShape] = [
     (4.1, 1.75, 1.48, 0.90, 0.02, 0.66),

@@ -79,7 +79,7 @@ def test_transforms_of_v2_move_image_and_mask_together(tmp_path: Path) -> None:
         np.testing.assert_array_equal((image * 255).round().byte().permute(1, 2, 0).numpy(), painted)
 
 
-def test_transforms_of_each_alone(tmp_path: Path) -> None:
+def test_transform_and_target_transform(tmp_path: Path) -> None:
     replica = replicas.folder(tmp_path)[None]
     dataset = Folder(tmp_path, transform=lambda image: image.size, target_transform=lambda mask: np.asarray(mask))
     size, mask = dataset[0]
@@ -179,7 +179,9 @@ def expect(error: pytest.ExceptionInfo[Exception], replica: Replica, parts: list
 
 
 @pytest.mark.parametrize(("layout", "trap", "parts"), WRONG_WHEN_MADE)
-def test_what_lists_and_folders_tell_is_said_at_once(tmp_path: Path, layout: str, trap: str, parts: list[str]) -> None:
+def test_problems_of_lists_and_folders_are_found_at_construction(
+    tmp_path: Path, layout: str, trap: str, parts: list[str]
+) -> None:
     make, kind = LAYOUTS[layout]
     replica = next(replica for split, replica in make(tmp_path, traps=[trap]).items() if split in ("val", None))
     with pytest.raises(DatasetError) as error:
@@ -188,7 +190,9 @@ def test_what_lists_and_folders_tell_is_said_at_once(tmp_path: Path, layout: str
 
 
 @pytest.mark.parametrize(("layout", "trap", "parts"), WRONG_WHEN_READ)
-def test_what_files_tell_is_said_when_they_are_read(tmp_path: Path, layout: str, trap: str, parts: list[str]) -> None:
+def test_problems_of_files_are_found_when_they_are_read(
+    tmp_path: Path, layout: str, trap: str, parts: list[str]
+) -> None:
     make, kind = LAYOUTS[layout]
     replica = next(replica for split, replica in make(tmp_path, traps=[trap]).items() if split in ("val", None))
     dataset = kind(tmp_path)
@@ -200,7 +204,7 @@ def test_what_files_tell_is_said_when_they_are_read(tmp_path: Path, layout: str,
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_an_image_that_cannot_be_read_is_the_image_s_own_error(tmp_path: Path, layout: str) -> None:
+def test_an_unreadable_image_is_an_image_error(tmp_path: Path, layout: str) -> None:
     make, kind = LAYOUTS[layout]
     replica = next(
         replica for split, replica in make(tmp_path, traps=["truncated image"]).items() if split in ("val", None)
@@ -223,7 +227,7 @@ def test_an_empty_split_is_an_error(tmp_path: Path, layout: str) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_larger_images_than_asked_for_are_refused(tmp_path: Path, layout: str) -> None:
+def test_images_and_masks_over_max_pixels_are_refused(tmp_path: Path, layout: str) -> None:
     make, _ = LAYOUTS[layout]
     replica = next(replica for split, replica in make(tmp_path).items() if split in ("val", None))
     dataset = open_dataset(tmp_path, replica.split, max_pixels=1000)

@@ -168,7 +168,7 @@ def test_other_names_of_the_folders(tmp_path: Path) -> None:
         ({"colors": OWN_COLORS}, r"pic 0\.0\.png holds values, not colors"),
     ],
 )
-def test_an_argument_that_does_not_fit_is_named(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_named(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     replicas.folder(tmp_path)
     with pytest.raises(DatasetError, match=message):
         Folder(tmp_path, **options).read(0)
@@ -180,7 +180,7 @@ def test_255_classes_are_possible(tmp_path: Path) -> None:
     assert Folder(tmp_path).read(0)[1] is not None
 
 
-def test_classes_that_nobody_names(tmp_path: Path) -> None:
+def test_unknown_classes_are_an_error(tmp_path: Path) -> None:
     replicas.folder(tmp_path)
     (tmp_path / "classes.txt").unlink()
     with pytest.raises(DatasetError, match=r"pass classes=.*classes\.txt"):

@@ -16,7 +16,7 @@ from tests.datasets.test_base import check
 from tests.helpers import replicas
 
 
-def test_folders_in_folders_links_and_hidden_files(tmp_path: Path) -> None:
+def test_nested_folders_links_and_hidden_files(tmp_path: Path) -> None:
     root = tmp_path / "set"
     replica = replicas.folder(root, nested=True)[None]
     assert replica.keys == ["a/pic 0.0", "a/pic 2.0", "b/pic 1.0", "b/pic 3.0"]
@@ -59,14 +59,14 @@ def test_many_missing_partners_are_counted_and_three_are_named(tmp_path: Path) -
         ADE20K(tmp_path)
 
 
-def test_two_files_of_one_key_are_an_error(tmp_path: Path) -> None:
+def test_two_files_with_the_same_key_are_an_error(tmp_path: Path) -> None:
     replicas.folder(tmp_path)
     replicas.save(tmp_path / "images" / "pic 0.0.jpg", np.zeros((37, 53, 3), np.uint8))
     with pytest.raises(DatasetError, match=r"pic 0\.0\.(png|jpg) and .*pic 0\.0\.(png|jpg) differ in nothing but"):
         Folder(tmp_path)
 
 
-def test_two_samples_of_one_name_are_an_error(tmp_path: Path) -> None:
+def test_two_samples_with_the_same_name_are_an_error(tmp_path: Path) -> None:
     replica = replicas.cityscapes(tmp_path)["val"]
     for path in (replica.image_files[replica.first], replica.mask_files[replica.first]):
         (path.parent.parent / "lindau" / path.name).write_bytes(path.read_bytes())

@@ -74,7 +74,7 @@ def names(number: int) -> list[str]:
 # --- how values stand for classes -------------------------------------------------------------------------------------
 
 
-def test_palette_images_are_counted_by_index_and_known_by_their_colors(tmp_path: Path) -> None:
+def test_palette_images_are_counted_by_index_and_the_palette_of_voc_is_recognized(tmp_path: Path) -> None:
     check = checked(tmp_path, tiles([0, 5, 15, 255]), palette=VOC_PALETTE, classes=VOC)
     finding = the(check, "palette")
     assert "colors of VOC" in finding.text
@@ -88,18 +88,18 @@ def test_palette_images_are_counted_by_index_and_known_by_their_colors(tmp_path:
     ]
 
 
-def test_another_palette_is_not_called_that_of_voc(tmp_path: Path) -> None:
+def test_another_palette_is_not_taken_for_that_of_voc(tmp_path: Path) -> None:
     assert "VOC" not in the(checked(tmp_path, tiles([0, 1]), palette=[9] * 768), "palette").text
 
 
-def test_files_that_each_have_a_palette_of_their_own_are_told(tmp_path: Path) -> None:
+def test_files_with_different_palettes_are_reported(tmp_path: Path) -> None:
     save(tmp_path / "a.png", tiles([0, 1]), [0, 0, 0, 255, 0, 0])
     save(tmp_path / "b.png", tiles([0, 1]), [0, 0, 0, 0, 255, 0])
     finding = the(check_masks(tmp_path, progress=False), "palettes-differ")
     assert (finding.files, finding.of, finding.examples) == (1, 2, ("b.png",))
 
 
-def test_indices_as_they_should_be_need_nothing(tmp_path: Path) -> None:
+def test_correct_indices_need_no_fix(tmp_path: Path) -> None:
     check = checked(tmp_path, tiles([0, 1, 2, 255]), tiles([0, 1]), classes=3)
     assert kinds(check) == {"plain"}
     assert the(check, "plain").fix == the(check, "plain").option == ""
@@ -111,14 +111,14 @@ def test_indices_as_they_should_be_need_nothing(tmp_path: Path) -> None:
     ]
 
 
-def test_classes_counted_from_one_are_certain_when_their_number_is_known(tmp_path: Path) -> None:
+def test_classes_counted_from_one_are_recognized_when_their_number_is_known(tmp_path: Path) -> None:
     mask = tiles(range(1, 5))
     finding = the(checked(tmp_path / "masks", mask, classes=4), "shifted")
     assert (finding.fix, finding.option) == ("ids=range(1, 5)", "--ids 1-4")
     assert (read_with(finding.fix, tmp_path, mask, names(4)) == mask - 1).all()
 
 
-def test_a_zero_besides_is_probably_other_and_that_is_all_that_is_claimed(tmp_path: Path) -> None:
+def test_an_additional_zero_is_only_probably_other(tmp_path: Path) -> None:
     mask = tiles(range(151))
     check = checked(tmp_path / "masks", mask, classes=ADE)
     finding = the(check, "shifted-zero-other")
@@ -130,7 +130,7 @@ def test_a_zero_besides_is_probably_other_and_that_is_all_that_is_claimed(tmp_pa
     assert [(v.name, v.role) for v in check.values[:2]] == [("", "ignored"), ("wall", "class")]
 
 
-def test_a_rare_highest_value_is_rather_stray_than_a_shift(tmp_path: Path) -> None:
+def test_a_rare_highest_value_is_stray_rather_than_a_shift(tmp_path: Path) -> None:
     check = checked(tmp_path, *[tiles([0, 1, 2])] * 19, tiles([0, 1, 3]), classes=3)
     finding = the(check, "stray")
     assert (finding.files, finding.of, finding.examples) == (1, 20, ("19.png",))
@@ -138,13 +138,13 @@ def test_a_rare_highest_value_is_rather_stray_than_a_shift(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("classes", [None, 5])
-def test_without_zero_and_without_the_highest_value_both_readings_are_said(tmp_path: Path, classes: int | None) -> None:
+def test_without_zero_and_the_highest_value_both_readings_are_given(tmp_path: Path, classes: int | None) -> None:
     finding = the(checked(tmp_path, tiles([1, 2, 3, 4]), classes=classes), "shifted-unsure")
     assert finding.fix == f"ids=range(1, {(classes or 4) + 1})"
     assert "0 never occurs" in finding.text
 
 
-def test_with_an_unknown_number_of_classes_zero_is_left_open(tmp_path: Path) -> None:
+def test_with_an_unknown_number_of_classes_the_meaning_of_zero_is_left_open(tmp_path: Path) -> None:
     finding = the(checked(tmp_path, tiles(range(151))), "plain")
     assert finding.fix == ""
     assert "as for ADE20K" in finding.text
@@ -155,7 +155,7 @@ OFFICIAL = 'classes="cityscapes19", ids="official", ignore="rest"'
 
 
 @pytest.mark.parametrize("classes", [None, CITY, 19])
-def test_official_ids_are_known_by_their_values(tmp_path: Path, classes: LabelSpace | int | None) -> None:
+def test_official_ids_are_recognized_by_their_values(tmp_path: Path, classes: LabelSpace | int | None) -> None:
     mask = tiles([0, 1, 4, 7, 8, 11, 17, 21, 23, 26, 33])
     finding = the(checked(tmp_path / "masks", mask, classes=classes), "official-ids")
     assert (finding.fix, finding.option) == (OFFICIAL, "--classes cityscapes19 --ids official --ignore rest")
@@ -172,13 +172,13 @@ def test_official_ids_are_not_claimed_of_voc_or_of_34_classes(tmp_path: Path) ->
     assert "34 classes" in the(checked(tmp_path / "c", tiles(range(34))), "official-ids").text
 
 
-def test_train_ids_are_told_from_official_ids(tmp_path: Path) -> None:
+def test_train_ids_are_not_taken_for_official_ids(tmp_path: Path) -> None:
     finding = the(checked(tmp_path, tiles([*range(19), 255]), classes=CITY), "plain")
     assert "not the official ids" in finding.text
     assert finding.fix == ""
 
 
-def test_of_the_kinds_of_cityscapes_the_official_ids_are_checked(tmp_path: Path) -> None:
+def test_of_cityscapes_annotations_only_label_ids_are_checked(tmp_path: Path) -> None:
     ids = tiles(range(34))
     train = np.full(34, 255, np.uint8)
     train[list(CITY.official_ids)] = range(19)
@@ -211,7 +211,7 @@ def test_few_colors_of_cityscapes_are_not_taken_for_those_of_toystreets(tmp_path
     assert "toystreets" not in finding.text
 
 
-def test_instance_ids_are_known_by_their_values(tmp_path: Path) -> None:
+def test_instance_ids_are_recognized_by_their_values(tmp_path: Path) -> None:
     finding = the(checked(tmp_path, tiles([7, 11, 26001, 26002, 24000], dtype=np.uint16)), "not-classes")
     assert "look like" in finding.text
 
@@ -225,7 +225,7 @@ def test_black_and_white(tmp_path: Path, classes: int | None) -> None:
     assert (read_with(finding.fix, tmp_path, mask, names(2)) == np.searchsorted([0, 255], mask)).all()
 
 
-def test_black_and_white_of_another_number_of_classes_gets_no_fix(tmp_path: Path) -> None:
+def test_black_and_white_with_another_number_of_classes_gets_no_fix(tmp_path: Path) -> None:
     finding = the(checked(tmp_path, tiles([0, 255]), classes=5), "black-and-white")
     assert finding.fix == finding.option == ""
 
@@ -240,7 +240,7 @@ def test_a_stray_value_far_from_the_indices_is_named(tmp_path: Path) -> None:
     assert (finding.files, finding.examples) == (1, ("01.png",))
 
 
-def test_stray_values_are_named_with_their_files(tmp_path: Path) -> None:
+def test_stray_values_are_listed_with_their_files(tmp_path: Path) -> None:
     strange = tiles([0, 1, 2, 77])
     check = checked(tmp_path / "masks", tiles([0, 1, 2]), strange, classes=3)
     finding = the(check, "stray")
@@ -258,7 +258,7 @@ def test_the_ignored_value_of_16_bits(tmp_path: Path) -> None:
     assert (read_with(finding.fix, tmp_path, mask, names(3)) == np.where(mask > 2, IGNORED, mask)).all()
 
 
-def test_depths_are_no_classes(tmp_path: Path) -> None:
+def test_depths_are_not_classes(tmp_path: Path) -> None:
     finding = the(checked(tmp_path, tiles(range(500), (30, 30), np.uint16) + np.uint16(300)), "not-classes")
     assert "500 different values, 300 to 799" in finding.text
 
@@ -282,7 +282,7 @@ def test_colors_of_a_known_palette(tmp_path: Path, space: LabelSpace) -> None:
     assert len(check.colors) == len(space)
 
 
-def test_two_classes_of_one_color_cannot_be_told_apart_and_get_no_fix(tmp_path: Path) -> None:
+def test_a_palette_with_a_repeated_color_gets_no_fix(tmp_path: Path) -> None:
     finding = the(checked(tmp_path, painted(ADE, tiles(range(150)))), "known-colors")
     assert "Road and skyscraper" in finding.text
     assert finding.fix == finding.option == ""
@@ -293,7 +293,7 @@ def test_few_colors_may_fit_by_chance(tmp_path: Path) -> None:
     assert "chance" in finding.text
 
 
-def test_the_colors_that_were_given_are_taken_first(tmp_path: Path) -> None:
+def test_the_expected_colors_are_tried_first(tmp_path: Path) -> None:
     space = custom_space(["a", "b"], [(1, 2, 3), (250, 4, 9)])
     pixels = painted(space, tiles([0, 1]))
     finding = the(checked(tmp_path / "masks", pixels, classes=space), "known-colors")
@@ -313,7 +313,7 @@ def test_unknown_colors_are_listed(tmp_path: Path) -> None:
     ]
 
 
-def test_hundreds_of_colors_are_no_classes(tmp_path: Path) -> None:
+def test_hundreds_of_colors_are_not_classes(tmp_path: Path) -> None:
     photograph = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
     finding = the(checked(tmp_path, photograph, painted(VOC, tiles([0, 1]))), "too-many-colors")
     assert (finding.files, finding.of, finding.examples, finding.fix) == (1, 2, ("00.png",), "")
@@ -358,7 +358,7 @@ def test_unreadable_files_are_listed_and_the_others_examined(tmp_path: Path) -> 
     assert "empty.png: " in str(check)
 
 
-def test_modes_that_hold_no_classes(tmp_path: Path) -> None:
+def test_unsupported_modes(tmp_path: Path) -> None:
     Image.new("LA", (4, 4)).save(tmp_path / "a.png")
     Image.new("F", (4, 4)).save(tmp_path / "b.tif")
     check = check_masks(tmp_path, progress=False)
@@ -431,7 +431,7 @@ def test_names_are_compared_whatever_their_unicode_form(tmp_path: Path) -> None:
     assert kinds(check) == {"plain"}
 
 
-def test_images_in_a_folder_below_are_no_masks(tmp_path: Path) -> None:
+def test_images_in_a_sub_folder_are_not_masks(tmp_path: Path) -> None:
     save(tmp_path / "images/a.jpg", np.zeros((24, 24, 3), np.uint8))
     save(tmp_path / "a.png", tiles([0, 1]))
     check = check_masks(tmp_path, images=tmp_path / "images", progress=False)
@@ -441,7 +441,7 @@ def test_images_in_a_folder_below_are_no_masks(tmp_path: Path) -> None:
 # --- the answer -------------------------------------------------------------------------------------------------------
 
 
-def test_the_report_aligns_the_table_and_names_the_fix_both_ways(tmp_path: Path) -> None:
+def test_the_report_aligns_the_table_and_gives_the_fix_for_python_and_the_command_line(tmp_path: Path) -> None:
     check = checked(tmp_path, tiles([1, 2, 2, 2]), classes=custom_space(["a", "b"]))
     lines = str(check).splitlines()
     assert lines[0] == f"{tmp_path}: 1 mask"
@@ -506,7 +506,7 @@ def test_the_histogram_is_logarithmic_where_shares_differ_much(tmp_path: Path) -
     assert longest(rare, "rare") > 2 * longest(less_rare, "less rare")
 
 
-def test_names_of_any_kind_are_drawn(tmp_path: Path) -> None:
+def test_unusual_class_names_are_drawn(tmp_path: Path) -> None:
     space = custom_space(["x" * 300, "$x_1$", "中文", "a\nb"])
     image = checked(tmp_path, tiles(range(4)), classes=space).histogram()
     assert image.width < 1000

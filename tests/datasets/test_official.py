@@ -31,14 +31,14 @@ def test_an_official_layout_is_read_exactly(tmp_path: Path, layout: str, split: 
     check(open_dataset(str(tmp_path), split), replica)
 
 
-def test_val_is_the_split_that_is_meant(tmp_path: Path) -> None:
+def test_val_is_the_default_split(tmp_path: Path) -> None:
     for layout, (make, kind) in OFFICIAL.items():
         replica = make(tmp_path / layout)["val"]
         assert kind(tmp_path / layout).keys == open_dataset(tmp_path / layout).keys == replica.keys
         assert kind(tmp_path / layout).split == "val"
 
 
-def test_names_splits_and_sizes_are_those_of_the_published_figures(tmp_path: Path) -> None:
+def test_names_and_sizes_are_those_of_the_published_metrics(tmp_path: Path) -> None:
     published = {w["metrics"]["dataset"] for w in json.loads(manifest_path().read_text())["weights"].values()}
     drawn = ToyStreets(count=200, split="test")
     assert (drawn.name in published, drawn.official_size) == (True, len(drawn))
@@ -70,7 +70,7 @@ def test_ade20k_itself_is_a_root_and_the_long_names_are_splits(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("layout", OFFICIAL)
-def test_a_test_split_has_images_alone(tmp_path: Path, layout: str) -> None:
+def test_a_test_split_has_only_images(tmp_path: Path, layout: str) -> None:
     make, kind = OFFICIAL[layout]
     make(tmp_path)
     if layout == "ade20k":
@@ -102,7 +102,7 @@ def test_ade20k_test_images_are_found_without_the_rest(tmp_path: Path, place: st
 
 
 @pytest.mark.parametrize("split", ["training", "validation"])
-def test_ade20k_is_known_by_either_split(tmp_path: Path, split: str) -> None:
+def test_ade20k_is_recognized_by_either_split(tmp_path: Path, split: str) -> None:
     splits = replicas.ade20k(tmp_path)
     other = {"training": "validation", "validation": "training"}[split]
     (tmp_path / "ADEChallengeData2016" / "images" / other).rename(tmp_path / "away")
@@ -110,7 +110,7 @@ def test_ade20k_is_known_by_either_split(tmp_path: Path, split: str) -> None:
 
 
 @pytest.mark.parametrize("folder", ["SegmentationClass", "ImageSets"])
-def test_voc_is_known_by_masks_or_lists(tmp_path: Path, folder: str) -> None:
+def test_voc_is_recognized_by_masks_or_lists(tmp_path: Path, folder: str) -> None:
     replicas.voc(tmp_path, home=".")
     (tmp_path / folder).rename(tmp_path / "away")
     if folder == "ImageSets":
@@ -124,7 +124,7 @@ def test_voc_is_known_by_masks_or_lists(tmp_path: Path, folder: str) -> None:
 
 
 @pytest.mark.parametrize("layout", OFFICIAL)
-def test_capitals_in_suffixes_make_no_difference(tmp_path: Path, layout: str) -> None:
+def test_suffixes_may_be_in_capitals(tmp_path: Path, layout: str) -> None:
     make, kind = OFFICIAL[layout]
     replica = make(tmp_path)["val"]
     for path in [*replica.image_files.values(), *replica.mask_files.values()]:
@@ -152,7 +152,7 @@ def test_trainaug_is_made_from_sbd(tmp_path: Path, name: str) -> None:
     assert {path.suffix for path in map(dataset.mask_path, range(len(dataset))) if path} == {".png", ".mat"}
 
 
-def test_trainaug_by_its_list_takes_the_converted_masks_first(tmp_path: Path) -> None:
+def test_trainaug_with_a_list_prefers_the_converted_masks(tmp_path: Path) -> None:
     splits = replicas.voc(tmp_path)
     home = tmp_path / "VOCdevkit" / "VOC2012"
     first, second = splits["train"].keys[:2]
@@ -165,7 +165,7 @@ def test_trainaug_by_its_list_takes_the_converted_masks_first(tmp_path: Path) ->
     np.testing.assert_array_equal(dataset.read(1)[1], converted)
 
 
-def test_sbd_fills_in_what_the_list_of_trainaug_names_and_no_folder_has(tmp_path: Path) -> None:
+def test_sbd_has_the_masks_of_trainaug_that_no_folder_has(tmp_path: Path) -> None:
     splits = replicas.voc(tmp_path)
     expected = replicas.sbd(tmp_path, splits)
     home = tmp_path / "VOCdevkit" / "VOC2012"
@@ -184,7 +184,7 @@ def test_sbd_fills_in_what_the_list_of_trainaug_names_and_no_folder_has(tmp_path
     ]
 
 
-def test_without_list_and_sbd_both_ways_to_trainaug_are_said(tmp_path: Path) -> None:
+def test_without_list_and_sbd_the_message_gives_both_ways_to_trainaug(tmp_path: Path) -> None:
     replicas.voc(tmp_path)
     with pytest.raises(DatasetError, match=r"sbd=.*trainaug\.txt.*SegmentationClassAug"):
         VOC2012(tmp_path, "trainaug")
@@ -210,7 +210,7 @@ def test_a_damaged_mask_of_sbd_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mask", [np.zeros((9, 7), np.int16), np.zeros((9, 7, 3), np.uint8)])
-def test_another_array_in_the_place_of_a_mask_of_sbd_is_refused(tmp_path: Path, mask: Any) -> None:
+def test_another_array_in_place_of_a_mask_of_sbd_is_refused(tmp_path: Path, mask: Any) -> None:
     from scipy.io import savemat
 
     replicas.sbd(tmp_path, replicas.voc(tmp_path))
@@ -222,7 +222,7 @@ def test_another_array_in_the_place_of_a_mask_of_sbd_is_refused(tmp_path: Path, 
         dataset.read(dataset.keys.index("2008_000002"))
 
 
-def test_masks_of_sbd_have_a_largest_size_and_their_files_other_contents_and_suffixes_in_capitals(
+def test_files_of_sbd_may_have_other_contents_and_capitals_and_obey_max_pixels(
     tmp_path: Path,
 ) -> None:
     expected = replicas.sbd(tmp_path, replicas.voc(tmp_path))
@@ -261,7 +261,7 @@ def compare(ours: SegmentationDataset, theirs: dict[str, tuple[Any, Any]]) -> No
         np.testing.assert_array_equal(np.asarray(mask), np.asarray(theirs[key][1]))
 
 
-def test_train_ids_under_the_name_of_label_ids_are_not_mistaken(tmp_path: Path) -> None:
+def test_train_ids_named_label_ids_are_an_error(tmp_path: Path) -> None:
     replica = replicas.cityscapes(tmp_path)["val"]
     replicas.save(replica.mask_files[replica.first], replica.masks[replica.first])
     with pytest.raises(DatasetError, match=r"255 \(\d+ pixels\); .*255 is for train ids"):

@@ -15,7 +15,7 @@ from tests.helpers.training import write_data
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_layout_is_recognized_and_can_be_said(tmp_path: Path, layout: str) -> None:
+def test_a_layout_is_recognized_or_given(tmp_path: Path, layout: str) -> None:
     make, kind = LAYOUTS[layout]
     make(tmp_path)
     assert type(open_dataset(tmp_path)) is kind
@@ -34,7 +34,7 @@ def test_options_go_to_the_class_or_are_refused(tmp_path: Path) -> None:
         open_dataset(tmp_path, ids=[1])
 
 
-def test_what_is_in_no_layout_or_in_several(tmp_path: Path) -> None:
+def test_no_layout_and_several_layouts_are_errors(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     with pytest.raises(DatasetError, match=r"no known layout.*VOC2012: .*ADE20K: .*Cityscapes: .*Folder: .* images$"):
         open_dataset(tmp_path)
@@ -47,7 +47,7 @@ def test_what_is_in_no_layout_or_in_several(tmp_path: Path) -> None:
     assert type(open_dataset(tmp_path, layout="ade20k")) is ADE20K
 
 
-def test_what_has_a_list_of_classes_is_a_folder(tmp_path: Path) -> None:
+def test_a_folder_with_classes_txt_is_never_an_official_dataset(tmp_path: Path) -> None:
     replicas.folder(tmp_path, splits=("validation",))
     (tmp_path / "masks").rename(tmp_path / "annotations")
     with pytest.raises(
@@ -62,14 +62,14 @@ def test_what_has_a_list_of_classes_is_a_folder(tmp_path: Path) -> None:
     assert type(open_dataset(tmp_path / "set", layout="ade20k")) is ADE20K
 
 
-def test_test_images_beside_masks_are_no_ade20k(tmp_path: Path) -> None:
+def test_a_folder_with_test_images_and_masks_is_not_ade20k(tmp_path: Path) -> None:
     replica = replicas.folder(tmp_path, splits=("testing",))["testing"]
     (tmp_path / "classes.txt").unlink()
     dataset = open_dataset(tmp_path, "testing", classes=replica.space.classes)
     assert (type(dataset), dataset.keys) == (Folder, replica.keys)
 
 
-def test_the_home_folder_is_found_and_its_splits_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     splits = replicas.folder(tmp_path / "set", splits=("train", "val"))
     monkeypatch.setenv("HOME", str(tmp_path))
     train, val = open_train_and_val("~/set")

@@ -24,7 +24,7 @@ from tests.helpers.color_model import ColorModel
 SMALL = (64, 128)
 
 
-def test_it_has_what_other_datasets_have() -> None:
+def test_toystreets_is_a_dataset_like_others() -> None:
     dataset = ToyStreets(3, size=SMALL, split="val")
     assert isinstance(dataset, SegmentationDataset)
     assert (dataset.name, dataset.split, len(dataset)) == ("ToyStreets", "val", 3)
@@ -62,7 +62,7 @@ def test_transforms_are_those_of_torchvision() -> None:
 @pytest.mark.parametrize(
     "wrong", [{"count": 0}, {"count": 2**32 + 1}, {"seed": -1}, {"size": (31, 64)}, {"split": "training"}]
 )
-def test_arguments_that_make_no_sense_are_refused(wrong: dict[str, object]) -> None:
+def test_invalid_arguments_of_toystreets_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(DatasetError, match="ToyStreets"):
         ToyStreets(**wrong)  # type: ignore[arg-type]
 
@@ -87,7 +87,7 @@ def test_the_count_does_not_change_the_scenes() -> None:
     assert few.keys == many.keys[:2]
 
 
-def test_workers_and_pickled_copies_draw_the_same() -> None:
+def test_workers_and_pickled_copies_draw_the_same_scenes() -> None:
     dataset = ToyStreets(4, size=SMALL, transforms=_tensors)
     copy = pickle.loads(pickle.dumps(dataset))
     assert (copy.keys, copy.label_space) == (dataset.keys, dataset.label_space)

@@ -118,12 +118,12 @@ def test_an_unknown_name_lists_the_known_ones(name: str) -> None:
 
 
 @pytest.mark.parametrize(("num_classes", "name"), [(21, "voc21"), (150, "ade20k150"), (19, "cityscapes19")])
-def test_a_class_count_tells_the_space(num_classes: int, name: str) -> None:
+def test_the_number_of_classes_identifies_the_space(num_classes: int, name: str) -> None:
     assert label_space_for(num_classes) is LABEL_SPACES[name]
 
 
 @pytest.mark.parametrize("num_classes", [0, 2, 11, 20, 151, 1000])
-def test_another_class_count_tells_nothing(num_classes: int) -> None:
+def test_another_number_of_classes_identifies_nothing(num_classes: int) -> None:
     assert label_space_for(num_classes) is None
 
 
@@ -135,7 +135,7 @@ def test_generic_palette_starts_with_the_voc_colors() -> None:
 @pytest.mark.parametrize(
     ("index", "color"), [(0, (0, 0, 0)), (21, (128, 64, 128)), (127, (224, 192, 192)), (255, (224, 224, 192))]
 )
-def test_generic_palette_carries_the_voc_map_on(index: int, color: tuple[int, int, int]) -> None:
+def test_generic_palette_continues_the_voc_map(index: int, color: tuple[int, int, int]) -> None:
     assert generic_palette(256)[index] == color
 
 

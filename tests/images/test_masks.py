@@ -94,7 +94,7 @@ def test_values_are_read_as_they_are(tmp_path: Path, data: bytes, values: list[i
         (png([1, 2, 3, 4, 5, 6], 16, 2), "has colors of 16 bits"),
     ],
 )
-def test_values_that_readers_change_are_refused(tmp_path: Path, data: bytes, reason: str) -> None:
+def test_values_that_decoders_would_change_are_refused(tmp_path: Path, data: bytes, reason: str) -> None:
     path = written(tmp_path, data)
     with pytest.raises(DatasetError, match=f"the mask {path} {reason}"):
         read_mask(path, colors=[(1, 2, 3)] if "colors" in reason or data[:2] == b"P6" else None)
@@ -102,7 +102,7 @@ def test_values_that_readers_change_are_refused(tmp_path: Path, data: bytes, rea
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", [2, 3, 6, 8])
-def test_a_mask_that_is_to_be_turned_is_refused(tmp_path: Path, kind: str, orientation: int) -> None:
+def test_a_mask_with_an_exif_orientation_is_refused(tmp_path: Path, kind: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / "mask"
@@ -132,7 +132,7 @@ def test_jpeg_is_refused_in_both_its_formats(tmp_path: Path, kind: str) -> None:
         open_mask(tmp_path / "a.png")
 
 
-def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     stream = os.open(tmp_path / "pipe", os.O_RDWR)  # so that nobody who reads it would wait
     os.write(stream, bytes(64))
@@ -146,7 +146,7 @@ def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
         read_mask(tmp_path / "absent")
 
 
-def test_larger_masks_than_asked_for_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
+def test_masks_over_max_pixels_are_refused_before_decoding(tmp_path: Path) -> None:
     path = written(tmp_path, png([0] * 101, 8)[:60])
     with pytest.raises(DatasetError, match="101 pixels, more than the limit of 100; nothing was decoded"):
         read_mask(path, max_pixels=100)
@@ -172,7 +172,7 @@ def test_colors_become_positions(tmp_path: Path, alpha: tuple[int, ...]) -> None
     assert read_mask(path, colors=[*COLORS, (255, 255, 255)]).tolist() == [[2, 1, 0, 4]]
 
 
-def test_a_color_of_no_class_is_named(tmp_path: Path) -> None:
+def test_an_unknown_color_is_named(tmp_path: Path) -> None:
     path = painted(tmp_path, [[(10, 20, 30), (10, 20, 31), (10, 20, 31)]])
     with pytest.raises(DatasetError, match=r"#0a141f in 2 pixels, .* known are #0a141e, #000000, #c86432, #0a141e$"):
         read_mask(path, colors=COLORS)
@@ -200,7 +200,7 @@ def test_transparency_is_refused(tmp_path: Path) -> None:
         (5, "three whole numbers each"),
     ],
 )
-def test_colors_that_are_none_are_refused(tmp_path: Path, colors: Any, message: str) -> None:
+def test_invalid_colors_are_refused(tmp_path: Path, colors: Any, message: str) -> None:
     path = painted(tmp_path, [[(1, 2, 3)]])
     with pytest.raises(DatasetError, match=message):
         read_mask(path, colors=colors)

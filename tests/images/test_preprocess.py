@@ -114,7 +114,7 @@ def test_same_size_is_not_resampled() -> None:
     np.testing.assert_allclose(got.numpy().transpose(1, 2, 0), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_preprocess_leaves_its_input_alone() -> None:
+def test_preprocess_does_not_change_its_input() -> None:
     image = noise(30, 40)
     before = image.copy()
     preprocess(image, **VOC)

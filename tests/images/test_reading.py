@@ -244,7 +244,7 @@ def huge_png(width: int = 60_000, height: int = 60_000) -> bytes:
         (b"\xff\xd8\xff", "JPEG, but its header"),
     ],
 )
-def test_other_files_are_refused_by_what_they_are(tmp_path: Path, content: bytes, found: str) -> None:
+def test_other_files_are_refused_saying_what_they_look_like(tmp_path: Path, content: bytes, found: str) -> None:
     path = tmp_path / "image.jpg"
     path.write_bytes(content)
     with pytest.raises(ImageError, match=found) as caught:
@@ -252,7 +252,7 @@ def test_other_files_are_refused_by_what_they_are(tmp_path: Path, content: bytes
     assert str(path) in str(caught.value)
 
 
-def test_real_eps_never_reaches_its_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eps_never_reaches_its_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from PIL import EpsImagePlugin
 
     path = tmp_path / "drawing.eps"

@@ -42,7 +42,7 @@ def fingerprint(seed: int, size: tuple[int, int]) -> tuple[str, str]:
     return sha256(mask.tobytes()).hexdigest()[:16], sha256(image.tobytes()).hexdigest()[:16]
 
 
-def test_the_classes_are_called_and_painted_as_in_cityscapes() -> None:
+def test_names_and_colors_are_those_of_cityscapes() -> None:
     official = LABEL_SPACES["cityscapes19"]
     assert SPACE.classes == CLASSES
     assert [official.palette[official.classes.index(name)] for name in CLASSES] == list(SPACE.palette)
@@ -63,7 +63,7 @@ def test_the_classes_are_called_and_painted_as_in_cityscapes() -> None:
 
 
 @pytest.mark.parametrize(("seed", "size"), [(-1, SMALL), (0, (64, 31))])
-def test_scenes_that_cannot_be_drawn_are_refused(seed: int, size: tuple[int, int]) -> None:
+def test_invalid_seeds_and_sizes_are_refused(seed: int, size: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="needs a seed of at least 0"):
         draw_scene(seed, size)
 
@@ -76,7 +76,7 @@ def test_scenes_are_the_same_on_every_machine(seed: int, size: tuple[int, int]) 
     assert fingerprint(seed, size) == HASHES[seed, size]
 
 
-def test_scenes_neither_read_nor_move_the_global_generators() -> None:
+def test_scenes_do_not_use_the_global_generators() -> None:
     before = fingerprint(5, SMALL)
     random.seed(1)
     np.random.seed(1)
@@ -102,7 +102,7 @@ def test_a_larger_image_shows_the_same_scene() -> None:
         assert (large[1::3, 1::3] == small).mean() > 0.97, seed  # [1::3]: the middles of the small one's pixels
 
 
-def test_every_class_has_its_paint(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pixels_are_painted_as_their_class(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the colors of the palette, in neutral light, the image is the colored mask, but for the blur."""
     pixel = draw.pixel
 
@@ -129,7 +129,7 @@ def test_every_class_has_its_paint(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen >= set(range(N)) - {draw.LIGHT}  # often too small to have an inside
 
 
-def test_edges_of_image_and_mask_are_in_one_place(scenes: list[Pair]) -> None:
+def test_edges_of_image_and_mask_coincide(scenes: list[Pair]) -> None:
     """Of all shifts, the image changes most where the mask does with none."""
     shifts = [(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3)]
     change = dict.fromkeys(shifts, 0.0)
@@ -151,7 +151,7 @@ def test_no_two_scenes_are_equal(scenes: list[Pair]) -> None:
     assert len({image.tobytes() for image, _ in scenes}) == len(scenes)
 
 
-def test_every_class_is_there_often_enough_and_never_alike(scenes: list[Pair]) -> None:
+def test_every_class_is_frequent_enough_and_its_share_varies(scenes: list[Pair]) -> None:
     parts = np.array([np.bincount(mask.ravel(), minlength=N) / mask.size for _, mask in scenes])
     shares, there = parts.mean(0), (parts > 0).mean(0)
     least = {  # share of the pixels, and of the scenes that show the class
@@ -174,7 +174,7 @@ def test_light_varies(scenes: list[Pair]) -> None:
     assert brightness.std() > 20
 
 
-def test_color_and_height_alone_do_not_tell_the_classes(scenes: list[Pair]) -> None:
+def test_color_and_height_alone_do_not_predict_the_class(scenes: list[Pair]) -> None:
     """A table from quantized color and row to the most frequent class there, which is all but useless."""
 
     def places(image: NDArray[np.uint8]) -> NDArray[np.intp]:
