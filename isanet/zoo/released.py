@@ -134,7 +134,7 @@ def load(weights: Released, *, progress: bool | None = None, keep: bool = False,
     if (weights.packaged or not force) and (loaded := read_cached(weights)):  # a read-only cache cannot be locked
         return loaded
     with cache.lock(weights.name):
-        for step in _plan_now(weights, force=force):  # anew: another process may have been first
+        for step in _plan_now(weights, force=force):  # planned again: another process may have been first
             if loaded := _take(weights, step, progress=progress, keep=keep):
                 return loaded
     raise AssertionError("the last step gives a network or an error")
@@ -287,7 +287,7 @@ def _fetch(weights: Released, step: Fetch, *, progress: bool | None, keep: bool)
     if recorded and isinstance(failure, IntegrityError | MirrorsExhaustedError):
         raise type(failure)(
             f"{failure}\nsha256 {expected} was recorded when {weights.name} was first fetched; if upstream has "
-            f"published a new file since, `isanet cache clear {weights.name} --forget` trusts it anew"
+            f"published a new file since, `isanet cache clear {weights.name} --forget` makes isanet accept it"
         ) from failure
     raise failure
 

@@ -144,6 +144,8 @@ def test_mmsegmentations_files_and_their_notes(tmp_path: Path) -> None:
         (tiny_zoo.NAME, {"num_classes": "5"}, "whole number"),
         ("", {}, "empty"),
         ("~/no.pth", {}, "no file or folder"),
+        ("a" * 300, {}, "no model"),
+        ("a\0b/c d", {}, "no file or folder"),
         (tiny_zoo.NAME, {"classes": ["one", "one"]}, "different names"),
         (tiny_zoo.NAME, {"classes": "person"}, "list of names"),
     ],
