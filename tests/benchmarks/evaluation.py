@@ -1,9 +1,9 @@
-"""What evaluating costs beyond decoding, and where its time goes: `python -m tests.benchmarks.evaluation [N]`.
+"""What evaluate() costs beyond decoding, and where the time goes: `python -m tests.benchmarks.evaluation [N]`.
 
-N images (default 200) of 1024x2048 in Cityscapes' layout are evaluated with a model that does next to nothing: what
-is left is reading, preparing, resizing logits, argmax and counting. Against it, in the same run: only reading the
-same files by as many workers, which send nothing back. Then each step by itself, in one process, on one image after
-the other. There are ten different images, so that the files are in memory after the first round: no disk is measured.
+N images (default 200) of 1024x2048 in Cityscapes' layout are evaluated with a trivial model, so that reading,
+preparing, resizing logits, argmax and counting remain. Baseline, in the same run: as many workers only read the same files and
+return nothing. Then each step is timed alone, in one process, image by image. There are ten different images, so that
+all files are in memory after the first round and no disk is measured.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from isanet.inference.predict import predict, prepare
 from isanet.labels import LABEL_SPACES, OFFICIAL_SPACES
 
 SPACE = LABEL_SPACES["cityscapes19"]
-DIFFERENT = 10
+NUM_DIFFERENT = 10
 
 
 class Trivial(nn.Module):
-    """The nearest color of each 8x8 cell."""
+    """Predicts the nearest class color of each 8x8 cell."""
 
     classes, palette, label_space, align_corners = SPACE.classes, SPACE.palette, SPACE.name, False
     preprocessing = {"short_edge": 1024, "long_edge": 2048, "mean": (127.5,) * 3, "std": (127.5,) * 3}  # noqa: RUF012
@@ -55,8 +55,8 @@ class Trivial(nn.Module):
         return nn.functional.conv2d(nn.functional.avg_pool2d(images, 8), self.weight, self.bias)
 
 
-def replica(root: Path, number: int) -> None:
-    """A few images with structure and noise, so that PNG is as long as for a photograph; the rest are links."""
+def write_dataset(root: Path, number: int) -> None:
+    """Writes a few images with structure and noise, whose PNG files are as large as photographs; the rest are links."""
     random = np.random.default_rng(0)
     ids = OFFICIAL_SPACES["cityscapes-ids"]
     folders = [root / part / "val" / "made" for part in ("leftImg8bit", "gtFine")]
@@ -65,9 +65,9 @@ def replica(root: Path, number: int) -> None:
     for index in range(number):
         stem = f"made_{index:06}_000000"
         paths = [folders[0] / f"{stem}_leftImg8bit.png", folders[1] / f"{stem}_gtFine_labelIds.png"]
-        if index >= DIFFERENT:
+        if index >= NUM_DIFFERENT:
             for path in paths:
-                os.link(path.with_name(path.name.replace(stem, f"made_{index % DIFFERENT:06}_000000")), path)
+                os.link(path.with_name(path.name.replace(stem, f"made_{index % NUM_DIFFERENT:06}_000000")), path)
             continue
         cells = Image.fromarray(random.integers(0, len(ids), (16, 32), dtype=np.uint8))
         mask = cells.resize((2048, 1024), Image.Resampling.NEAREST).filter(ImageFilter.ModeFilter(15))
@@ -77,7 +77,7 @@ def replica(root: Path, number: int) -> None:
         mask.save(paths[1])
 
 
-class _Read(Dataset[int]):
+class _ReadOnly(Dataset[int]):
     def __init__(self, dataset: datasets.SegmentationDataset) -> None:
         self.dataset = dataset
 
@@ -99,15 +99,17 @@ def timed(run: Callable[[], Any]) -> float:
 def main(number: int) -> None:
     root = Path(tempfile.mkdtemp())
     try:
-        maker = multiprocessing.Process(target=replica, args=(root, number))  # its memory is not to be measured
-        maker.start()
-        maker.join()
+        writer = multiprocessing.Process(
+            target=write_dataset, args=(root, number)
+        )  # so that its memory is not measured
+        writer.start()
+        writer.join()
         dataset = datasets.Cityscapes(root, "val")
-        size = sum(dataset.image_path(index).stat().st_size for index in range(DIFFERENT)) / DIFFERENT
+        size = sum(dataset.image_path(index).stat().st_size for index in range(NUM_DIFFERENT)) / NUM_DIFFERENT
         cores = os.cpu_count() or 1
         model: Any = Trivial()
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        workers = cores if device == "cuda" else max(1, cores // 4)  # as evaluate() chooses
+        workers = cores if device == "cuda" else max(1, cores // 4)  # the default of evaluate()
         print(f"{number} images of 1024x2048, {size / 1e6:.1f} MB each; {platform.processor() or platform.machine()}")
         print(f"{cores} cores, {workers} workers, {device}, torch {torch.__version__}")
 
@@ -119,14 +121,14 @@ def main(number: int) -> None:
 
         only_read, whole = [], []
         for _ in range(3):
-            loader = DataLoader(_Read(dataset), batch_size=None, num_workers=workers)
+            loader = DataLoader(_ReadOnly(dataset), batch_size=None, num_workers=workers)
             only_read.append(timed(lambda loader=loader: sum(loader)))
             whole.append(timed(lambda: evaluate(model, dataset, device=device, workers=workers, progress=False)))
-        for name, seconds in (("only reading", only_read), ("evaluate", whole)):
+        for name, seconds in (("only read", only_read), ("evaluate", whole)):
             low, middle, high = (
                 1e3 * value / number for value in (min(seconds), statistics.median(seconds), max(seconds))
             )
-            print(f"  {name:<14} {low:6.1f} {middle:6.1f} {high:6.1f} ms an image (min, median, max of 3)")
+            print(f"  {name:<14} {low:6.1f} {middle:6.1f} {high:6.1f} ms per image (min, median, max of 3)")
         print(f"  ratio of the medians {statistics.median(whole) / statistics.median(only_read):.2f}")
 
         steps: dict[str, list[float]] = {}
@@ -141,17 +143,17 @@ def main(number: int) -> None:
             steps.setdefault(name, []).append(1e3 * (time.perf_counter() - start))
             return result
 
-        for index in range(min(2 * DIFFERENT, number)):
+        for index in range(min(2 * NUM_DIFFERENT, number)):
             image, mask = step("decode (image, mask, ids)", dataset.read, index)
             tensors = step("preprocess", prepare, image, model.preprocessing)
             coarse = tensors[0][None].to(device)
             with torch.no_grad():
-                step("(of it the network)", model.coarse_logits, coarse)
+                step("(network alone)", model.coarse_logits, coarse)
             ((labels, _),) = step("forward, resize and argmax", predict, model, [tensors], [mask.shape])
-            truth = torch.from_numpy(mask).to(device)
-            step("metric", matrix.update, labels, truth)
+            ground_truth = torch.from_numpy(mask).to(device)
+            step("metric", matrix.update, labels, ground_truth)
         medians = {name: statistics.median(values) for name, values in steps.items()}
-        total = sum(medians.values()) - medians["(of it the network)"]
+        total = sum(medians.values()) - medians["(network alone)"]
         print("each step alone, median:")
         for name, milliseconds in medians.items():
             spread = f"{min(steps[name]):.1f} to {max(steps[name]):.1f}"

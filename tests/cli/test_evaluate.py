@@ -135,7 +135,7 @@ def test_ctrl_c_keeps_what_was_counted(voc: Path, shell: dict[str, str]) -> None
     assert 4 <= counted < 120
     done = subprocess.run(call, env=shell, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert f"{counted} of 120 images are counted" in done.stderr
+    assert f"{counted} of 120 images are already counted" in done.stderr
     report = isanet.evaluate("model", isanet.datasets.VOC2012(voc), workers=0)
     assert torch.equal(isanet.Report.load("evaluated").confusion, report.confusion)
 

@@ -1,4 +1,4 @@
-"""A network whose answer is known: of each cell, the class whose color is nearest to the mean. For replicas."""
+"""A network with known predictions: in each cell, the class whose color is nearest to the mean color."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812  the field's name for it
+from torch.nn import functional as F  # noqa: N812  the usual name
 
 from isanet.labels import LabelSpace
 
 
 class ColorModel(nn.Module):
-    """Stands in for an ISANet. Cells are of 4 pixels, so that it errs at edges, differently for each image."""
+    """Stands in for an ISANet. Cells are 4x4 pixels, so that it errs at edges, differently in each image."""
 
     align_corners = False
 

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from isanet._text import aligned, clean, display_width, listed, percent, percent_number, plural, shortened
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a\nb\t c ", "a b c"),
+        ("a\x1b[31m", "a\ufffd[31m"),
+        ("a\x00\udcff", "a\ufffd\ufffd"),
+        ("道路", "道路"),
+        ("", ""),
+    ],
+)
+def test_cleaned_text_is_one_printable_line(text: str, expected: str) -> None:
+    assert clean(text) == expected
+
+
+def test_shortened_names_are_cleaned_and_bounded() -> None:
+    assert shortened("a\nb\x00") == "a b\ufffd"
+    assert shortened("x" * 32) == "x" * 32
+    assert shortened("x" * 33) == "x" * 31 + "…"
+
+
+def test_listed_items_end_with_an_ellipsis_if_there_are_more() -> None:
+    assert listed([]) == ""
+    assert listed(["a", 2], 2) == "a, 2"
+    assert listed(iter("abc"), 2) == "a, b, …"
+
+
+def test_numbers_and_their_nouns() -> None:
+    assert [plural(number, "mask") for number in (0, 1, 2000)] == ["0 masks", "1 mask", "2,000 masks"]
+    assert plural(2, "class", "classes") == "2 classes"
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"), [(0, "0 %"), (1, "100.00 %"), (0.5, "50.00 %"), (1e-9, "<0.01 %"), (1 - 1e-9, ">99.99 %")]
+)
+def test_percent_is_never_rounded_to_none_or_all(share: float, expected: str) -> None:
+    assert percent(share) == expected
+
+
+def test_percent_numbers_have_no_sign() -> None:
+    assert [percent_number(value) for value in (0.12345, 1.0, math.nan)] == ["12.35", "100.00", "-"]
+
+
+def test_columns_of_wide_characters_and_combining_marks_are_aligned() -> None:
+    lines = aligned([["class", "IoU"], ["道路", "5"], ["e\u0301te\u0301", "100"]])
+    assert lines == ["class  IoU", "道路     5", "e\u0301te\u0301    100"]
+    assert {display_width(line) for line in lines} == {10}
+    assert aligned([["a", "b", ""], ["aa", "bb", "c"]], left=2) == ["a   b", "aa  bb  c"]
