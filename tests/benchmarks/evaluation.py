@@ -1,9 +1,9 @@
 """What evaluate() costs beyond decoding, and where the time goes: `python -m tests.benchmarks.evaluation [N]`.
 
 N images (default 200) of 1024x2048 in Cityscapes' layout are evaluated with a trivial model, so that reading,
-preparing, resizing logits, argmax and counting remain. Baseline, in the same run: as many workers only read the same files and
-return nothing. Then each step is timed alone, in one process, image by image. There are ten different images, so that
-all files are in memory after the first round and no disk is measured.
+preparing, resizing logits, argmax and counting remain. Baseline, in the same run: as many workers only read the same
+files and return nothing. Then each step is timed alone, in one process, image by image. There are ten different images,
+so that all files are in memory after the first round and no disk is measured.
 """
 
 from __future__ import annotations
