@@ -5,7 +5,7 @@ check:  ## lint, format, types
 	ruff format --check .
 	mypy
 
-test:  ## everything, offline, in two processes of one thread each
+test:  ## all tests, offline, in two processes of one thread each
 	OMP_NUM_THREADS=1 pytest -n 2 --dist worksteal
 
 table:  ## the model table of the README, from the manifest

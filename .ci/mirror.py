@@ -1,9 +1,10 @@
-"""A mirror on loopback with a stand-in for one released file, made when it is first asked for.
+"""A mirror on loopback with a stand-in for one released file, made at the first request.
 
     python .ci/mirror.py FOLDER
 
 Writes its address to FOLDER/address. Standard library only: it starts before anything is installed, and makes the
-file with what is installed by then. The first of the two published names answers 404, as it may on the real host.
+file in a process with what is installed by then. The first of the two published names gets 404, as it may on the real
+host.
 """
 
 import shutil

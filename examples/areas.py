@@ -1,4 +1,4 @@
-"""Which share of each image in a folder is what: a table as CSV, the images streamed in order.
+"""The area of each class in every image of a folder, as CSV; images are streamed in order.
 
 python examples/areas.py FOLDER isanet_r50_voc > areas.csv
 """
@@ -10,7 +10,7 @@ import isanet
 
 
 def main(folder: str, model: str) -> None:
-    """Write one row for each image: its name, and the share of every class that the model knows."""
+    """Write one row per image: its path, and the fraction of its pixels in each class of the model."""
     segmenter = isanet.Segmenter(model)
     table = csv.writer(sys.stdout, lineterminator="\n")
     table.writerow(["image", *segmenter.model.classes])

@@ -1,4 +1,4 @@
-"""`isanet benchmark`: what its figures are of."""
+"""`isanet benchmark`: every variant is measured, and what is measured is what is named."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def test_every_variant_at_every_size(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [(row.size, row.variant) for row in rows] == [
         (size, way) for size in sizes for way in ("baseline", "float32", "bfloat16", "int8")
     ]
-    assert set(seen) == {(1, 3, 64, 128), (1, 3, 96, 64)}  # images are not resized once more
+    assert set(seen) == {(1, 3, 64, 128), (1, 3, 96, 64)}  # images are not resized again
     for row in rows:
         assert len(row.seconds) == 4
         assert row.seconds == tuple(sorted(row.seconds))
         assert row.agreement > 0.9
-        assert (row.median >= 0.3) == (row.variant == "baseline")  # what is timed is what is named
+        assert (row.median >= 0.3) == (row.variant == "baseline")  # the slow one is timed under its own name
     assert [row.agreement for row in rows if row.variant == "baseline"] == [1, 1]
     assert model.preprocessing == before
     lines = table(rows)
@@ -54,7 +54,7 @@ def test_every_variant_at_every_size(monkeypatch: pytest.MonkeyPatch) -> None:
     assert float(lines[2][5].rstrip("x")) > 1
 
 
-def test_nothing_to_measure() -> None:
+def test_no_images_are_refused() -> None:
     with pytest.raises(ValueError, match="needs at least one image"):
         benchmark(isanet.from_pretrained(NANO), [])
 
@@ -71,7 +71,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [row["variant"] for row in report["rows"]] == ["baseline", "float32"]
 
 
-def test_segment_in_8_bits(tmp_path: Path) -> None:
+def test_segment_in_int8(tmp_path: Path) -> None:
     Image.fromarray(image()).save(tmp_path / "a.png")
     call = ["segment", str(tmp_path / "a.png"), "--model", NANO, "--output", str(tmp_path / "out"), "--device", "cpu"]
     assert main([*call, "--precision", "int8"]) == 0

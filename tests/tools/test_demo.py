@@ -1,4 +1,4 @@
-"""The demonstration, and the figure of the model that the package carries."""
+"""The demonstration, and the published mIoU of the packaged model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_a_scene_is_segmented_and_scored() -> None:
     assert found.overview.width > 3 * 400
 
 
-def test_the_command_needs_nothing(
+def test_the_command_needs_neither_network_nor_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], home: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -68,8 +68,8 @@ def test_an_image_that_cannot_be_written_is_one_line(
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_the_figure_of_the_package_is_measured_again() -> None:
-    """On the scenes that it was measured on, none of which training saw; rounding may differ by machine."""
+def test_the_published_miou_of_the_packaged_model_is_reproduced() -> None:
+    """On the scenes of the published evaluation, none of which training saw; rounding differs between machines."""
     published = isanet.model_info(MODEL).metrics
     assert (published["dataset"], published["split"]) == ("ToyStreets", "test")
     report = isanet.evaluate(MODEL, ToyStreets(count=200, split="test"), workers=1, device="cpu")

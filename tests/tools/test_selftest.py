@@ -1,4 +1,4 @@
-"""The self-test: a good model passes in every precision, and each fault that it is for is provoked for real."""
+"""The self-test: a good model passes in every precision, and every fault that it can find is really provoked."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ def compared(segmenter: Segmenter) -> selftest.Outcome:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
-def test_the_model_in_the_package_is_good(precision: str, home: Path) -> None:
+def test_the_packaged_model_is_good(precision: str, home: Path) -> None:
     found = selftest.selftest(MODEL, device="cpu", precision=precision)
     assert not found.fault
     assert not found.first
     assert found.confident > 0.5
-    # A quarter of what is allowed, or less: the tolerances leave room for other models and machines
+    # At most a quarter of the tolerance, which leaves room for other models and machines
     assert 1 - found.agreement <= (1 - found.tolerance.labels) / 4
     assert found.difference <= found.tolerance.confidence / 4
     assert not home.exists()
 
 
-def test_the_answer_in_the_package_is_of_the_model_in_the_package(segmenter: Segmenter) -> None:
+def test_the_packaged_answer_is_of_the_packaged_model(segmenter: Segmenter) -> None:
     answer = selftest.recorded_answer(model_info(MODEL))
     assert answer is not None
     assert answer.facts["source_sha256"] == model_info(MODEL).sha256
@@ -63,7 +63,7 @@ def test_the_answer_in_the_package_is_of_the_model_in_the_package(segmenter: Seg
     recorded = answer.confidence >= selftest.MIN_CONFIDENCE
     assert np.array_equal(result.labels[::2, ::2][recorded], answer.labels[recorded])
     assert np.allclose(result.confidence[::2, ::2], answer.confidence, atol=1e-3)
-    assert len(np.unique(answer.labels)) >= 8  # an image with one class would show little
+    assert len(np.unique(answer.labels)) >= 8  # an image with one class would find little
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,7 +82,7 @@ def swap_red_and_blue(model: isanet.ISANet) -> None:
     first.weight.copy_(first.weight.flip(1))
 
 
-def draw_classifier(model: isanet.ISANet) -> None:
+def randomize_classifier(model: isanet.ISANet) -> None:
     torch.manual_seed(0)
     model.classifier.weight.normal_(std=0.01)
     assert model.classifier.bias is not None
@@ -122,7 +122,7 @@ def lost_attention(model: isanet.ISANet) -> None:
 IN_MEMORY = "the model in memory is not what is in its file"
 FAULTS: dict[str, tuple[Callable[[isanet.ISANet], None], str]] = {
     "blue-green-red weights": (swap_red_and_blue, "red and blue are swapped"),
-    "a random classifier": (draw_classifier, f"{IN_MEMORY}: classifier.weight, classifier.bias differ"),
+    "a random classifier": (randomize_classifier, f"{IN_MEMORY}: classifier.weight, classifier.bias differ"),
     "classes in another order": (other_classifier_of_the_same_size, f"{IN_MEMORY}: classifier.weight differ"),
     "another resize": (other_resize, "resized to 300x400 for the network, where 320x427 was recorded"),
     "another mean": (other_mean, "prepared in another way"),
@@ -148,7 +148,7 @@ def test_faults_are_found_and_named(segmenter: Segmenter, fault: str) -> None:
 
 
 @torch.no_grad()
-def test_a_fault_in_preprocessing_is_found_even_where_it_changes_no_label(segmenter: Segmenter) -> None:
+def test_a_fault_in_preprocessing_is_found_even_if_no_label_changes(segmenter: Segmenter) -> None:
     mean = list(segmenter.model.preprocessing["mean"])
     segmenter.model.preprocessing = {**segmenter.model.preprocessing, "mean": [mean[0] + 0.01, *mean[1:]]}
     found = compared(segmenter)
@@ -163,7 +163,7 @@ def test_images_that_come_in_with_red_and_blue_swapped(segmenter: Segmenter, mon
 
 
 def test_a_device_that_computes_wrongly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stood for by a network whose half precision is off: what is on the CPU in float32 is right."""
+    """Imitated by a network that is wrong in half precision and right on the CPU in float32."""
     right = FastISANet.coarse_logits
 
     def wrong(self: FastISANet, images: torch.Tensor) -> torch.Tensor:
@@ -176,7 +176,7 @@ def test_a_device_that_computes_wrongly(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_file_that_no_longer_gives_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As after a change of the conversion or of a library."""
+    """As after a change in the conversion or in a library."""
     before = FastISANet.coarse_logits
     monkeypatch.setattr(FastISANet, "coarse_logits", lambda self, images: before(self, images).flip(-1))
     found = selftest.selftest(MODEL, device="cpu", precision="float32")
@@ -200,7 +200,7 @@ def test_the_command_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     assert "likely cause: red and blue are swapped" in out
 
 
-# --- models whose answer nobody has recorded ----------------------------------------------------------------
+# --- models without a recorded answer ------------------------------------------------------------------------
 
 
 def test_the_first_run_records_and_says_so(tiny: FileServer, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -215,18 +215,18 @@ def test_the_first_run_records_and_says_so(tiny: FileServer, home: Path, capsys:
     assert path.read_bytes() == before
 
 
-def test_a_later_fault_is_found_by_what_was_recorded(tiny: FileServer) -> None:
+def test_a_later_fault_is_found_by_the_recorded_answer(tiny: FileServer) -> None:
     selftest.selftest(tiny_zoo.NAME, device="cpu")
     answer = selftest.recorded_answer(model_info(tiny_zoo.NAME))
     assert answer is not None
     segmenter = Segmenter(tiny_zoo.NAME, device="cpu", precision="float32")
     assert not selftest.compare(segmenter, tiny_zoo.NAME, answer).fault
     with torch.no_grad():
-        draw_classifier(segmenter.model)
+        randomize_classifier(segmenter.model)
     assert "classifier.weight" in selftest.compare(segmenter, tiny_zoo.NAME, answer).fault
 
 
-def test_the_answer_goes_with_the_released_file(tiny: FileServer, home: Path) -> None:
+def test_the_answer_is_kept_as_long_as_the_hash_of_the_released_file(tiny: FileServer, home: Path) -> None:
     selftest.selftest(tiny_zoo.NAME, device="cpu")
     path = cache.selftest_path(tiny_zoo.NAME)
     cache.clear(tiny_zoo.NAME)
@@ -237,7 +237,7 @@ def test_the_answer_goes_with_the_released_file(tiny: FileServer, home: Path) ->
 
 
 @pytest.mark.parametrize("damage", ["empty", "html", "another file's"])
-def test_an_answer_that_does_not_count_is_recorded_anew(
+def test_an_unusable_answer_is_recorded_again(
     tiny: FileServer, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     assert selftest.selftest(tiny_zoo.NAME, device="cpu").first
@@ -252,7 +252,7 @@ def test_an_answer_that_does_not_count_is_recorded_anew(
     assert path.read_bytes() == good
 
 
-def test_a_package_without_its_answer_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_without_its_answer_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selftest, "packaged_path", lambda name: tmp_path / f"{name}.safetensors")
     with pytest.raises(isanet.IntegrityError, match="install isanet again"):
         selftest.selftest(MODEL, device="cpu")
