@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from isanet._files import keep_existing
-from isanet._text import aligned
+from isanet._text import aligned, clean
 from isanet.cli.options import AddCommand
 from isanet.cli.printing import error_text, megabytes
 from isanet.errors import CacheError, IsanetError
@@ -185,9 +185,9 @@ def _verify_file(path: Path) -> bool:
     try:
         found = origin(path)
     except (IsanetError, ValueError) as error:
-        print(f"{path}: FAILED: {error_text(error)}")
+        print(f"{clean(str(path))}: FAILED: {error_text(error)}")
         return False
-    print(f"{path}: good. {found.size:,} bytes,")
+    print(f"{clean(str(path))}: good. {found.size:,} bytes,")
     print(f"  sha256 {found.sha256}")
     print(f"  {'its metadata:' if found.claims else 'it does not say where it came from'}")
     for key, value in found.claims.items():
