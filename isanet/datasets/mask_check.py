@@ -11,7 +11,7 @@ import re
 import unicodedata
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,9 @@ _FILE_FINDINGS = {
     "no-mask": "Images without a mask (even if the list of a split leaves them out).",
     "not-labelIds": "Not checked, since isanet.datasets.Cityscapes reads only the files *_labelIds.png.",
 }
+_Problem = tuple[str, str, str]
+"""A key of `_FILE_FINDINGS`, the name of the file, and a detail."""
+
 _HATCHED = {"ignored": ("white", "////", "#808080"), "stray": ("#ffd0d0", "xxxx", "#c00000")}
 
 
@@ -126,7 +129,7 @@ class MaskCheck:
         return asdict(self)
 
     def histogram(self) -> Image.Image:
-        """A bar chart of the share of pixels of each value; below it one of the colors, if there are RGB masks too.
+        """A bar chart of the share of pixels of each value; of each color if there are only RGB masks.
 
         Bars have the colors of the classes where they are known; ignored and stray values are hatched. Of more than
         256 values the most frequent are shown. The axis is logarithmic where shares differ more than 1000-fold.
@@ -134,15 +137,23 @@ class MaskCheck:
         Raises:
             DatasetError: No mask could be read.
         """
-        charts = [self._chart(counts) for counts in (self.values, self.colors) if counts]
-        if not charts:
+        counts = self.values or self.colors
+        if not counts:
             raise DatasetError(f"there is nothing to draw: no mask in {self.folder} could be read")
-        image = Image.new("RGB", (max(one.width for one in charts), sum(one.height for one in charts)), "white")
-        top = 0
-        for chart in charts:
-            image.paste(chart, (0, top))
-            top += chart.height
-        return image
+        shown, total = _most_frequent(counts), sum(count.pixels for count in counts)
+        lines = [self.folder, f"{plural(sum(self.formats.values()), 'mask')}, share of pixels"]
+        if self.unreadable:
+            lines.append(f"{len(self.unreadable):,} of {self.files:,} masks unreadable")
+        if len(shown) < len(counts):
+            lines.append(f"{len(shown)} of {len(counts):,} values, the most frequent")
+        bars = []
+        for count in shown:
+            value = str(count.value) if self.values else f"#{count.value:06x}"
+            role = count.role if count.role in _HATCHED else ""
+            label = "  ".join(filter(None, (shortened(count.name), role, value)))
+            look = _HATCHED.get(role, (count.color or "#4878a8", "", "black"))
+            bars.append(Bar(label, count.pixels / total, percent(count.pixels / total), *look))
+        return Image.open(io.BytesIO(to_png(share_chart(bars, *lines), dpi=100))).convert("RGB")
 
     def save_histogram(self, path: str | os.PathLike[str]) -> None:
         """Write `histogram()` as a PNG; an existing file is replaced.
@@ -154,22 +165,6 @@ class MaskCheck:
         stream = io.BytesIO()
         self.histogram().save(stream, format="PNG")
         write_output(Path(path), stream.getvalue())
-
-    def _chart(self, counts: Sequence[ValueCount]) -> Image.Image:
-        shown, total = _most_frequent(counts), sum(count.pixels for count in counts)
-        lines = [self.folder, f"{plural(sum(self.formats.values()), 'mask')}, share of pixels"]
-        if self.unreadable:
-            lines.append(f"{len(self.unreadable):,} of {self.files:,} masks unreadable")
-        if len(shown) < len(counts):
-            lines.append(f"{len(shown)} of {len(counts):,} values, the most frequent")
-        bars = []
-        for count in shown:
-            value = f"#{count.value:06x}" if counts is self.colors else str(count.value)
-            role = count.role if count.role in _HATCHED else ""
-            label = "  ".join(filter(None, (shortened(count.name), role, value)))
-            look = _HATCHED.get(role, (count.color or "#4878a8", "", "black"))
-            bars.append(Bar(label, count.pixels / total, percent(count.pixels / total), *look))
-        return Image.open(io.BytesIO(to_png(share_chart(bars, *lines), dpi=100))).convert("RGB")
 
 
 def _most_frequent(counts: Sequence[ValueCount]) -> Sequence[ValueCount]:
@@ -224,38 +219,28 @@ def check_masks(
     if image_root is not None and image_root.resolve() == root.resolve():
         raise ValueError(f"images and masks are in the same folder {root}; put each in its own folder")
     masks = {path.relative_to(root): path for path in _find(root, "masks", apart_from=image_root)}
-    concerned: dict[str, dict[str, str]] = {problem: {} for problem in _FILE_FINDINGS}  # detail by file name
     official_ids = any(path.stem.endswith("_labelIds") for path in masks)
-    if official_ids:
-        concerned["not-labelIds"] = {path.as_posix(): "" for path in masks if not path.stem.endswith("_labelIds")}
-        masks = {path: masks[path] for path in masks if path.stem.endswith("_labelIds")}
-    image_files: dict[str, Path] = {}
+    problems = [
+        ("not-labelIds", path.as_posix(), "") for path in masks if official_ids and not path.stem.endswith("_labelIds")
+    ]
+    masks = {path: masks[path] for path in masks if not official_ids or path.stem.endswith("_labelIds")}
+    images_by_key: dict[str, Path] | None = None
     if image_root is not None:
         found = _find(image_root, "images", apart_from=root)
-        image_files = {_key(path.relative_to(image_root)): path for path in found}
+        images_by_key = {_key(path.relative_to(image_root)): path for path in found}
         keys = set(map(_key, masks))
-        concerned["no-mask"] = {path.name: "" for key, path in image_files.items() if key not in keys}
-
-    stats, unreadable = _read_all(masks, None if image_root is None else image_files, concerned, progress)
-    totals = {"no-mask": len(image_files), "not-labelIds": len(masks) + len(concerned["not-labelIds"])}
-    file_findings = (
-        finding(problem, text.format(listed(sorted(files.values()), 3)), list(files), totals.get(problem, len(masks)))
-        for problem, text in _FILE_FINDINGS.items()
-        if (files := concerned[problem])
-    )
+        problems += [("no-mask", path.name, "") for key, path in images_by_key.items() if key not in keys]
+    stats, unreadable = _read_all(masks, images_by_key, problems, progress)
     encoding, pixel_findings = diagnose(stats, num_classes, space, official_ids=official_ids)
-    values, colors = _value_counts(stats, encoding), _color_counts(stats, space)
-    formats, findings = dict(stats.formats.most_common()), (*file_findings, *pixel_findings)
-    return MaskCheck(str(folder), len(masks), formats, stats.area, values, colors, findings, unreadable)
+    findings = (*_file_findings(problems, len(masks), len(images_by_key or ())), *pixel_findings)
+    values, colors, formats = _value_counts(stats, encoding), _color_counts(stats, space), stats.formats.most_common()
+    return MaskCheck(str(folder), len(masks), dict(formats), stats.area, values, colors, findings, unreadable)
 
 
 def _read_all(
-    masks: Mapping[Path, Path],
-    image_files: Mapping[str, Path] | None,
-    concerned: dict[str, dict[str, str]],
-    progress: bool | None,
+    masks: Mapping[Path, Path], images: Mapping[str, Path] | None, problems: list[_Problem], progress: bool | None
 ) -> tuple[MaskStats, dict[str, str]]:
-    """Statistics of the masks, and why the others cannot be used; adds to the files that are `concerned`."""
+    """Statistics of the masks, and why the others cannot be used; adds to the problems."""
     from tqdm import tqdm
 
     stats, unreadable = MaskStats(), {}
@@ -267,12 +252,20 @@ def _read_all(
                 raise DatasetError(f"{path} has mode {mask.mode}, which is neither one channel of values nor RGB")
         except DatasetError as error:
             unreadable[name] = clean(str(error).replace(str(path), name))
-            concerned["unreadable"][name] = ""
+            problems.append(("unreadable", name, ""))
             continue
         _add(stats, name, mask)
-        if image_files is not None and (problem := _compare(name, mask, image_files.get(_key(relative)))):
-            concerned[problem[0]][name] = problem[1]
+        if images is not None and (problem := _compare(name, mask, images.get(_key(relative)))):
+            problems.append(problem)
     return stats, unreadable
+
+
+def _file_findings(problems: Sequence[_Problem], num_masks: int, num_images: int) -> Iterator[Finding]:
+    for kind, text in _FILE_FINDINGS.items():
+        if names := [name for problem, name, _ in problems if problem == kind]:
+            details = sorted(detail for problem, _, detail in problems if problem == kind)
+            of = {"no-mask": num_images, "not-labelIds": num_masks + len(names)}.get(kind, num_masks)
+            yield finding(kind, text.format(listed(details, 3)), names, of)
 
 
 def _find(root: Path, what: str, apart_from: Path | None) -> list[Path]:
@@ -333,10 +326,10 @@ def _add(stats: MaskStats, name: str, mask: Image.Image) -> None:
             stats.palettes_differ.append(name)
 
 
-def _compare(name: str, mask: Image.Image, image_path: Path | None) -> tuple[str, str] | None:
-    """What is wrong between a mask and its image (which is turned upright when it is read), and in detail."""
+def _compare(name: str, mask: Image.Image, image_path: Path | None) -> _Problem | None:
+    """What is wrong between a mask and its image, which is turned upright when it is read."""
     if image_path is None:
-        return "no-image", ""
+        return "no-image", name, ""
     turned = False
     try:
         with image_path.open("rb") as stream:
@@ -346,14 +339,14 @@ def _compare(name: str, mask: Image.Image, image_path: Path | None) -> tuple[str
             if image.format != "PNG" or "exif" in image.info or stored != mask.size:
                 turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
     except (ImageError, OSError):
-        return "image-unreadable", ""
+        return "image-unreadable", name, ""
     except Exception:  # a damaged EXIF block counts as none, as when the image is read
         turned = False
     width, height = stored[::-1] if turned else stored
     detail = f"{name} is {mask.width}x{mask.height}, its image {width}x{height}"
     if mask.size == (width, height):
         return None
-    return ("exif" if turned and mask.size == stored else "size"), detail
+    return "exif" if turned and mask.size == stored else "size", name, detail
 
 
 def _counts(

@@ -83,7 +83,7 @@ class Occurrences:
 
 @dataclass
 class MaskStats:
-    """Statistics of the masks of one kind.
+    """Statistics of masks.
 
     Attributes:
         values: Of the masks that hold values.
@@ -91,8 +91,7 @@ class MaskStats:
         formats: Number of files of each format and mode.
         area: Pixels of all files.
         palette: The color of each value, from the first palette image that has it.
-        palette_files: The palette images.
-        palettes_differ: Palette images in which a value has another color than in an earlier one.
+        palette_files: The palette images, and in `palettes_differ` those that give a value another color.
     """
 
     values: Occurrences = field(default_factory=Occurrences)
@@ -127,13 +126,9 @@ def finding(kind: str, text: str, names: Sequence[str], of: int, arguments: Argu
 def diagnose(
     stats: MaskStats, num_classes: int | None = None, space: LabelSpace | None = None, *, official_ids: bool = False
 ) -> tuple[MaskEncoding, list[Finding]]:
-    """Find out how masks encode classes.
+    """Find out how masks encode classes, of which the number or the space may be known.
 
-    Args:
-        stats: What the masks hold.
-        num_classes: The expected number of classes.
-        space: The expected classes.
-        official_ids: The file names say that these are official ids of Cityscapes.
+    `official_ids`: the file names say that the values are official ids of Cityscapes.
     """
     values, encoding, findings = stats.values, MaskEncoding(space=space), []
     if values.files:
@@ -287,62 +282,48 @@ def _is_voc_palette(palette: dict[int, Color]) -> bool:
 
 def _color_finding(held: Occurrences, num_classes: int | None, space: LabelSpace | None) -> Finding:
     """How the colors of RGB masks encode classes."""
-    of, names = len(held.files), list(held.files)
     colors = [unpacked(code) for code, _ in held.pixels.most_common()]
+    telling = set(colors) - {_BLACK, _WHITE}
     uncounted = [name for name, codes in held.files.items() if not codes]
+    names, of = uncounted or list(held.files), len(held.files)
     if uncounted or len(colors) >= MAX_COLORS:
         text = (
-            f"More than {MAX_COLORS} colors{'' if uncounted else ' in all files together'}: photographs, or masks with "
-            "smoothed edges or lossy compression. They cannot be read as classes; export them again as PNG, without "
-            "smoothing (nearest neighbor)."
+            f"More than {MAX_COLORS} colors: photographs, or masks with smoothed edges or lossy compression. They "
+            "cannot be read as classes; export them again as PNG, without smoothing (nearest neighbor)."
         )
-        return finding("too-many-colors", text, uncounted or names, of)
-    telling = set(colors) - {_BLACK, _WHITE}
-    grays = {red for red, green, blue in telling if red == green == blue}
-    count = num_classes or max(grays, default=0) + 1
-    if grays and len(grays) == len(telling) and max(grays) < count:
-        text = (
-            "Gray saved as RGB: red, green and blue are equal everywhere. Save one channel; or read them as they are, "
-            f"{'by' if num_classes else f'if there are {count} classes'}:"
-        )
-        arguments = f"colors=tuple((v, v, v) for v in range({count}))", _hex([(v, v, v) for v in range(count)])
-        return finding("gray-as-rgb", text, names, of, arguments)
-    fits = _known_palettes(telling, num_classes, space)
+        return finding("too-many-colors", text, names, of)
+    painted = f"Painted in {plural(len(colors), 'color')}"
+    fits = _known_palettes(telling, num_classes, space) if telling else []
     if fits:
-        name, remark, arguments = fits[0]
-        if len(fits) > 1:
-            remark += f" They fit {', '.join(fit[0] for fit in fits[1:])} as well; which it is, only you know."
+        known, *others = fits
+        remark = _BORDER_REMARK if _VOC_BORDER in telling else _REMARKS.get(known.name, "")
+        if others:
+            remark += f" They fit {', '.join(other.name for other in others)} as well; which it is, only you know."
         elif len(telling) < 3 and space is None:
             remark += " So few colors may fit by chance."
-        text = f"Painted in {plural(len(colors), 'color')}, all of {name}.{remark}{' If so:' if arguments[0] else ''}"
+        arguments = _color_arguments(known.palette, known)
+        text = f"{painted}, all of the palette of {known.name}.{remark}{' If so:' if arguments[0] else ''}"
         return finding("known-colors", text, names, of, arguments)
     text = (
-        f"Painted in {plural(len(colors), 'color')} of no known palette. Give the color of each class, in the order of "
-        "your classes (black and white are ignored unless they are listed):"
+        f"{painted} of no known palette. Give the color of each class, in the order of your classes (black and white "
+        "are ignored unless they are listed). If they are grays, save one channel instead:"
     )
-    spelled_out = [color for color in colors if color != _WHITE] if telling else sorted(colors)
-    return finding("colors", text, names, of, _by_colors(spelled_out))
+    listed = [color for color in colors if color != _WHITE] if telling else sorted(colors)
+    return finding("colors", text, names, of, _color_arguments(listed))
 
 
-def _known_palettes(
-    telling: set[Color], num_classes: int | None, space: LabelSpace | None
-) -> list[tuple[str, str, Arguments]]:
-    """Name, remark and arguments of each palette that has all these colors; the expected classes come first."""
-    if not telling:
-        return []
+def _known_palettes(telling: set[Color], num_classes: int | None, space: LabelSpace | None) -> list[LabelSpace]:
+    """The spaces whose palettes have all these colors; only the expected space if it has them."""
     if space is not None and telling <= set(space.palette):
-        return [(f"the palette of {space.name}", _REMARKS.get(space.name, ""), _by_palette(space))]
-    fits = []
-    # Not ToyStreets, whose colors are those of Cityscapes
-    for known in (LABEL_SPACES["voc21"], LABEL_SPACES["ade20k150"], CITYSCAPES, CITYSCAPES_IDS):
-        border = {_VOC_BORDER} if known.name == "voc21" else set()
-        number = len(CITYSCAPES if known is CITYSCAPES_IDS else known)
-        if telling <= {*known.palette, *border} and num_classes in (None, number):
-            remark = _BORDER_REMARK if _VOC_BORDER in telling else _REMARKS.get(known.name, "")
-            fits.append((f"the palette of {known.name}", remark, _by_palette(known)))
-            if known is CITYSCAPES:
-                break  # the colors are among those of the ids as well
-    return fits
+        return [space]
+    voc, ade20k = LABEL_SPACES["voc21"], LABEL_SPACES["ade20k150"]
+    fits = [
+        known
+        for known in (voc, ade20k, CITYSCAPES)  # not ToyStreets, whose colors are those of Cityscapes
+        if telling <= {*known.palette, *([_VOC_BORDER] if known is voc else [])} and num_classes in (None, len(known))
+    ]
+    ids_fit = telling <= set(CITYSCAPES_IDS.palette) and num_classes in (None, len(CITYSCAPES))
+    return fits or ([CITYSCAPES_IDS] if ids_fit else [])
 
 
 _BORDER_REMARK = " #e0e0c0 is the border of objects, which is no class: paint it white, which is ignored."
@@ -365,24 +346,15 @@ def _arguments(**values: str | Sequence[int]) -> Arguments:
     return ", ".join(python), " ".join(options)
 
 
-def _by_palette(space: LabelSpace) -> Arguments:
-    """For RGB masks in the colors of a space; none if two classes share a color."""
-    if len(set(space.palette)) < len(space):
+def _color_arguments(colors: Sequence[Color], space: LabelSpace | None = None) -> Arguments:
+    """For RGB masks; none if classes share a color or there are too many to spell out."""
+    if len(set(colors)) < len(colors):
         return "", ""
-    if LABEL_SPACES.get(space.name) == space:
+    if space is not None and LABEL_SPACES.get(space.name) == space:
         return f'colors=isanet.labels.label_space("{space.name}").palette', f"--colors {space.name}"
-    return _by_colors(space.palette)
-
-
-def _by_colors(colors: Sequence[Color]) -> Arguments:
-    """For RGB masks in these colors; none if there are too many to spell out."""
-    return (f"colors={tuple(colors)}", _hex(colors)) if len(colors) <= _MAX_SPELLED_OUT else ("", "")
-
-
-def _hex(colors: Sequence[Color]) -> str:
-    """Without "#", which starts a comment in shells; empty if there are too many to spell out."""
-    listing = ",".join(bytes(color).hex() for color in colors)
-    return f"--colors {listing}" if len(colors) <= _MAX_SPELLED_OUT else ""
+    if len(colors) > _MAX_SPELLED_OUT:
+        return "", ""
+    return f"colors={tuple(colors)}", "--colors " + ",".join(bytes(color).hex() for color in colors)  # "#" is a comment
 
 
 def _ranges(values: Iterable[int]) -> str:

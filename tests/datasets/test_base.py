@@ -238,6 +238,16 @@ def test_images_and_masks_over_max_pixels_are_refused(tmp_path: Path, layout: st
         dataset.read(0)
 
 
+def test_the_fingerprint_of_a_missing_file_is_an_error(tmp_path: Path) -> None:
+    replicas.folder(tmp_path)
+    dataset = Folder(tmp_path)
+    before = dataset.fingerprint(range(len(dataset)))
+    assert dataset.fingerprint(range(len(dataset))) == before
+    dataset.image_path(1).unlink()
+    with pytest.raises(DatasetError, match=r"pic 1\.0\.png cannot be read"):
+        dataset.fingerprint(range(len(dataset)))
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_replicas_are_equal_for_equal_seeds_and_tell_their_classes(tmp_path: Path, layout: str) -> None:
     make, _ = LAYOUTS[layout]

@@ -15,7 +15,7 @@ from PIL import Image
 import isanet.labels
 from isanet.datasets import Folder
 from isanet.datasets.mask_check import Finding, MaskCheck, check_masks
-from isanet.errors import DatasetError
+from isanet.errors import DatasetError, OutputError
 from isanet.labels import IGNORED, LABEL_SPACES, OFFICIAL_SPACES, LabelSpace, custom_space, generic_palette
 
 VOC, ADE, CITY = (LABEL_SPACES[name] for name in ("voc21", "ade20k150", "cityscapes19"))
@@ -319,13 +319,13 @@ def test_hundreds_of_colors_are_not_classes(tmp_path: Path) -> None:
     assert (finding.files, finding.of, finding.examples, finding.fix) == (1, 2, ("00.png",), "")
 
 
-@pytest.mark.parametrize("classes", [None, 3])
-def test_gray_saved_as_rgb(tmp_path: Path, classes: int | None) -> None:
-    mask = tiles([0, 1, 2, 255])
+def test_gray_saved_as_rgb(tmp_path: Path) -> None:
+    mask = tiles([0, 0, 0, 1, 1, 2, 255])
     pixels = np.stack([mask] * 3, -1)
-    finding = the(checked(tmp_path / "masks", pixels, classes=classes), "gray-as-rgb")
-    assert finding.fix == "colors=tuple((v, v, v) for v in range(3))"
+    finding = the(checked(tmp_path / "masks", pixels), "colors")
+    assert finding.fix == "colors=((0, 0, 0), (1, 1, 1), (2, 2, 2))"
     assert finding.option == "--colors 000000,010101,020202"
+    assert "save one channel" in finding.text
     assert (read_with(finding.fix, tmp_path, pixels, names(3)) == mask).all()
 
 
@@ -529,3 +529,17 @@ def test_the_bar_is_shown_when_asked_for(tmp_path: Path, capsys: pytest.CaptureF
 
     assert "mask" in shown(True)
     assert shown(False) == shown(None) == ""
+
+
+def test_a_histogram_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> None:
+    check = checked(tmp_path, tiles([0, 1]))
+    with pytest.raises(OutputError, match=r"absent/histogram\.png"):
+        check.save_histogram(tmp_path / "absent" / "histogram.png")
+
+
+def test_file_names_are_cleaned_in_the_report(tmp_path: Path) -> None:
+    save(tmp_path / "a\x1b[31m.png", tiles([0, 1, 9]))
+    (tmp_path / "b\x1b[31m.png").touch()
+    check = check_masks(tmp_path, classes=2, progress=False)
+    assert the(check, "stray").examples == ("a\x1b[31m.png",)
+    assert "\x1b" not in str(check)

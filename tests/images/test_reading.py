@@ -18,7 +18,7 @@ from PIL import Image
 
 from isanet.errors import ImageError
 from isanet.images.preprocess import preprocess, target_size
-from isanet.images.reading import read_image
+from isanet.images.reading import images_in, read_image
 from tests.images.test_preprocess import VOC, noise
 
 # --- arrays -----------------------------------------------------------------------------------------------------------
@@ -327,3 +327,14 @@ def test_reads_from_memory_backed_pil_images() -> None:
     Image.fromarray(noise(5, 7)).save(buffer, "PNG")
     with Image.open(buffer) as image:
         np.testing.assert_array_equal(read_image(image), noise(5, 7))
+
+
+def test_images_of_a_folder_are_found_by_suffix(tmp_path: Path) -> None:
+    for name in ("b.PNG", "a.jpg", ".hidden.png", "notes.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
+    assert [path.name for path in images_in(tmp_path)] == ["a.jpg", "b.PNG"]
+    with pytest.raises(ImageError, match="no images in the folder"):
+        images_in(tmp_path / "folder.png")
+    with pytest.raises(ImageError, match="absent cannot be read"):
+        images_in(tmp_path / "absent")
