@@ -11,7 +11,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard, overload
+from threading import Lock
+from typing import Any, TypeGuard, overload
 
 import numpy as np
 import torch
@@ -22,51 +23,49 @@ from torch import Tensor
 from isanet import protocols
 from isanet.errors import IsanetError
 from isanet.images.reading import MAX_PIXELS, RGBImage, images_in, read_image
-from isanet.inference import predict as inference
-from isanet.inference.fast.optimize import PRECISIONS, FastISANet, has_bfloat16, optimize, why_not_optimizable
-from isanet.inference.predict import Prediction
+from isanet.inference.fast.network import FastISANet
+from isanet.inference.fast.optimize import PRECISIONS, has_bfloat16, optimize, why_not_optimizable
+from isanet.inference.network import EagerNetwork, ModelState
+from isanet.inference.predict import Prediction, not_finite, predict, prepare
 from isanet.inference.segmentation import Segmentation
+from isanet.model import ISANet
 from isanet.protocols import Protocol
-
-if TYPE_CHECKING:
-    from isanet.model import ISANet
 
 Source = str | os.PathLike[str] | Image.Image | NDArray[Any]
 """What `isanet.images.reading.read_image` reads."""
 
-MOST_CALIBRATION = 8
+MAX_CALIBRATION_IMAGES = 8
 """Images that int8 is calibrated on."""
 
 log = logging.getLogger("isanet")
 
 
 class Segmenter:
-    """Runs a model on images; every label map has the size of its image.
+    """Runs a model on images; every label map has the size of its image. Threads may share one.
 
-    The network that runs is made of the model by `isanet.inference.fast.optimize`, when it is first needed, and again when the model's
-    weights have changed. A model that is passed as an object is moved to the device and put into evaluation mode in
-    place; its weights are not changed. Models that `isanet.inference.fast.optimize` does not know run as they are, in half precision
-    by `torch.autocast`.
+    The network that runs is an inference-optimized copy of the model, made when it is first needed, and again when the
+    model's weights have changed. A model that is passed as an object is moved to the device and put into evaluation
+    mode in place; its weights are not changed. Models that cannot be optimized, because their layers were changed, run
+    as they are, in half precision by `torch.autocast`.
 
     Args:
         model: An ISANet, or anything `isanet.from_pretrained` takes.
         device: "auto" (CUDA if there is one, else MPS, else the CPU) or a device as torch names it ("cuda:1").
         precision: "float32", "bfloat16", "float16", "int8" (on the CPU), or "auto": bfloat16 where the device computes
-            in it by itself (on CPUs, if `isanet.inference.fast.optimize` knows the model), float16 on other CUDA devices, else
-            float32.
-            On photographs, bfloat16 gave the labels of float32 at 99.6 % of the pixels, int8 at 98.6 %.
-        protocol: How an image goes through the network: a name in `isanet.protocols.PROTOCOLS`, or a `Protocol` of
-            one's own. It is never chosen by the model: weights from mmsegmentation need "mmseg-..." to give exactly
+            in it natively (on CPUs, if the model can be optimized), float16 on other CUDA devices, else float32.
+            On photographs, bfloat16 gave the labels of float32 at 99.6 % of the pixels, int8 at 98.6 %; on CPUs
+            without VNNI, int8 gives fewer, which a warning says.
+        protocol: How an image goes through the network: a name in `isanet.protocols.PROTOCOLS`, or your own
+            `Protocol`. It is never chosen by the model: weights from mmsegmentation need "mmseg-..." to give exactly
             its labels.
         max_pixels: Larger images are refused, before they are decoded.
-        calibration: For int8, a few images like those to come, as a list or a folder, of which the first eight are
-            taken: they tell the range of every map in the network.
+        calibration: For int8, a few images like those to come, as a list or a folder; the first eight tell the range
+            of every map in the network.
         compile: Compile the network with `torch.compile`. It takes a minute at the first image, and again at the
             first of another size.
         max_memory: Bytes that the maps in the network may take, beyond weights, image and labels; by default 4 GiB.
             What needs more goes through in bands of rows, with the same labels; what needs more still (beyond 40
-            megapixels in float32), in overlapping windows. Models that `isanet.inference.fast.optimize` does not know take what they
-            take.
+            megapixels in float32), in overlapping windows. Models that cannot be optimized have no limit.
 
     Attributes:
         model: The model.
@@ -74,11 +73,11 @@ class Segmenter:
         precision: Name of the precision in use.
         protocol: The `Protocol` in use.
         max_pixels: As given.
-        max_memory: As given.
+        max_memory: As given; may be set at any time.
 
     Raises:
         ValueError: An unknown or absent device, an unknown precision or protocol, a model without preprocessing; int8
-            without calibration, on another device than the CPU, or of a model that `isanet.inference.fast.optimize` does not know.
+            without calibration, on another device than the CPU, or of a model that cannot be optimized.
         ImageError: An image for calibration cannot be read.
     """
 
@@ -113,10 +112,12 @@ class Segmenter:
         self._compile = compile
         self._calibration = [
             tensor[None]
-            for source in (islice(self._sources(calibration), MOST_CALIBRATION) if precision == "int8" else ())
+            for source in (islice(self._sources(calibration), MAX_CALIBRATION_IMAGES) if precision == "int8" else ())
             for tensor in self._read(source).tensors
         ]
-        self._network: tuple[ISANet | FastISANet, list[tuple[Tensor, int, int]]] | None = None
+        self._lock = Lock()  # around what makes the network
+        self._state: ModelState
+        self._network: EagerNetwork | FastISANet | None = None
         if precision == "int8" or compile:
             self.network()  # errors are better now than at the first image
         log.info(
@@ -130,42 +131,40 @@ class Segmenter:
             else f" by protocol {self.protocol.name}: {self.protocol.text}",
         )
 
-    def network(self) -> ISANet | FastISANet:
+    def network(self) -> EagerNetwork | FastISANet:
         """The network that runs, made of the model's weights as they are now.
 
-        A change by way of `tensor.data` in place is the one that cannot be seen: make a new Segmenter after it.
+        A change in place by way of `tensor.data` is the one that cannot be noticed: make a new Segmenter after it.
         """
-        self.model.eval()  # it may have been trained on in between
-        state = [*self.model.parameters(), *self.model.buffers()]
-        version = [(x, x.data_ptr(), 0 if x.is_inference() else x._version) for x in state]
-        if self._network is None or not _same(self._network[1], version):
-            self._network = None  # not two of them at a time
-            network: ISANet | FastISANet = self.model
-            reason = why_not_optimizable(self.model)
-            if reason and (self.precision == "int8" or self._compile):
-                raise ValueError(f"this network cannot be optimized, as int8 and compile need: {reason}")
-            if not reason:
-                network = optimize(
-                    self.model,
-                    self.precision,
-                    images=self._calibration,
-                    compile=self._compile,
-                    max_memory=self.max_memory,
-                )
-            self._network = network, version
-        network = self._network[0]
-        if isinstance(network, FastISANet):
-            network.max_memory, network.align_corners = self.max_memory, self.model.align_corners
-        return network
+        with self._lock:
+            self.model.eval()  # it may have been trained in between
+            align_corners = self.model.align_corners
+            if self._network is None or self._state.changed() or self._network.align_corners != align_corners:
+                self._network = None  # not two of them in memory
+                self._state = ModelState(self.model)
+                self._network = self._make_network()
+            self._network.max_memory = self.max_memory
+            return self._network
+
+    def _make_network(self) -> EagerNetwork | FastISANet:
+        reason = why_not_optimizable(self.model)
+        if not reason:
+            return optimize(
+                self.model,
+                self.precision,
+                images=self._calibration,
+                compile=self._compile,
+                max_memory=self.max_memory,
+            )
+        if self.precision == "int8" or self._compile:
+            raise ValueError(f"this network cannot be optimized, as int8 and compile need: {reason}")
+        return EagerNetwork(self.model, PRECISIONS[self.precision])
 
     def predict(
         self, prepared: Sequence[tuple[Tensor, ...]], sizes: Sequence[tuple[int, int]], **options: Any
     ) -> list[Prediction | None]:
-        """`isanet.inference.predict` with the network, protocol and precision of this segmenter."""
-        network = self.network()
-        own = isinstance(network, FastISANet)  # half precision is in its weights
-        precision = torch.float32 if own else PRECISIONS[self.precision]
-        return inference.predict(network, prepared, sizes, self.protocol, precision=precision, **options)
+        """`isanet.inference.predict.predict` with the network and protocol of this segmenter."""
+        return predict(self.network(), prepared, sizes, self.protocol, **options)
 
     @overload
     def __call__(self, image: list[Any] | tuple[Any, ...], *, confidence: bool = ...) -> list[Segmentation]: ...
@@ -182,8 +181,8 @@ class Segmenter:
         """Segment one image, or several.
 
         Args:
-            image: A path, a PIL image, or a uint8 RGB array (H, W, 3) (see `isanet.images.reading.read_image`); a list or
-                tuple of these; or a folder, whose images are taken by name (not those of folders in it).
+            image: A path, a PIL image, or a uint8 RGB array (H, W, 3), see `isanet.images.reading.read_image`; a list
+                or tuple of these; or a folder, whose images are taken by name (not those of folders in it).
             confidence: Keep `confidence` too.
 
         Returns:
@@ -191,7 +190,7 @@ class Segmenter:
 
         Raises:
             ImageError: An image cannot be read, or a folder has none.
-            IsanetError: The network gave values that are not finite.
+            IsanetError: The network gave logits that are not finite.
         """
         if isinstance(image, list | tuple) or _is_folder(image):
             return list(self.stream(image, confidence=confidence))
@@ -208,15 +207,15 @@ class Segmenter:
         confidence: bool = False,
         on_error: Callable[[Source, IsanetError], None] | None = None,
     ) -> Iterator[Segmentation]:
-        """Segment any number of images, one by one, in order and in flat memory.
+        """Segment any number of images, one by one, in order and in constant memory.
 
-        Images are read and prepared by one thread, at most a batch ahead of the model. Close the iterator, or use it
-        up, to end that thread.
+        Images are read and prepared by one thread, at most a batch ahead of the model. It ends when the iterator is
+        closed or exhausted.
 
         Args:
             images: Any iterable of what a call takes for one image, or a folder.
             batch_size: Of so many consecutive images, those with one size after preprocessing go through the model
-                together; others by themselves. Labels do not depend on it, but for rounding.
+                together; others by themselves. Labels do not depend on it, up to rounding.
             confidence: Keep `confidence` too.
             on_error: Called with the source and the error of each image that fails; that image is then skipped.
                 By default the error is raised, after the results of the images before it.
@@ -227,7 +226,7 @@ class Segmenter:
         Raises:
             ValueError: `batch_size` is below 1.
             ImageError: An image cannot be read, or a folder has none.
-            IsanetError: The network gave values that are not finite.
+            IsanetError: The network gave logits that are not finite.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -262,7 +261,7 @@ class Segmenter:
     def _read_ahead(
         self, sources: Iterable[Source], depth: int
     ) -> Generator[tuple[Source, _Read | IsanetError], None, None]:
-        """What was read of each source, or why not, in order; `depth` more are being read meanwhile."""
+        """Each source with its image, or with the error of reading it, in order; `depth` more are read meanwhile."""
         waiting: deque[tuple[Source, Future[_Read]]] = deque()
 
         def first() -> tuple[Source, _Read | IsanetError]:
@@ -288,7 +287,7 @@ class Segmenter:
     def _read(self, source: Source) -> _Read:
         image = read_image(source, max_pixels=self.max_pixels)
         path = Path(source) if isinstance(source, str | os.PathLike) else None
-        return _Read(path, image, inference.prepare(image, self.model.preprocessing, self.protocol))
+        return _Read(path, image, prepare(image, self.model.preprocessing, self.protocol))
 
     @torch.inference_mode()
     def _segment(self, reads: Sequence[_Read], confidence: bool) -> list[Segmentation | IsanetError]:
@@ -296,7 +295,7 @@ class Segmenter:
             [read.tensors for read in reads], [read.image.shape[:2] for read in reads], confidence=confidence
         )
         return [
-            inference.not_finite(read.path or "this image", self.precision)
+            not_finite(read.path or "this image", self.precision)
             if prediction is None
             else self._result(read, *prediction)
             for read, prediction in zip(reads, predictions, strict=True)
@@ -316,7 +315,7 @@ class Segmenter:
 
 @dataclass(frozen=True, eq=False)
 class _Read:
-    """An image, and the network inputs made of it."""
+    """An image that was read, and the network inputs made of it."""
 
     path: Path | None
     image: RGBImage
@@ -331,7 +330,7 @@ def _device(wanted: str | torch.device) -> torch.device:
     try:
         device = torch.device(wanted)
         torch.zeros(1, device=device)
-    except Exception as error:  # each backend has its own way to say that it is not there
+    except Exception as error:  # each backend raises its own when it is absent
         there = ["auto", "cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
         there += ["mps"] if torch.backends.mps.is_available() else []
         reason = str(error).partition("\n")[0]
@@ -340,15 +339,11 @@ def _device(wanted: str | torch.device) -> torch.device:
 
 
 def _auto_precision(device: torch.device, model: ISANet) -> str:
-    if device.type == "cpu":  # there, autocast of a network that is not optimized gains little
+    if device.type == "cpu":  # there, autocast of an eager network gains little
         return "bfloat16" if has_bfloat16(device) and not why_not_optimizable(model) else "float32"
     if has_bfloat16(device):
         return "bfloat16"
     return "float16" if device.type == "cuda" else "float32"
-
-
-def _same(old: list[tuple[Tensor, int, int]], new: list[tuple[Tensor, int, int]]) -> bool:
-    return len(old) == len(new) and all(a[0] is b[0] and a[1:] == b[1:] for a, b in zip(old, new, strict=True))
 
 
 def _is_folder(source: object) -> TypeGuard[str | os.PathLike[str]]:

@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 from isanet import datasets
 from isanet.evaluation.evaluate import evaluate
 from isanet.evaluation.metrics import ConfusionMatrix
+from isanet.inference.network import EagerNetwork
 from isanet.inference.predict import predict, prepare
 from isanet.labels import LABEL_SPACES, OFFICIAL_SPACES
 
@@ -149,7 +150,7 @@ def main(number: int) -> None:
             coarse = tensors[0][None].to(device)
             with torch.no_grad():
                 step("(network alone)", model.coarse_logits, coarse)
-            ((labels, _),) = step("forward, resize and argmax", predict, model, [tensors], [mask.shape])
+            ((labels, _),) = step("forward, resize and argmax", predict, EagerNetwork(model), [tensors], [mask.shape])
             ground_truth = torch.from_numpy(mask).to(device)
             step("metric", matrix.update, labels, ground_truth)
         medians = {name: statistics.median(values) for name, values in steps.items()}

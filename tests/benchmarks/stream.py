@@ -27,6 +27,7 @@ from PIL import Image
 import isanet
 from isanet.cli import run as cli
 from isanet.images.reading import images_in, read_image
+from isanet.inference.network import EagerNetwork
 from isanet.inference.predict import predict, prepare
 from tests.helpers import stand_in
 
@@ -46,14 +47,14 @@ def photographs(folder: Path, count: int) -> None:
 
 def forwards(segmenter: isanet.Segmenter, folder: Path) -> float:
     """Seconds of the network and its label maps, one image after the other; nothing else is going on."""
-    precision = getattr(torch, segmenter.precision)
+    network = EagerNetwork(segmenter.model, getattr(torch, segmenter.precision))
     total = 0.0
     for path in images_in(folder):
         image = read_image(path)
         tensors = prepare(image, segmenter.model.preprocessing, segmenter.protocol)
         start = time.perf_counter()
         with torch.inference_mode():
-            ((labels, _),) = predict(segmenter.model, [tensors], [image.shape[:2]], precision=precision)  # type: ignore[misc]
+            ((labels, _),) = predict(network, [tensors], [image.shape[:2]])  # type: ignore[misc]
             labels.cpu()
         total += time.perf_counter() - start
     return total

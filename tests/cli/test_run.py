@@ -87,7 +87,7 @@ def test_running_out_of_memory_is_one_line(
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 9 GiB")
 
-    monkeypatch.setattr("isanet.inference.fast.optimize.FastISANet.coarse_logits", full)
+    monkeypatch.setattr("isanet.inference.fast.network.FastISANet.coarse_logits", full)
     assert run("segment", "images", "--model", tiny_zoo.NAME) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("isanet: error: CUDA out of memory. Tried")

@@ -6,6 +6,7 @@ import logging
 import threading
 import tracemalloc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,6 +24,7 @@ from isanet.images.preprocess import preprocess
 from isanet.images.reading import MAX_PIXELS
 from isanet.inference import predict as inference
 from isanet.inference import segmenter as module
+from isanet.inference.network import EagerNetwork
 from isanet.inference.segmentation import Segmentation
 from isanet.inference.segmenter import Segmenter
 from isanet.labels import label_space
@@ -96,7 +98,7 @@ def test_labels_are_where_the_colors_are() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (7, 13), (300, 40), (64, 96), (130, 257)])
-def test_labels_have_the_size_of_the_image_and_the_values_of_the_plain_way(size: tuple[int, int]) -> None:
+def test_labels_have_the_size_of_the_image_and_the_values_of_the_full_size_logits(size: tuple[int, int]) -> None:
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     model = NearestColor()
     result = make(model)(image)
@@ -274,7 +276,7 @@ def test_protocol_is_followed_and_logged(caplog: pytest.LogCaptureFixture) -> No
         assert segmenter.protocol == protocols.protocol(how)
         assert f"by protocol {segmenter.protocol.name}: {segmenter.protocol.text}" in caplog.messages[-1]
         prepared = [inference.prepare(image, model.preprocessing, how)]
-        ((labels, confidence),) = inference.predict(model, prepared, [(40, 50)], how, confidence=True)  # type: ignore[misc,arg-type]
+        ((labels, confidence),) = inference.predict(EagerNetwork(model), prepared, [(40, 50)], how, confidence=True)  # type: ignore[misc,arg-type]
         model.batches.clear()
         results = segmenter([image, image], confidence=True)
         np.testing.assert_array_equal(results[1].labels, labels.numpy())
@@ -292,6 +294,37 @@ def test_max_pixels_is_passed_on() -> None:
     assert make().max_pixels == MAX_PIXELS
     with pytest.raises(ImageError, match="limit of 100"):
         make(max_pixels=100)(halves())
+
+
+# --- threads
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_threads_may_share_a_segmenter(known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    sources = [rng.integers(0, 256, (48, 40 + 8 * i, 3), dtype=np.uint8) for i in range(6)]
+
+    def segmenter() -> Segmenter:
+        return Segmenter("isanet_nano_toystreets" if known else NearestColor(), device="cpu")  # type: ignore[arg-type]
+
+    sequential = segmenter()
+    expected = [sequential(image, confidence=True) for image in sources]
+    made: list[object] = []
+    make_network = Segmenter._make_network
+    monkeypatch.setattr(Segmenter, "_make_network", lambda self: made.append(self) or make_network(self))
+    shared, start = segmenter(), threading.Barrier(len(sources))
+
+    def run(index: int) -> list[Segmentation]:
+        start.wait(60)  # the first use in all at once
+        return [shared(sources[index], confidence=True) for _ in range(5)]
+
+    with ThreadPoolExecutor(len(sources)) as pool:
+        results = list(pool.map(run, range(len(sources))))
+    assert len(made) == 1
+    for one, several in zip(expected, results, strict=True):
+        for other in several:
+            np.testing.assert_array_equal(one.labels, other.labels)
+            np.testing.assert_array_equal(one.confidence, other.confidence)
 
 
 # --- streams

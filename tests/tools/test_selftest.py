@@ -12,7 +12,7 @@ from torch import nn
 
 import isanet
 from isanet.cli import main
-from isanet.inference.fast.optimize import FastISANet
+from isanet.inference.fast.network import FastISANet
 from isanet.inference.segmenter import Segmenter
 from isanet.tools import selftest
 from isanet.weights import cache

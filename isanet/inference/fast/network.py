@@ -1,0 +1,176 @@
+"""The inference-optimized copy of an ISANet; in bands of rows where memory is short.
+
+Shape legend as in `isanet.model`. A cell is a position of the map that has an eighth of the image's resolution.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812  the field's name for it
+
+from isanet.backbone import Bottleneck
+from isanet.inference.fast.layers import (
+    PART_BYTES,
+    Attention,
+    Block,
+    Conv,
+    MaxPool,
+    block_rows,
+    channels_last,
+    conv_bn_relu,
+    conv_rows,
+    folded,
+    pair,
+)
+from isanet.model import ISANet, block_padding, check_images
+
+STRIDE = 8
+"""Pixels of a cell along each axis."""
+
+
+class FastISANet(nn.Module):
+    """An ISANet for inference alone, as `isanet.inference.fast.optimize.optimize` makes it; a `Network`.
+
+    It stays on its device, and may be used by several threads at once. In int8 it cannot be copied or saved: optimize
+    the model again.
+
+    Attributes:
+        config, classes, align_corners: As of the model.
+        max_memory: As given to `optimize`; may be set at any time.
+        dtype: Of most of the computation.
+    """
+
+    def __init__(self, model: ISANet, max_memory: int) -> None:
+        super().__init__()
+        self.config, self.classes, self.align_corners = model.config, model.classes, model.align_corners
+        self.block_size, self.residual_first, self.max_memory = model.block_size, model.residual_first, max_memory
+        backbone = model.backbone
+        convs, norms = [m for m in backbone.stem if isinstance(m, nn.Conv2d)], backbone.stem[1::3]
+        stages = (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4)
+        self.layers = nn.ModuleList(
+            [
+                *(Conv(*folded(conv, norm), conv, relu=True) for conv, norm in zip(convs, norms, strict=True)),
+                MaxPool(),
+                *(Block(block) for stage in stages for block in stage if isinstance(block, Bottleneck)),
+                conv_bn_relu(model.reduce),
+            ]
+        )
+        self.long_range, self.short_range = Attention(model.long_range), Attention(model.short_range)
+        self.fuse: nn.Module = conv_bn_relu(model.fuse)
+        classifier = copy.deepcopy(model.classifier)
+        assert classifier.bias is not None
+        self.classifier = Conv(classifier.weight.detach(), classifier.bias.detach(), classifier, relu=False)
+        self.dtype, self._elements = model.classifier.weight.dtype, _elements(model)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is, and where images should lie."""
+        return self.classifier.bias.device
+
+    def convert_to(self, dtype: torch.dtype) -> None:
+        """Convert all but the stem to another dtype."""
+        for part in (*self.layers[4:], self.long_range, self.short_range, self.fuse, self.classifier):
+            part.to(dtype)
+        self.dtype = dtype
+
+    def forward(self, images: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
+        """(N, 3, H, W) normalized -> (N, K, *size) logits, of the input's size if left out; as `coarse_logits`."""
+        return F.interpolate(
+            self.coarse_logits(images), size or images.shape[2:], mode="bilinear", align_corners=self.align_corners
+        )
+
+    def coarse_logits(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W), normalized -> (N, K, H/8, W/8), rounded up; float32 (float64 of a double model)."""
+        check_images(images)
+        images = images.to(self.layers[0].bias.dtype)  # type: ignore[arg-type]
+        N, _, H, W = images.shape
+        h, w = -(-H // STRIDE), -(-W // STRIDE)
+        if self._bytes_at_once(N, h, w) <= self.max_memory:
+            return self._at_once(images)
+        band = self._band_rows(N, w)
+        left, _, top, _ = self._padding(h, w)
+        padded_NHWC = self._features(images, band, h, w)
+        context_NHWC = self.short_range(self.long_range(padded_NHWC), in_place=True)
+        residual, context = (
+            x[:, top : top + h, left : left + w].permute(0, 3, 1, 2) for x in (padded_NHWC, context_NHWC)
+        )
+        both = (residual, context) if self.residual_first else (context, residual)
+        pairs = (torch.cat([x[:, :, start : start + band] for x in both], 1) for start in range(0, h, band))
+        parts = conv_rows(self.fuse, pairs)
+        return torch.cat([self.classifier(part).to(images.dtype) for part in parts], 2)
+
+    def _at_once(self, images: Tensor) -> Tensor:
+        x = channels_last(images)
+        for layer in self.layers:
+            x = layer(x)
+        h, w = x.shape[2:]
+        left, _, top, _ = padding = self._padding(h, w)
+        x_NHWC = x.permute(0, 2, 3, 1)
+        context_NHWC = F.pad(x_NHWC, (0, 0, *padding)) if any(padding) else x_NHWC
+        context_NHWC = self.short_range(self.long_range(context_NHWC))
+        context = context_NHWC[:, top : top + h, left : left + w].permute(0, 3, 1, 2)
+        logits: Tensor = self.classifier(self.fuse(torch.cat((x, context) if self.residual_first else (context, x), 1)))
+        return logits.to(images.dtype)
+
+    def _padding(self, h: int, w: int) -> tuple[int, int, int, int]:
+        """Cells to the left, right, top and bottom that make whole blocks."""
+        return *block_padding(w, self.block_size)[:2], *block_padding(h, self.block_size)[:2]
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Whether inputs (N, 3, H, W) can go through within `max_memory`, at once or in bands.
+
+        In bands, two maps of the head's channels must be in memory whole, because long-range attention sees all of
+        them: about 70 bytes for each pixel of the input in float32 for published models, half of it in half precision.
+        A band takes about half a gigabyte more.
+        """
+        N, _, H, W = shape
+        h, w = -(-H // STRIDE), -(-W // STRIDE)
+        return min(self._bytes_at_once(N, h, w), self._bytes_in_bands(N, h, w)) <= self.max_memory
+
+    def _bytes_at_once(self, N: int, h: int, w: int) -> int:
+        return int(N * h * w * self._elements * self.dtype.itemsize) + self._head_bytes(N, h, w)
+
+    def _bytes_in_bands(self, N: int, h: int, w: int) -> int:
+        rows = 4 * (self._band_rows(N, w) + 8)  # each layer keeps some for the next band
+        return int(N * rows * w * self._elements * self.dtype.itemsize) + self._head_bytes(N, h, w)
+
+    def _head_bytes(self, N: int, h: int, w: int) -> int:
+        C, D = self.config["head_channels"], self.config["key_channels"]
+        cells = N * h * w * self.dtype.itemsize
+        part = cells // self.block_size**2 * (6 * D + 4 * C)  # the least that long-range attention works on at a time
+        return int(2.2 * cells * C + max(part, min(cells * (4 * D + 3 * C), 8 * PART_BYTES)))
+
+    def _band_rows(self, N: int, w: int) -> int:
+        """Rows of cells in a band: few, but enough for the matrix products to be large."""
+        return max(4, min(32, (64 << 20) // (N * w * self._elements * self.dtype.itemsize)))
+
+    def _features(self, images: Tensor, band: int, h: int, w: int) -> Tensor:
+        """(N, 3, H, W) -> (N, h, w, C), the input of attention, padded with zeros to whole blocks."""
+        height = band * STRIDE
+        rows: Iterator[Tensor] = (images[:, :, top : top + height] for top in range(0, images.shape[2], height))
+        rows = (channels_last(part) for part in rows)
+        for layer in self.layers:
+            rows = block_rows(layer, rows) if isinstance(layer, Block) else conv_rows(layer, rows)
+        left, right, top, bottom = self._padding(h, w)
+        shape = (len(images), h + top + bottom, w + left + right, self.config["head_channels"])
+        whole = torch.zeros(shape, dtype=self.dtype, device=images.device)
+        for part in rows:
+            whole[:, top : top + part.shape[2], left : left + w] = part.permute(0, 2, 3, 1)
+            top += part.shape[2]
+        return whole
+
+
+def _elements(model: ISANet) -> int:
+    """Values for each cell at the block that needs most: its input, shortcut, output, and two maps in between."""
+    largest, positions = 0, (STRIDE // 4) ** 2  # of a cell; the first block sees a map of a quarter of the resolution
+    for block in model.backbone.modules():
+        if isinstance(block, Bottleneck):
+            before, positions = positions, positions // pair(block.conv2.stride)[0] ** 2
+            copies = 1 if block.downsample is None else 2
+            own = copies * block.conv3.out_channels + 2 * block.conv2.out_channels
+            largest = max(largest, before * block.conv1.in_channels + positions * own)
+    return largest

@@ -1,0 +1,160 @@
+"""Maps of logits that are made a few rows at a time: resized, averaged over windows and views.
+
+At full size logits may be far larger than the image (150 classes at 4000x3000: 7 GB), and there may be a dozen such
+maps to average. What is kept of each map is what the network gave, a small part of it; rows are made when they are
+needed, a band at a time, and become labels at once.
+
+Shape legend: K classes, h and w of coarse logits (an eighth of the network's input, rounded up), H and W of a map of
+logits that is to be resized.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812  the field's name for it
+
+# Bytes of full-size logits made at a time. On a processor what fits its cache is several times faster than all at once;
+# on an accelerator fewer, larger steps are.
+_BAND_BYTES = {"cpu": 8 << 20}
+_BAND_BYTES_ELSEWHERE = 256 << 20
+
+
+class LogitsMap(NamedTuple):
+    """Logits of every class at every pixel, made a few rows at a time.
+
+    Attributes:
+        shape: (K, H, W).
+        like: An empty tensor of the dtype and on the device of the logits.
+        values_per_row: Values of each class that are computed for one row, at the step that needs most.
+        rows: `rows(start, stop)` makes rows `start` to `stop - 1`: (K, stop - start, W).
+    """
+
+    shape: tuple[int, int, int]
+    like: Tensor
+    values_per_row: int
+    rows: Callable[[int, int], Tensor]
+
+
+def stored(logits_KHW: Tensor) -> LogitsMap:
+    """A map that is in memory already."""
+    K, H, W = logits_KHW.shape
+    return LogitsMap((K, H, W), logits_KHW.new_empty(0), 0, lambda start, stop: logits_KHW[:, start:stop])
+
+
+def resized(source: LogitsMap, size: tuple[int, int], *, align_corners: bool) -> LogitsMap:
+    """`F.interpolate(source, size, mode="bilinear", align_corners=...)`, up to rounding.
+
+    Args:
+        source: (K, H, W).
+        size: (height, width) of the result.
+        align_corners: As in `torch.nn.functional.interpolate`.
+    """
+    K, H, _ = source.shape
+    height, width = size
+    # Positions as torch computes them (aten/src/ATen/native/UpSample.h), in the logits' precision too: columns are
+    # resized by F.interpolate, rows are blended here.
+    y = torch.arange(height, dtype=source.like.dtype)
+    y = y * ((H - 1) / max(height - 1, 1)) if align_corners else ((y + 0.5) * (H / height) - 0.5).clamp(min=0)
+    above = y.long().clamp(max=H - 1)
+    share = (y - above).to(source.like.device)[:, None]
+    first_of: list[int] = above.tolist()  # the upper of the two source rows that a row is blended from
+
+    def rows(start: int, stop: int) -> Tensor:
+        first, last = first_of[start], min(first_of[stop - 1] + 1, H - 1)
+        wide = F.interpolate(
+            source.rows(first, last + 1)[None],
+            size=(last + 1 - first, width),
+            mode="bilinear",
+            align_corners=align_corners,
+        )[0]
+        band = wide.new_empty(K, stop - start, width)
+        row = start
+        while row < stop:  # rows between the same two together: three times faster than gathering both for each
+            end = min(stop, bisect_right(first_of, first_of[row]))
+            upper, lower = first_of[row] - first, min(first_of[row] + 1, H - 1) - first
+            torch.lerp(
+                wide[:, upper, None], wide[:, lower, None], share[row:end], out=band[:, row - start : end - start]
+            )
+            row = end
+        return band
+
+    values_per_row = max(width, math.ceil(source.values_per_row * H / height))
+    return LogitsMap((K, height, width), source.like, values_per_row, rows)
+
+
+def averaged(
+    windows: Sequence[tuple[int, int, LogitsMap]], size: tuple[int, int], *, fade: tuple[int, int] = (0, 0)
+) -> LogitsMap:
+    """The average of overlapping windows, at each pixel over those that cover it.
+
+    Args:
+        windows: (top, left, map) of each; together they cover everything.
+        size: (height, width) of the result.
+        fade: Over so many pixels from its edges, (down, across), a window has less weight than in its middle, so that
+            no seam shows where it ends; zero: all pixels have the same weight.
+    """
+    (K, _, _), like = windows[0][2].shape, windows[0][2].like
+
+    def weight(length: int, over: int) -> Tensor:
+        distances = torch.arange(1, length + 1, dtype=like.dtype, device=like.device)
+        return torch.minimum(distances, distances.flip(0)).div_(over + 1).clamp_(max=1)
+
+    def rows(start: int, stop: int) -> Tensor:
+        total = like.new_zeros(K, stop - start, size[1])
+        count = like.new_zeros(stop - start, size[1])
+        for top, left, window in windows:
+            first, last = max(start, top), min(stop, top + window.shape[1])
+            if first < last:
+                here = (slice(first - start, last - start), slice(left, left + window.shape[2]))
+                if fade == (0, 0):
+                    total[:, *here] += window.rows(first - top, last - top)
+                    count[here] += 1
+                else:
+                    down = weight(window.shape[1], fade[0])[first - top : last - top, None]
+                    share = down * weight(window.shape[2], fade[1])
+                    total[:, *here] += window.rows(first - top, last - top) * share
+                    count[here] += share
+        return total.div_(count)
+
+    return LogitsMap((K, *size), like, size[1], rows)
+
+
+def resized_bands(
+    maps: Sequence[LogitsMap],
+    size: tuple[int, int],
+    *,
+    align_corners: bool,
+    average_probabilities: bool = False,
+    band_bytes: int = 0,
+) -> Iterator[tuple[slice, Tensor]]:
+    """The average of maps, each resized to `size`, a band of rows at a time.
+
+    Args:
+        maps: One or more, of K classes each.
+        size: (height, width) of the result.
+        align_corners: As in `torch.nn.functional.interpolate`.
+        average_probabilities: Average the softmax of each map, not the logits.
+        band_bytes: Size of a band; 0: what suits the device.
+
+    Yields:
+        The rows, and (K, rows, width) of averaged logits (or probabilities), of about `band_bytes`.
+    """
+    full = [resized(source, size, align_corners=align_corners) for source in maps]
+    (K, height, _), like = full[0].shape, full[0].like
+    band_bytes = band_bytes or _BAND_BYTES.get(like.device.type, _BAND_BYTES_ELSEWHERE)
+    step = max(1, band_bytes // (like.element_size() * K * max(source.values_per_row for source in full)))
+    for start in range(0, height, step):
+        stop = min(start + step, height)
+        parts = (source.rows(start, stop) for source in full)
+        if average_probabilities:
+            parts = (part.softmax(dim=0) for part in parts)
+        band_KHW = next(parts)
+        for part in parts:
+            band_KHW += part
+        yield slice(start, stop), band_KHW if len(full) == 1 else band_KHW.div_(len(full))

@@ -1,0 +1,108 @@
+"""What inference needs of a network, and the loaded model as such a network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from isanet.model import ISANet
+
+
+class Network(Protocol):
+    """A network ready for inference; `EagerNetwork` and `isanet.inference.fast.network.FastISANet` are such.
+
+    Attributes:
+        classes: The K names.
+        align_corners: How logits are resized; see `torch.nn.functional.interpolate`.
+        device: Where images should lie.
+    """
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    @property
+    def align_corners(self) -> bool: ...  # noqa: D102
+
+    @property
+    def device(self) -> torch.device: ...  # noqa: D102
+
+    def coarse_logits(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W), normalized, float -> (N, K, h, w) before resizing, float32 (float64 of a double model)."""
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Whether images of this shape, (N, 3, H, W), can go through at once within the network's memory limit."""
+
+
+class EagerNetwork:
+    """A loaded model as it is, by `torch.autocast` in half precision; its memory is not limited.
+
+    Args:
+        model: In evaluation mode: an ISANet, or what has its `coarse_logits`, `classes` and `align_corners`.
+        precision: float32 (the model's own, if that is another), bfloat16 or float16.
+    """
+
+    max_memory: int | None = None
+
+    def __init__(self, model: ISANet, precision: torch.dtype = torch.float32) -> None:
+        self.model, self.precision = model, precision
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """As of the model."""
+        return self.model.classes
+
+    @property
+    def align_corners(self) -> bool:
+        """As of the model."""
+        return self.model.align_corners
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's parameters are."""
+        return next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
+
+    def coarse_logits(self, images: Tensor) -> Tensor:
+        """As `Network.coarse_logits`."""
+        dtype = next((parameter.dtype for parameter in self.model.parameters()), images.dtype)
+        with torch.autocast(images.device.type, dtype=self.precision, enabled=self.precision != torch.float32):
+            logits = self.model.coarse_logits(images.to(dtype))
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Always: there is no limit."""
+        return True
+
+
+class ModelState:
+    """Notices that a model's weights have changed: by an optimizer, `load_state_dict`, `.data =`, or other modules.
+
+    The tree of modules is walked once. A change in place by way of `tensor.data` cannot be noticed.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        modules = list(model.modules())
+        self._members = [
+            (members, tuple(members.values()))
+            for module in modules
+            for members in (module._modules, module._parameters, module._buffers)
+            if members
+        ]
+        self._tensors = [*model.parameters(), *model.buffers()]
+        self._versions = self._current_versions()
+
+    def changed(self) -> bool:
+        """Whether the model is another one than when this was made."""
+        return (
+            any(
+                len(members) != len(before) or any(a is not b for a, b in zip(members.values(), before, strict=True))
+                for members, before in self._members
+            )
+            or self._current_versions() != self._versions
+        )
+
+    def _current_versions(self) -> list[tuple[int, int]]:
+        return [(x.data_ptr(), 0 if x.is_inference() else x._version) for x in self._tensors]
