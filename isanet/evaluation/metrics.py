@@ -123,11 +123,7 @@ class ConfusionMatrix:
 
 
 def checked_num_classes(value: int) -> int:
-    """`num_classes` as a plain int.
-
-    Raises:
-        ValueError: Not an integer in 1..4096.
-    """
+    """`num_classes` as int; a ValueError if it is not an integer in 1..4096."""
     number = _as_int(value)
     if number is None or not 1 <= number <= _MAX_CLASSES:
         raise ValueError(f"num_classes must be an integer of 1 to {_MAX_CLASSES}, got {value!r}")
@@ -135,11 +131,7 @@ def checked_num_classes(value: int) -> int:
 
 
 def checked_ignore_index(value: int | None) -> int | None:
-    """`ignore_index` as a plain int or None.
-
-    Raises:
-        ValueError: Neither an integer nor None.
-    """
+    """`ignore_index` as int or None; a ValueError if it is neither an integer nor None."""
     index = _as_int(value)
     if index is None and value is not None:
         raise ValueError(f"ignore_index must be an integer or None, got {value!r}")
@@ -155,11 +147,7 @@ def _as_int(value: object) -> int | None:
 
 
 def checked_pair(prediction: ClassIndices, target: ClassIndices, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Prediction and ground truth as tensors on the device, of dtypes that torch computes with.
-
-    Raises:
-        ValueError: One does not hold class indices, or the shapes differ.
-    """
+    """Both as tensors on the device; a ValueError if one holds no class indices or the shapes differ."""
     predicted, true = _tensor("prediction", prediction, device), _tensor("target", target, device)
     if predicted.shape != true.shape:
         raise ValueError(

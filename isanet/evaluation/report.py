@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -361,16 +361,6 @@ def _float(value: float | None) -> float:
 
 
 def _json_text(document: Mapping[str, Any]) -> str:
-    """JSON with one line for each row of the matrix and each class; `indent` would take one for each number."""
-
-    def text(value: Any) -> str:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
-
-    def field(value: Any) -> str:
-        if isinstance(value, list) and value:
-            return "[\n  " + ",\n  ".join(map(text, value)) + "\n ]"
-        if isinstance(value, dict) and value:
-            return "{\n  " + ",\n  ".join(f"{text(key)}: {text(inner)}" for key, inner in value.items()) + "\n }"
-        return text(value)
-
-    return "{\n " + ",\n ".join(f"{text(key)}: {field(value)}" for key, value in document.items()) + "\n}\n"
+    """JSON with one line for each field; `indent` would take one for each number of the matrix."""
+    dumps = partial(json.dumps, ensure_ascii=False, allow_nan=False)
+    return "{\n " + ",\n ".join(f"{dumps(key)}: {dumps(value)}" for key, value in document.items()) + "\n}\n"

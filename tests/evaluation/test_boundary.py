@@ -180,13 +180,13 @@ def test_a_distance_transform_gives_the_same(shape: tuple[int, int], tolerance: 
         score.update(prediction, target)
         known, reach = target != 255, tolerance * math.hypot(*shape)
         for index in range(K):
-            ours, truth = (boundary_by_hand(labels, known, index) for labels in (prediction, target))
-            if not ours.any() and not truth.any():
+            predicted, true = (boundary_by_hand(labels, known, index) for labels in (prediction, target))
+            if not predicted.any() and not true.any():
                 continue
             images[index] += 1
-            if ours.any() and truth.any():
-                precision = (ndimage.distance_transform_edt(~truth)[ours] <= reach).mean()
-                recall = (ndimage.distance_transform_edt(~ours)[truth] <= reach).mean()
+            if predicted.any() and true.any():
+                precision = (ndimage.distance_transform_edt(~true)[predicted] <= reach).mean()
+                recall = (ndimage.distance_transform_edt(~predicted)[true] <= reach).mean()
                 totals[index] += 2 * precision * recall / (precision + recall) if precision + recall else 0
     assert score.count.tolist() == images.tolist()
     assert score.total.tolist() == pytest.approx(totals.tolist(), abs=1e-12)

@@ -201,10 +201,10 @@ def test_cuda_and_cpu_agree(num_classes: int) -> None:
     assert confusion.matrix.is_cuda
     assert torch.equal(confusion.matrix.cpu(), count(prediction, target, num_classes).matrix)
     assert confusion.iou().device.type == "cpu"
-    ours, theirs = BoundaryScore(num_classes), BoundaryScore(num_classes, device="cuda")
-    for score in (ours, theirs):
+    on_cpu, on_cuda = BoundaryScore(num_classes), BoundaryScore(num_classes, device="cuda")
+    for score in (on_cpu, on_cuda):
         score.update(prediction, target)
-    torch.testing.assert_close(theirs.per_class(), ours.per_class(), rtol=0, atol=1e-12, equal_nan=True)
+    torch.testing.assert_close(on_cuda.per_class(), on_cpu.per_class(), rtol=0, atol=1e-12, equal_nan=True)
 
 
 def test_merge_adds_and_keeps_the_other() -> None:
@@ -365,7 +365,7 @@ def test_torchmetrics_agrees(num_classes: int, ignore_index: int | None) -> None
     confusion = ConfusionMatrix(num_classes, ignore_index)
     for _ in range(3):
         prediction, target = draw(rng, (2, 30, 40), num_classes - 1, ignore_index)  # the last class is absent
-        if ignore_index is not None:  # theirs wants a class there too, and an ignored class is none for it
+        if ignore_index is not None:  # torchmetrics needs a class there too, and an ignored class is none
             prediction[target == ignore_index] = 0
         prediction[prediction == ignore_index] = 0
         confusion.update(prediction, target)

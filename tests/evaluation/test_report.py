@@ -272,3 +272,10 @@ def test_charts_leave_matplotlib_unchanged(tmp_path: Path) -> None:
     make().save(tmp_path)
     assert dict(matplotlib.rcParams) == before
     assert "matplotlib.pyplot" not in sys.modules or matplotlib.pyplot.get_fignums() == []
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_a_folder_that_cannot_be_created_is_an_output_error(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(OutputError, match="cannot write .*out"):
+        make().save(tmp_path / "out")

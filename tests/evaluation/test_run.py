@@ -250,7 +250,7 @@ def start(tmp_path: Path, cityscapes: datasets.SegmentationDataset) -> Callable[
     """Starts the script: `start(processes, behavior)`."""
     (tmp_path / "script.py").write_text(SCRIPT)
 
-    def go(processes: int, behavior: str = "plain") -> subprocess.Popen[str]:
+    def launch(processes: int, behavior: str = "normal") -> subprocess.Popen[str]:
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         arguments = [str(cityscapes.root), str(tmp_path / "out"), str(tmp_path / "reads"), behavior]
         return subprocess.Popen(
@@ -262,7 +262,7 @@ def start(tmp_path: Path, cityscapes: datasets.SegmentationDataset) -> Callable[
             start_new_session=True,
         )
 
-    return go
+    return launch
 
 
 def answers(process: subprocess.Popen[str], tmp_path: Path) -> list[dict[str, Any]]:
