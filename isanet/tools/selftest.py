@@ -215,7 +215,7 @@ def _write(weights: Weights, answer: Answer) -> None:
         with atomic_write(path) as file:
             file.write(data)
     except OSError as error:
-        raise cache.unwritable(path.parent, error) from error
+        raise cache.write_error(path.parent, error) from error
 
 
 def answer_path(weights: Weights) -> Path:

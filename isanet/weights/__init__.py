@@ -1,4 +1,11 @@
-"""Bytes and tensors: the manifest, downloads, the cache, checkpoints and their conversion; never a network.
+"""Files, bytes and tensors of checkpoints; never a network.
 
-The manifest and the cache need no torch, so nothing is imported here: `isanet list` answers at once.
+In: names in weights.json, addresses, untrusted files. Out: entries of the manifest, verified files in the cache, state
+dicts by the names of `isanet.ISANet`, and the bytes of safetensors files.
+
+`manifest` says what was released. `download` fetches one file (`http`, `partfile`, `url`), `cache` keeps it.
+`checkpoint` reads and writes (`torchfile`, `zipreader`), `convert` maps the names of tensors. `hub` exchanges model
+folders with the Hugging Face Hub.
+
+Nothing is re-exported: the manifest and the cache need no torch, so `isanet list` answers at once.
 """

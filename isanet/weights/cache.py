@@ -1,11 +1,11 @@
-"""Where converted models lie on this machine, and what is recorded of them.
+"""The cache of converted models on this machine, and what is recorded of them.
 
-For each model there is one `<name>.json`, its record, and the file that the record names,
-`<name>-<8 digits>.safetensors`. Writing the record is what makes a new file the model's file: a process
-killed before that leaves the old pair as it was, and one killed after it leaves the new pair.
+For each model there is one record, `<name>.json`, and the file that the record names,
+`<name>-<8 digits>.safetensors`. Writing the record is the commit point: a process killed before it leaves the old
+pair, one killed after it leaves the new pair.
 
-A record outlives its file, because the hash in it is what any later download of that model must match.
-Standard library only, filelock aside.
+A record outlives its file, because any later download of that model must match the hash in it.
+Standard library only, except for filelock.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from isanet._files import atomic_write_all
+from isanet._text import clean
 from isanet.errors import CacheError
 
 LOCK_TIMEOUT = 3600.0
-"""Seconds to wait for another process that is fetching the same model."""
+"""Seconds to wait for another process that fetches the same model."""
 
 log = logging.getLogger("isanet")
 
@@ -43,8 +44,8 @@ class Record:
         source: Address that the released file came from.
         source_sha256: Hash of the released file; any later copy must have the same.
         source_size: Its size in bytes.
-        layout: Whose key names it had.
-        converter: Version of the conversion.
+        layout: Layout of its tensors' names, a key of `isanet.weights.convert.LAYOUTS` or `BACKBONE_LAYOUTS`.
+        converter: Version of the converter.
         date: When it was converted, ISO 8601, UTC.
     """
 
@@ -59,7 +60,7 @@ class Record:
 
 
 def home() -> Path:
-    """The cache folder: `ISANET_HOME`, else `hub/isanet` under the folder that torch.hub uses. It may not exist yet."""
+    """The cache folder, which may not exist yet: `ISANET_HOME`, else `isanet` in the folder that torch.hub uses."""
     if chosen := os.environ.get("ISANET_HOME"):
         return Path(chosen).expanduser()
     if hub := sys.modules.get("torch.hub"):
@@ -70,38 +71,46 @@ def home() -> Path:
 
 
 def record_path(name: str) -> Path:
-    """Where the record of a model is."""
+    """The path of a model's record."""
     return home() / f"{name}.json"
 
 
 def read_record(name: str) -> Record | None:
-    """The record of a model, or None if it was never cached, or the record is damaged (which is logged)."""
+    """The record of a model; None if it was never cached, or if the record is damaged, which is logged."""
     path = record_path(name)
     try:
         return parse_record(name, json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        log.warning("ignoring the damaged record %s (%s); the model counts as not cached", path, error)
+        log.warning(
+            "ignoring the damaged record %s (%s); the model counts as not cached", path, clean(str(error))[:200]
+        )
         return None
 
 
 def parse_record(name: str, values: Any) -> Record:
-    """The record of a model from what JSON gave; raises ValueError, KeyError or TypeError where it is none."""
+    """A record from parsed JSON.
+
+    Raises:
+        ValueError: A value is malformed.
+        KeyError: A field is missing.
+        TypeError: It is not an object.
+    """
     record = Record(**{field.name: values[field.name] for field in fields(Record)})
     for field in fields(Record):
         if type(getattr(record, field.name)).__name__ != field.type:
             raise ValueError(f"{field.name} is not {field.type}")
     for digest in (record.file_sha256, record.source_sha256):
         if not re.fullmatch("[0-9a-f]{64}", digest):
-            raise ValueError(f"{digest!r} is no hash")
+            raise ValueError(f"{digest[:100]!r} is not a SHA-256 digest")
     if not re.fullmatch(re.escape(name) + r"-[0-9a-f]{8}\.safetensors", record.file):
-        raise ValueError(f"{record.file!r} is not a name that isanet gives")
+        raise ValueError(f"{record.file[:100]!r} is not a file name that isanet writes")
     return record
 
 
 def cached_file(name: str) -> Path | None:
-    """The converted file of a model, if the cache has one; it has not been verified yet."""
+    """The path of a model's converted file, not verified; None if it is not cached."""
     record = read_record(name)
     if record is None:
         return None
@@ -116,7 +125,7 @@ def write_record(name: str, record: Record) -> None:
 
 
 def serialized(record: Record) -> bytes:
-    """What stands in the file of a record."""
+    """The bytes of a record's file."""
     return (json.dumps(asdict(record), indent=1) + "\n").encode()
 
 
@@ -129,7 +138,7 @@ def remove_unrecorded(name: str, record: Record) -> None:
 
 
 def selftest_path(name: str) -> Path:
-    """Where the cache has the recorded answer of a model, which `isanet.tools.selftest` compares with."""
+    """The path of a model's recorded answer, with which `isanet.tools.selftest` compares."""
     return home() / f"{name}.selftest"
 
 
@@ -138,10 +147,13 @@ def clear(name: str, *, forget: bool = False) -> int:
 
     Args:
         name: Its name.
-        forget: Delete the record and the self-test's answer too, so that the next download is trusted anew.
+        forget: Delete the record and the self-test's answer too, so that the next download may have another hash.
 
     Returns:
         Bytes freed.
+
+    Raises:
+        CacheError: The cache cannot be written, or another process held the lock for over an hour.
     """
     freed = 0
     with lock(name):
@@ -153,12 +165,12 @@ def clear(name: str, *, forget: bool = False) -> int:
                 (home() / f"{name}.json").unlink(missing_ok=True)
                 selftest_path(name).unlink(missing_ok=True)
         except OSError as error:
-            raise unwritable(home(), error) from error
+            raise write_error(home(), error) from error
     return freed
 
 
 def sweep() -> None:
-    """Delete temporary files that killed processes left; what has grown within the hour may still be in use."""
+    """Delete temporary files of killed processes; those written within the last hour may still be in use."""
     for path in home().glob(".isanet-*.part"):
         with suppress(OSError):
             if time.time() - path.lstat().st_mtime > 3600:
@@ -174,7 +186,7 @@ def _converted_files(name: str) -> list[Path]:
 def lock(name: str) -> Iterator[None]:
     """Let one process at a time change what is cached of a model.
 
-    The operating system holds the lock and drops it with the process that has it: a stale one cannot be.
+    The operating system releases the lock when its process ends, so there are no stale locks.
 
     Raises:
         CacheError: The folder cannot be written, or another process held the lock for over an hour.
@@ -188,22 +200,22 @@ def lock(name: str) -> Iterator[None]:
         held.acquire()
     except filelock.Timeout as error:
         raise CacheError(
-            f"another process has held {folder / name}.lock for {LOCK_TIMEOUT:.0f} s; see whether it still works"
+            f"another process has held {folder / name}.lock for {LOCK_TIMEOUT:.0f} s; check whether it is still running"
         ) from error
     except OSError as error:
-        raise unwritable(folder, error) from error
+        raise write_error(folder, error) from error
     try:
         yield
     finally:
         held.release()
 
 
-def unwritable(folder: Path, error: OSError, needed: int = 0) -> CacheError:
+def write_error(folder: Path, error: OSError, needed: int = 0) -> CacheError:
     """The error for a cache folder that cannot be written, or whose disk has no room for `needed` bytes."""
     if needed and error.errno == errno.ENOSPC:
         return CacheError(
             f"the disk of {folder} is full: {needed:,} bytes needed, {shutil.disk_usage(folder).free:,} free; "
-            "nothing was kept. Free some, or set ISANET_HOME to another folder"
+            "nothing was kept. Free some space, or set ISANET_HOME to another folder"
         )
     return CacheError(
         f"cannot write to the cache folder {folder}: {error.strerror or error}; "

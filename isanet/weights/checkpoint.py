@@ -1,7 +1,7 @@
-"""Reading strangers' files into state dicts, writing safetensors, and fitting tensors to a model.
+"""Read untrusted files into state dicts, write safetensors, and fit tensors to a model.
 
-A file is read into memory once; what was hashed is what is parsed, whatever happens to the file meanwhile.
-Files of torch.save are read by `isanet.weights.torchfile`, which runs nothing in them; safetensors files here.
+A file is read into memory once: the bytes that were hashed are the bytes that are parsed, whatever happens to the file
+meanwhile. Files of torch.save are read by `isanet.weights.torchfile`, which runs nothing in them, safetensors here.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from isanet.weights.torchfile import (
 )
 
 MAX_FILE_BYTES = 4 << 30
-"""Largest file that is read: eight times the largest ISANet with its optimizer."""
+"""Largest file that is read: eight times the largest ISANet with its optimizer's state."""
 
-_PART_BYTES = 8 << 20
+_CHUNK_BYTES = 8 << 20
 
 SAFETENSORS_DTYPES = {
     "F64": torch.float64,
@@ -58,40 +58,40 @@ def read_file(path: Path) -> File:
     """Read a file once, whole, and hash what was read.
 
     Raises:
-        CheckpointFormatError: It is no regular file, larger than `MAX_FILE_BYTES`, or changed while it was read.
+        CheckpointFormatError: It is not a regular file, is larger than `MAX_FILE_BYTES`, or changed while it was read.
         OSError: It cannot be read.
     """
-    with open(path, "rb", opener=_open_at_once) as file:
+    with open(path, "rb", opener=_open_nonblocking) as file:
         before = os.fstat(file.fileno())
         if not stat.S_ISREG(before.st_mode):
-            raise CheckpointFormatError(f"{path} is not a regular file; copy what it gives to one first")
+            raise CheckpointFormatError(f"{path} is not a regular file; copy its content to one first")
         size = file.seek(0, io.SEEK_END)
         if size > MAX_FILE_BYTES:
             raise CheckpointFormatError(f"{path} has {size:,} bytes; no ISANet has over {MAX_FILE_BYTES:,}")
         file.seek(0)
         data, digest, read = np.empty(size, dtype=np.uint8), sha256(), 0
-        with ThreadPoolExecutor(max_workers=1) as hashing:  # of what has been read, while more is being read
-            for start in range(0, size, _PART_BYTES):
-                part = data[start : start + _PART_BYTES]
-                read += file.readinto(part)  # type: ignore[arg-type]
-                hashing.submit(digest.update, part.data)
+        with ThreadPoolExecutor(max_workers=1) as hashing:  # hashes one chunk while the next is read
+            for start in range(0, size, _CHUNK_BYTES):
+                chunk = data[start : start + _CHUNK_BYTES]
+                read += file.readinto(chunk)  # type: ignore[arg-type]
+                hashing.submit(digest.update, chunk.data)
         after = os.fstat(file.fileno())
         if read != size or (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
             raise CheckpointFormatError(f"{path} was changed while it was read; try again when nothing writes to it")
     return File(str(path), data, digest.hexdigest())
 
 
-def _open_at_once(path: str, flags: int) -> int:
+def _open_nonblocking(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # opening a pipe waits for its writer otherwise
 
 
 def read_checkpoint(file: File) -> tuple[object, dict[str, str]]:
-    """Whatever containers and tensors a torch or safetensors file holds, and the metadata of the latter.
+    """The containers and tensors in a torch or safetensors file, and the metadata of the latter.
 
     The tensors share the memory of the file.
 
     Raises:
-        CheckpointFormatError: It is no such file, or broken; the message says what it looks like.
+        CheckpointFormatError: It is neither, or broken; the message says what it looks like.
         UnsafeCheckpointError: It names something beyond plain tensors and containers.
     """
     head = file.data[:512].tobytes()
@@ -141,7 +141,7 @@ def read_safetensors(file: File) -> tuple[dict[str, Tensor], dict[str, str]]:
                 or len(shape) > 8
                 or min([n if type(n) is int else -1 for n in (start, stop, *shape)]) < 0
             ):
-                raise ValueError(f"the tensor {name[:80]!r} has an impossible shape or place")
+                raise ValueError(f"the tensor {name[:80]!r} has an impossible shape or position")
             if start != end or stop != start + math.prod(shape) * dtype.itemsize or stop > len(data):
                 raise ValueError(
                     f"the tensor {name[:80]!r} of shape {shape} cannot lie at bytes {start} to {stop} of {len(data):,}"
@@ -156,23 +156,28 @@ def read_safetensors(file: File) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def serialize(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """The bytes of a safetensors file with these tensors and texts: the same for the same, every time."""
+    """The bytes of a safetensors file; equal tensors and metadata give equal bytes.
+
+    Args:
+        state: Tensors by name, on any device.
+        metadata: Texts by name.
+    """
     data = save(
         {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, {"format": "pt", **metadata}
     )
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))  # the library writes them in random order
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))  # safetensors writes them in random order
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the tensors stay aligned
     return b"".join((len(text).to_bytes(8, "little"), text, memoryview(data)[start:]))
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """For `json.loads`: the object, if it has no key twice."""
+    """For `json.loads`, as object_pairs_hook: refuses an object with the same key twice."""
     result = dict(pairs)
     if len(result) != len(pairs):
-        raise ValueError("a name appears twice")
+        raise ValueError("a key appears twice")
     return result
 
 
@@ -182,20 +187,23 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def fit_state_dict(
     state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, values: bool = True
 ) -> dict[str, Tensor]:
-    """Tensors that fit a model exactly, floating-point ones as float32, no two of them in the same memory.
+    """Check that tensors fit a model exactly, and cast them: floating point to float32, no two in the same memory.
 
     Args:
-        state: Tensors in the model's own names.
+        state: Tensors by the model's own names.
         expected: The model's state dict, which may be on the meta device.
-        values: Also look at every value: finite, and variances not negative.
+        values: Check every value too: finite, and variances not negative.
+
+    Returns:
+        The tensors, shared with `state` where nothing had to be cast.
 
     Raises:
-        CheckpointMismatchError: A tensor is missing, extra, wrongly shaped, of another kind, or has a value
-            that no training gives; the message shows the first differences.
+        CheckpointMismatchError: A tensor is missing, extra, of another shape or kind, or has an impossible value; the
+            message shows the first differences.
     """
     problems = [f"{name} is missing" for name in expected if name not in state]
-    strange = (name[:200] for name in state if name not in expected)
-    problems += [f"{name if name.isprintable() else ascii(name)} is not part of the model" for name in strange]
+    extra = (name[:200] for name in state if name not in expected)
+    problems += [f"{name if name.isprintable() else ascii(name)} is not part of the model" for name in extra]
     fitting: dict[str, Tensor] = {}
     memories: set[int] = set()
     for name, wanted in expected.items():
@@ -209,7 +217,7 @@ def fit_state_dict(
         else:
             tensor = tensor.to(torch.float32 if wanted.is_floating_point() else wanted.dtype).contiguous()
             memory = tensor.untyped_storage().data_ptr()
-            # Two names for the same bytes would be trained as one, and cannot be written as safetensors
+            # Two names for the same memory would be trained as one, and cannot be written as safetensors
             fitting[name] = tensor.clone() if memory in memories else tensor
             memories.add(memory)
     if values and not problems:
@@ -221,14 +229,14 @@ def fit_state_dict(
     if problems:
         more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise CheckpointMismatchError(
-            f"the checkpoint does not fit the model, which was left as it was: {'; '.join(problems[:5])}{more}"
+            f"the checkpoint does not fit the model, which is unchanged: {'; '.join(problems[:5])}{more}"
         )
     return fitting
 
 
 @contextmanager
 def errors_mention(file: File) -> Iterator[None]:
-    """Errors about the tensors of a file name the file."""
+    """Errors raised in the body mention the file."""
     try:
         yield
     except CheckpointError as error:
@@ -238,6 +246,6 @@ def errors_mention(file: File) -> Iterator[None]:
 
 
 def release_file_buffer(state: dict[str, Tensor], file: File) -> dict[str, Tensor]:
-    """The same tensors, copied if they are much less than the file whose memory they would keep alive."""
+    """The same tensors, copied if they are much smaller than the file whose memory they would keep alive."""
     payload = sum(tensor.nbytes for tensor in state.values())
     return {name: tensor.clone() for name, tensor in state.items()} if len(file.data) > 1.2 * payload else state

@@ -1,7 +1,7 @@
-"""Strangers' state dicts, as data: one table of key prefixes for each upstream layout, pure dict -> dict.
+"""State dicts of other codebases, converted by data: one table of name prefixes for each upstream layout.
 
-A table maps a prefix of their names to a prefix of ours, or to None, which drops what it names on purpose; the
-longest that fits wins. Every tensor must be named by the table: nothing is dropped in silence.
+A table maps a prefix of upstream's names to a prefix of ours, or to None for tensors that are dropped on purpose; the
+longest matching prefix wins. Every tensor must be named by the table: nothing is dropped silently.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from isanet.config import BACKBONES, EXPANSION
 from isanet.errors import CheckpointFormatError, CheckpointMismatchError
 
 CONVERTER_VERSION = 1
-"""Raised whenever the same file would be converted to other tensors; recorded in every converted file."""
+"""Increased whenever the same file would be converted to other tensors; recorded in every converted file."""
 
 ATTENTIONS = {"global_relation": "long_range", "local_relation": "short_range"}
 PROJECTIONS = ("query_project.0", "query_project.1", "key_project.0", "key_project.1", "output_project")
@@ -54,7 +54,7 @@ MMSEGMENTATION: dict[str, str] = {
 
 LAYOUTS: dict[str, dict[str, str]] = {"sssegmentation": SSSEGMENTATION, "mmsegmentation": MMSEGMENTATION}
 
-# Of mmcv's ResNetV1c, as OpenMMLab published it; our backbone has its names.
+# mmcv's ResNetV1c, as OpenMMLab published it; our backbone has its names
 MMCV_V1C: dict[str, str | None] = {
     **{part: part for part in ("stem", "layer1", "layer2", "layer3", "layer4")},
     "fc": None,  # the classifier of ImageNet's 1000 classes
@@ -67,23 +67,23 @@ LANDMARKS = {
     "mmsegmentation": "decode_head.global_relation.value_project.weight",
     "isanet": "long_range.value_project.weight",
 }
-"""One key that only an ISANet in that layout has."""
+"""A tensor's name by which each layout is recognized."""
 
 MAX_NAME = 200
-"""Characters of the longest name of a tensor."""
+"""Most characters of a tensor's name."""
 
 MAX_CHANNELS = 2**16
-"""Most channels or classes that shapes are believed to have."""
+"""Most channels or classes that an architecture inferred from shapes may have."""
 
 WRAPPERS = ("model", "state_dict")
-"""Keys under which training frameworks keep the weights, beside optimizer, counters and averaged copies."""
+"""Keys under which training frameworks keep the weights, beside the optimizer's state, counters and averages."""
 
 
 def unwrap(checkpoint: object) -> dict[str, Tensor]:
-    """The bare state dict in a checkpoint: out of its wrapper, and without `module.` before every name.
+    """The bare state dict in a checkpoint, without wrappers and without `module.` before every name.
 
     Args:
-        checkpoint: What `isanet.weights.checkpoint.read_checkpoint` gave.
+        checkpoint: As returned by `isanet.weights.checkpoint.read_checkpoint`.
 
     Raises:
         CheckpointFormatError: There is no state dict in it.
@@ -96,15 +96,15 @@ def unwrap(checkpoint: object) -> dict[str, Tensor]:
         raise CheckpointFormatError(
             f"expected a state dict, or one under {' or '.join(WRAPPERS)}; got {_describe(state)}"
         )
-    strangers = [name for name, value in state.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
-    if strangers:
+    others = [name for name, value in state.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
+    if others:
         raise CheckpointFormatError(
             f"expected a state dict of named tensors, or one under {' or '.join(WRAPPERS)}; "
-            f"got {_describe(state)}, of which {repr(strangers[0])[:MAX_NAME]} is no tensor"
+            f"got {_describe(state)}, of which {repr(others[0])[:MAX_NAME]} is not a tensor"
         )
-    # Names are shown in messages, on a terminal or in a log, where others could do harm
+    # Names reach terminals and logs, where control characters do harm
     if odd := [name for name in state if len(name) > MAX_NAME or not name.isprintable()]:
-        raise CheckpointFormatError(f"{odd[0][:MAX_NAME]!r} is no name of a tensor")
+        raise CheckpointFormatError(f"{odd[0][:MAX_NAME]!r} cannot be the name of a tensor")
     while all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     return dict(state)
@@ -120,13 +120,13 @@ def detect_layout(state: Mapping[str, Any]) -> str:
         if landmark in state:
             return layout
     raise CheckpointFormatError(
-        f"these {len(state)} tensors are no ISANet in a known layout ({', '.join(LANDMARKS)}); "
+        f"these {len(state)} tensors are not an ISANet in a known layout ({', '.join(LANDMARKS)}); "
         f"the first are {', '.join(map(str, list(state)[:3]))}"
     )
 
 
 def convert(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
-    """Rename every tensor from `layout` to the names of `isanet.model.ISANet`; the tensors are shared, not copied.
+    """Rename every tensor from `layout` to the names of `isanet.ISANet`; the tensors are shared, not copied.
 
     Raises:
         CheckpointMismatchError: A name is not in the table of that layout, or two names become one.
@@ -139,7 +139,7 @@ def convert(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
 def convert_backbone(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
     """Rename every tensor from `layout` to the names of `isanet.backbone.ResNet`, without ImageNet's classifier.
 
-    Files from before torch 0.4.1 have no counters in batch norm: if none has one, all count from 0, as torch does.
+    Files from before torch 0.4.1 have no `num_batches_tracked`; if no batch norm has one, all get 0, as in torch.
 
     Raises:
         CheckpointMismatchError: A name is not in the table of that layout.
@@ -154,7 +154,17 @@ def convert_backbone(state: Mapping[str, Tensor], layout: str) -> dict[str, Tens
 def rename(
     state: Mapping[str, Tensor], table: Mapping[str, str | None], layout: str, what: str = "an ISANet"
 ) -> dict[str, Tensor]:
-    """Apply one table of prefixes, longest first, to every name; `what` the tensors should be is for messages."""
+    """Apply one table of prefixes to every name.
+
+    Args:
+        state: Tensors by upstream's names.
+        table: Prefixes of upstream's names to ours; None drops.
+        layout: Name of the table, for messages.
+        what: What the tensors should be, for messages.
+
+    Raises:
+        CheckpointMismatchError: A name is not in the table, or two names become one.
+    """
     renamed: dict[str, Tensor] = {}
     unknown: list[str] = []
     dropped = 0
@@ -172,24 +182,24 @@ def rename(
             f"{len(unknown)} tensors are not part of {what} in {layout}'s layout: {', '.join(unknown[:5])}"
         )
     if same := len(state) - dropped - len(renamed):
-        raise CheckpointMismatchError(f"{same} names of this {layout} checkpoint stand for the same tensor")
+        raise CheckpointMismatchError(f"{same} tensors of this {layout} checkpoint have the same name as another one")
     return renamed
 
 
 def notes_align_corners(checkpoint: object) -> bool:
-    """Whether mmsegmentation's notes in a checkpoint (`meta.config`, a text) say that logits are resized by corners."""
+    """Whether mmsegmentation's config in a checkpoint (`meta.config`, a text) has `align_corners=True`."""
     meta = checkpoint.get("meta") if isinstance(checkpoint, Mapping) else None
     text = meta.get("config") if isinstance(meta, Mapping) else None
     return isinstance(text, str) and re.search(r"align_corners['\"]?\s*[=:]\s*True", text) is not None
 
 
 def infer_architecture(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The arguments of `ISANet` that the shapes of a converted state dict tell.
+    """The arguments of `isanet.ISANet`, inferred from the shapes of a converted state dict.
 
-    `align_corners`, `residual_first` and `block_size` leave no trace in shapes.
+    `align_corners`, `residual_first` and `block_size` cannot be inferred.
 
     Raises:
-        CheckpointMismatchError: A tensor that tells is missing or has no such shape, or no known backbone fits.
+        CheckpointMismatchError: A tensor is missing or has an impossible shape, or no known backbone fits.
     """
     try:
         value = state["long_range.value_project.weight"].shape
@@ -207,12 +217,12 @@ def infer_architecture(state: Mapping[str, Tensor]) -> dict[str, Any]:
             "aux_channels": state["aux_classifier.weight"].shape[1],
             "fusion_kernel": state["fuse.conv.weight"].shape[-1],
         }
-        # A tensor without elements may claim any shape, and a network is made in every one of these sizes
+        # A tensor without elements may claim any shape, and a network is built in these sizes
         if odd := [f"{name} = {count}" for name, count in channels.items() if not 0 < count <= MAX_CHANNELS]:
             raise CheckpointMismatchError(f"no ISANet has these sizes: {', '.join(odd)}")
         return {"backbone": backbone, **channels, "value_bias": "long_range.value_project.bias" in state}
     except (KeyError, IndexError) as error:
-        raise CheckpointMismatchError(f"cannot tell the architecture: no usable tensor {error}") from error
+        raise CheckpointMismatchError(f"cannot infer the architecture: no usable tensor {error}") from error
 
 
 def _describe(value: object) -> str:

@@ -1,6 +1,7 @@
-"""The manifest: what weights.json says of each released model and of each backbone to start from, read strictly.
+"""The manifest, weights.json: every released model, and every pretrained backbone to start from.
 
-Standard library only, so that `isanet list` answers at once.
+A manifest may be another's or damaged, so all of it is checked; each content is checked once per process. Standard
+library only, so that `isanet list` answers at once.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ from isanet.errors import ManifestError
 from isanet.protocols import PROTOCOLS
 
 SCHEMA = 1
-"""Version of the layout of weights.json that this code reads."""
+"""Version of weights.json's schema that this code reads."""
 
 MAX_INPUT_PIXELS = 2**25
-"""Most pixels that somebody else's configuration may make of an image: preparing them takes about a gigabyte."""
+"""Most pixels of a preprocessed image that a configuration may ask for: they need about a gigabyte."""
 
 MAX_EDGE = 2**14
-"""Largest edge in pixels to which images are resized; the published models have 2048."""
+"""Longest edge in pixels to which a configuration may resize images; the published models use 2048."""
 
 PACKAGE = Path(__file__).parents[1]
-"""The folder of the package; the models that travel in it are under assets/."""
+"""The folder of the package; packaged models are under assets/."""
 
 
 @dataclass(frozen=True)
@@ -40,23 +41,24 @@ class Weights:
     Attributes:
         name: Its name in the zoo.
         architecture: Arguments of `isanet.ISANet` that shape the network.
-        label_space: What its classes are: a key of `isanet.labels.LABEL_SPACES`.
+        label_space: Its classes: a key of `isanet.labels.LABEL_SPACES`.
         preprocessing: Arguments of `isanet.images.preprocess.preprocess`.
-        layout: Whose key names the released file has, a key of `isanet.weights.convert.LAYOUTS`; "isanet" of a packaged one.
-        packaged: Whether the file travels inside the package: `<name>.safetensors`, in our own layout. Then there are
-            no `urls`, and `sha256` and `size` are known. Floating-point tensors may be float16 there.
+        layout: Layout of the tensors' names in the released file: a key of `isanet.weights.convert.LAYOUTS`; "isanet"
+            if it is packaged.
+        packaged: Whether its file is in the package: `assets/<name>.safetensors`, in our own layout. Then there are no
+            `urls`, `sha256` and `size` are known, and floating-point tensors may be float16.
         urls: Addresses of the released file, in the order in which they are tried.
         log_urls: Addresses of the training log.
-        sha256: Hash of the released file, or None where nobody has published one yet.
+        sha256: Hash of the released file, or None if none has been published.
         size: Its size in bytes, or None.
         tensors: Number of tensors of the model.
-        payload: Bytes of those tensors in the file, which is a little larger, or about twice that with the optimizer's
+        payload: Bytes of those tensors. The file is a little larger, or about twice as large with the optimizer's
             state.
-        parameters: Number of trained values, auxiliary head included.
-        metrics: `dataset`, `split`, `miou` (a fraction) and the `protocol` by which it was measured, a key of
+        parameters: Number of parameters, auxiliary head included.
+        metrics: `dataset`, `split`, `miou` (0..1) and the `protocol` by which it was measured, a key of
             `isanet.protocols.PROTOCOLS`.
         recipe: How it was trained.
-        license: Terms of the weights, and of the data behind them.
+        license: License of the weights, and of the training data.
         paper: Address of the paper.
     """
 
@@ -85,26 +87,26 @@ class Weights:
 
     @property
     def known_digits(self) -> str:
-        """The hexadecimal digits of the released file's sha256 that are published, from the first: all 64, or none."""
+        """The published leading hexadecimal digits of the released file's sha256: all 64, or none."""
         return self.sha256 or ""
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A backbone trained on ImageNet, for models that start from it, as weights.json describes it.
+    """A backbone pretrained on ImageNet, as weights.json describes it.
 
     Attributes:
         name: Its name in the manifest and in the cache.
         backbone: The network: a key of `isanet.config.BACKBONES`, of width 64.
-        layout: Whose key names the released file has, a key of `isanet.weights.convert.BACKBONE_LAYOUTS`.
+        layout: Layout of the tensors' names in the released file: a key of `isanet.weights.convert.BACKBONE_LAYOUTS`.
         urls: Addresses of the released file, in the order in which they are tried.
-        sha256_prefix: First 8 hexadecimal digits of the released file's sha256, which its name ends in. They show
-            damage; 32 bits are too few against somebody who forges a file.
-        sha256: All 64, or None where nobody has published them.
+        sha256_prefix: First 8 hexadecimal digits of the released file's sha256, with which its name ends. They reveal
+            damage; 32 bits are too few against forgery.
+        sha256: All 64, or None if they have not been published.
         size: Size of the released file in bytes, or None.
-        tensors: Number of tensors of the backbone, counters of batch norm included.
-        payload: Bytes of those tensors; the file has ImageNet's classifier too.
-        license: Terms of the weights, and of the data behind them.
+        tensors: Number of tensors of the backbone, batch norm's counters included.
+        payload: Bytes of those tensors; the file also has ImageNet's classifier.
+        license: License of the weights, and of the training data.
     """
 
     name: str
@@ -126,22 +128,22 @@ class Backbone:
 
     @property
     def known_digits(self) -> str:
-        """The hexadecimal digits of the released file's sha256 that are published, from the first: all 64, or 8."""
+        """The published leading hexadecimal digits of the released file's sha256: all 64, or 8."""
         return self.sha256 or self.sha256_prefix
 
 
 Released = Weights | Backbone
-"""What is fetched, verified, converted and cached."""
+"""A model or a backbone: what is fetched, verified, converted and cached."""
 
 
 def manifest_path() -> Path:
-    """Where weights.json is: inside an installed package, or at the top of a checkout."""
+    """The path of weights.json: inside an installed package, or at the top of a checkout."""
     installed = PACKAGE / "weights.json"
     return installed if installed.exists() else PACKAGE.parent / "weights.json"
 
 
 def packaged_path(name: str) -> Path:
-    """Where the file of a packaged model is."""
+    """The path of a packaged model's file."""
     return PACKAGE / "assets" / f"{name}.safetensors"
 
 
@@ -158,12 +160,12 @@ def load_manifest(path: Path | None = None) -> dict[str, Weights]:
 
 
 def load_backbones(path: Path | None = None) -> dict[str, Backbone]:
-    """All backbones to start from, by name; arguments and errors as of `load_manifest`."""
+    """All pretrained backbones by name; arguments and errors as of `load_manifest`."""
     return _load(path)[1]
 
 
 def load_released() -> dict[str, Released]:
-    """All that was released, by name: the models of the zoo, and the backbones to start from."""
+    """The models of the zoo and the pretrained backbones, by name."""
     weights, backbones = _load(None)
     return {**weights, **backbones}
 
@@ -202,16 +204,16 @@ def list_models(pattern: str = "*") -> list[str]:
     """Names of the released models.
 
     Args:
-        pattern: Only names that fit, with the wildcards `*`, `?` and `[...]`.
+        pattern: Filter by glob pattern: `*`, `?` and `[...]`.
     """
     return [name for name in load_manifest() if fnmatchcase(name, pattern)]
 
 
 def model_info(name: str) -> Weights:
-    """What the manifest says of one released model.
+    """The manifest's entry of one released model.
 
     Raises:
-        ValueError: There is no model of that name; the message lists the nearest.
+        ValueError: There is no model of that name; the message lists the nearest names.
     """
     manifest = load_manifest()
     if name not in manifest:
@@ -220,7 +222,7 @@ def model_info(name: str) -> Weights:
 
 
 def unknown_model(name: str) -> str:
-    """A message for a name that is not in the zoo."""
+    """The message for a name that is not in the zoo."""
     names = list(load_manifest())
     near = get_close_matches(name, names, n=3, cutoff=0.5)
     return f"no model {name!r} in the zoo; " + (
@@ -269,9 +271,9 @@ def _parse(document: Any) -> tuple[dict[str, Weights], dict[str, Backbone]]:
 
 
 def _entry(name: str, entry: Any, kind: type[Weights] | type[Backbone]) -> dict[str, Any]:
-    """The values of an entry, each checked by itself."""
+    """The checked values of an entry."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9_]{0,99}", name):
-        raise ManifestError(f"a name is lower-case letters, digits and '_', got {name!r}")
+        raise ManifestError(f"a name has lower-case letters, digits and '_' only, got {name!r}")
     expected = {field.name for field in fields(kind)} - {"name"}
     if not isinstance(entry, dict):
         raise ManifestError(f"{name}: expected an object, got {entry!r}")
@@ -280,9 +282,9 @@ def _entry(name: str, entry: Any, kind: type[Weights] | type[Backbone]) -> dict[
     if missing := sorted(expected - set(entry)):
         raise ManifestError(f"{name}: missing field {missing[0]!r}")
     for field, value in entry.items():
-        fits, wanted = CHECKS[field]
-        if not (_is_finite(value) and fits(value)):
-            raise ManifestError(f"{name}.{field}: expected {wanted}, got {value!r}")
+        is_valid, description = CHECKS[field]
+        if not (_is_finite(value) and is_valid(value)):
+            raise ManifestError(f"{name}.{field}: expected {description}, got {value!r}")
     return {"name": name, **{key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}}
 
 
@@ -294,7 +296,7 @@ def _file_name(url: str) -> str:
     return url.rpartition("/")[2]
 
 
-def _is_address(value: Any) -> bool:
+def _is_url(value: Any) -> bool:
     host, folder, file = (
         r"[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]{1,5})?",
         r"[A-Za-z0-9._~%+-]+",
@@ -304,7 +306,7 @@ def _is_address(value: Any) -> bool:
 
 
 def _is_finite(value: Any) -> bool:
-    """Whether there is no NaN and no infinity in it, which Python's JSON has and others' has not."""
+    """Whether it has no NaN and no infinity, which Python's JSON allows and the standard does not."""
     if isinstance(value, float):
         return math.isfinite(value)
     inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
@@ -353,10 +355,10 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "packaged": (lambda v: isinstance(v, bool), "true or false"),
     "backbone": (_is_text, "the name of a network"),
     "urls": (
-        lambda v: isinstance(v, list) and all(map(_is_address, v)),
+        lambda v: isinstance(v, list) and all(map(_is_url, v)),
         "a list of https addresses, without user, query, fragment or odd file names",
     ),
-    "log_urls": (lambda v: isinstance(v, list) and all(map(_is_address, v)), "a list of https addresses"),
+    "log_urls": (lambda v: isinstance(v, list) and all(map(_is_url, v)), "a list of https addresses"),
     "sha256_prefix": (
         lambda v: isinstance(v, str) and re.fullmatch("[0-9a-f]{8}", v) is not None,
         "8 lower-case hexadecimal digits",
@@ -372,6 +374,6 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "metrics": (_is_metrics, "texts 'dataset' and 'split', the name of a 'protocol', and 'miou' between 0 and 1"),
     "recipe": (lambda v: isinstance(v, dict), "an object of finite values"),
     "license": (_is_text, "a text"),
-    "paper": (_is_address, "an https address"),
+    "paper": (_is_url, "an https address"),
 }
-"""What each field of an entry must be: a test, and the words for a message."""
+"""What each field of an entry must be: a predicate, and its description for messages."""

@@ -1,19 +1,18 @@
 """The files of torch.save, read without running them.
 
-A .pth file is a pickle, a program that may call anything. It is read in layers, each of which stops what the
-one before cannot see, and none of which has a fallback:
+A .pth file is a pickle, a program that may call anything. It is read in layers, none of which has a fallback:
 
-1. The first bytes must be those of a zip archive or of torch's older format; anything else is named.
+1. The first bytes must be those of a zip archive or of torch's older format; otherwise the message says what it is.
 2. The archive must be as torch.save writes it: see `isanet.weights.zipreader`.
-3. The pickle is read, not run: of its instructions only those that make plain values and containers are known,
-   in bounded number, and none of them calls anything, sets an attribute or hashes more than a plain value.
-4. What it names must be an `OrderedDict` or a description of a tensor, and stays a name: no function of torch, or
-   of anyone, is reachable; a file that names another is refused with that name.
-5. A tensor is a view of the bytes already in memory, and only if it lies inside its storage, and the storage
-   inside the file. Views of the same bytes are bounded too. Nothing is allocated on a file's word.
+3. The pickle is read, not run: only instructions that make plain values and containers are known, in bounded
+   number, and none of them calls anything, sets an attribute or hashes more than a plain value.
+4. What it names must be `OrderedDict` or a function that rebuilds a tensor, and is only compared as text: no function
+   can be reached; a file that names anything else is refused with that name.
+5. A tensor is a view of the bytes already in memory, and only if it lies inside its storage, and the storage inside
+   the file. Views of the same bytes are bounded too. No size that a file claims is allocated.
 
 Neither `torch.load` nor the standard library's unpickler is used: `BUILD` alone reaches `Tensor.__setstate__`, and
-through it a tensor of any size. With one parser there are no two readings of one file, and its weights need no copy.
+through it a tensor of any size. With one parser there is one reading of a file, and its weights need no copy.
 """
 
 from __future__ import annotations
@@ -44,22 +43,22 @@ class File(NamedTuple):
 
 
 MAX_DESCRIPTION_BYTES = 4 << 20
-"""Largest description (pickle, header, directory, config.json); those of the published files have less than 1 MB.
+"""Largest description (pickle, header, directory, config.json); in the published files they are below 1 MB.
 
-As objects it takes up to 25 times its size.
+Parsed, it takes up to 25 times its size.
 """
 
 MAX_STEPS = 1 << 19
-"""Most instructions of a pickle; a ResNet-101 with its optimizer's state takes 50,000."""
+"""Most instructions of a pickle; a ResNet-101 with its optimizer's state has 50,000."""
 
 MAX_TENSORS = 1 << 14
 """Most tensors of a file; a ResNet-101 with its optimizer's state has 1,100. Each takes memory even if it is empty."""
 
 MAX_NUMBERED = 1 << 12
-"""Most entries of a dictionary with numbers as keys; an optimizer's state has one for each of 348 parameters."""
+"""Most entries of a dictionary with integers as keys; an optimizer's state has one for each of 348 parameters."""
 
 MAX_SHARING = 4
-"""How many times the size of their file the tensors in it may be, where several show the same bytes."""
+"""How many times as large as their file all tensors may be, which may be views of the same bytes."""
 
 STORAGES = {
     "DoubleStorage": torch.float64,
@@ -82,7 +81,7 @@ ALLOWED = frozenset(
     {"collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"}
     | {f"torch.{name}" for name in STORAGES}
 )
-"""All that a pickle may name."""
+"""All names that a pickle may contain."""
 
 
 @dataclass(frozen=True)
@@ -93,35 +92,35 @@ class _Name:
 @dataclass(frozen=True)
 class _Storage:
     values: Tensor | None
-    """None in the first reading of the older format, where the bytes come after the pickle."""
+    """None in the first pass over the older format, whose bytes come after the pickle."""
 
 
-class _Pickle:
-    """A reader of pickles that builds containers and views, and nothing else.
+class _PickleReader:
+    """Builds containers and views from a pickle, and nothing else.
 
     Args:
-        storages: The bytes of each storage, by its key; None if they are not known yet.
-        budget: Bytes that all tensors together may show.
+        storages: The bytes of each storage by its key; None if they are not known yet.
+        budget: Bytes that all tensors together may have.
     """
 
     def __init__(self, storages: Mapping[str, Bytes] | None, budget: int) -> None:
         self.storages = storages
         self.budget = budget
         self.tensors = 0
-        self.asked: dict[str, tuple[torch.dtype, int]] = {}
-        self.known: dict[str, _Storage] = {}
+        self.requested: dict[str, tuple[torch.dtype, int]] = {}
+        self.typed: dict[str, _Storage] = {}
 
     def load(self, pickled: bytes) -> tuple[object, int]:
-        """What one pickle describes, and where it ends."""
+        """The contents of one pickle, and its length in bytes."""
         stack: list[Any] = []
-        marked: list[list[Any]] = []  # what was on the stack at each MARK
+        marked: list[list[Any]] = []  # the stack below each MARK
         memo: dict[int, Any] = {}
         argument: Any
         for step, (opcode, argument, position) in enumerate(pickletools.genops(pickled)):
             if step >= MAX_STEPS:
-                raise CheckpointFormatError(f"its description of tensors has more than {MAX_STEPS:,} steps")
+                raise CheckpointFormatError(f"its pickle has more than {MAX_STEPS:,} steps")
             items: list[Any] = []
-            if opcode.name in ("TUPLE", "APPENDS", "SETITEMS"):  # these take all since the last MARK
+            if opcode.name in ("TUPLE", "APPENDS", "SETITEMS"):  # these take everything since the last MARK
                 items, stack = stack, marked.pop()
             match opcode.name:
                 case "PROTO" | "FRAME":
@@ -136,8 +135,8 @@ class _Pickle:
                 case "NEWTRUE" | "NEWFALSE":
                     stack.append(opcode.name == "NEWTRUE")
                 case "BININT" | "BININT1" | "BININT2" | "INT" | "LONG1" | "LONG4":
-                    if argument.bit_length() > 128:  # arithmetic on larger ones takes long
-                        raise CheckpointFormatError("it holds a number of more than 128 bits")
+                    if argument.bit_length() > 128:  # arithmetic on larger ones is slow
+                        raise CheckpointFormatError("it has an integer of more than 128 bits")
                     stack.append(argument)
                 case "BINFLOAT" | "SHORT_BINUNICODE" | "BINUNICODE" | "BINUNICODE8" | "SHORT_BINSTRING" | "BINSTRING":
                     stack.append(argument)
@@ -145,7 +144,7 @@ class _Pickle:
                     stack.append(argument)
                 case "BINPUT" | "LONG_BINPUT":
                     if argument > step:
-                        raise CheckpointFormatError(f"it asks for {argument:,} places after {step:,} steps")
+                        raise CheckpointFormatError(f"it asks for {argument:,} memo slots after {step:,} steps")
                     memo[argument] = stack[-1]
                 case "MEMOIZE":
                     memo[len(memo)] = stack[-1]
@@ -167,28 +166,28 @@ class _Pickle:
                     _expect(stack[-1], list).extend(items)
                 case "SETITEM":
                     value, key = stack.pop(), stack.pop()
-                    _fill(_expect(stack[-1], dict), [(key, value)])
+                    _insert(_expect(stack[-1], dict), [(key, value)])
                 case "SETITEMS":
-                    _fill(_expect(stack[-1], dict), zip(items[::2], items[1::2], strict=True))
+                    _insert(_expect(stack[-1], dict), zip(items[::2], items[1::2], strict=True))
                 case "GLOBAL" | "STACK_GLOBAL":
-                    stack.append(_allowed(argument.split(" ", 1) if argument else [stack.pop(-2), stack.pop()]))
+                    stack.append(_checked_name(argument.split(" ", 1) if argument else [stack.pop(-2), stack.pop()]))
                 case "BINPERSID":
                     stack.append(self.storage(stack.pop()))
                 case "REDUCE":
                     arguments, name = _expect(stack.pop(), tuple), _expect(stack.pop(), _Name)
-                    stack.append(self.build(name.text, arguments))
-                case "BUILD":  # a state dict's `_metadata`, which nobody needs
+                    stack.append(self.call(name.text, arguments))
+                case "BUILD":  # a state dict's `_metadata`, which is not needed
                     stack.pop()
                     _expect(stack[-1], dict)
                 case _:
                     what = "" if argument is None else f" for {str(argument)[:200]!r}"
                     raise _unsafe(f"uses the instruction {opcode.name}{what}")
-        raise CheckpointFormatError("its description of tensors has no end")
+        raise CheckpointFormatError("its pickle has no end")
 
-    def build(self, name: str, arguments: tuple[Any, ...]) -> object:
+    def call(self, name: str, arguments: tuple[Any, ...]) -> object:
         if name == "collections.OrderedDict":
             pairs = [_expect(pair, list) for pair in _expect(arguments[0], list)] if arguments else []
-            return _fill({}, pairs)
+            return _insert({}, pairs)
         if name == "torch._utils._rebuild_tensor_v2":
             self.tensors += 1
             if self.tensors > MAX_TENSORS:
@@ -196,7 +195,7 @@ class _Pickle:
             tensor = _view(*arguments[:4])
             self.budget -= tensor.nbytes
             if self.budget < 0:
-                raise CheckpointFormatError(f"its tensors show its bytes more than {MAX_SHARING} times")
+                raise CheckpointFormatError(f"its tensors have its bytes more than {MAX_SHARING} times")
             return tensor
         if name == "torch._utils._rebuild_parameter":
             return _expect(arguments[0], Tensor)
@@ -213,22 +212,22 @@ class _Pickle:
             raise CheckpointFormatError(
                 f"its storage {key[:80]!r} is a view of another, as only torch before 0.4 wrote"
             )
-        if self.asked.setdefault(key, (dtype, numel)) != (dtype, numel):
-            raise CheckpointFormatError(f"it describes the storage {key[:80]!r} in two ways")
+        if self.requested.setdefault(key, (dtype, numel)) != (dtype, numel):
+            raise CheckpointFormatError(f"it describes the storage {key[:80]!r} twice, differently")
         if self.storages is None:
             return _Storage(None)
-        if key not in self.known:
+        if key not in self.typed:
             data = self.storages.get(key)
             if data is None or len(data) != numel * dtype.itemsize:
                 found = "is missing" if data is None else f"has {len(data):,}"
                 raise CheckpointFormatError(
                     f"its storage {key[:80]!r} should have {numel * dtype.itemsize:,} bytes, but {found}"
                 )
-            self.known[key] = _Storage(typed(data, dtype))  # once: it may have to be copied
-        return self.known[key]
+            self.typed[key] = _Storage(typed(data, dtype))  # once: it may have to be copied
+        return self.typed[key]
 
 
-def _allowed(parts: list[Any]) -> _Name:
+def _checked_name(parts: list[Any]) -> _Name:
     name = ".".join(_expect(part, str) for part in parts)
     if name not in ALLOWED:
         raise _unsafe(f"names {name[:200]!r}")
@@ -249,9 +248,9 @@ def _expect(value: Any, kind: type) -> Any:
     return value
 
 
-def _fill(target: dict[Any, Any], pairs: Iterable[Sequence[Any]]) -> dict[Any, Any]:
+def _insert(target: dict[Any, Any], pairs: Iterable[Sequence[Any]]) -> dict[Any, Any]:
     for key, value in pairs:
-        # The hash of nested tuples takes as long as the file likes, and numbers can be chosen to share one hash
+        # Hashing nested tuples can take forever, and integers can be chosen to have one hash
         if type(key) is not str and (type(key) is not int or key.bit_length() > 60 or len(target) >= MAX_NUMBERED):
             raise CheckpointFormatError(f"a dictionary has a {type(key).__name__} as its key {len(target):,}")
         target[key] = value
@@ -276,18 +275,18 @@ def _view(storage: Any, offset: Any, size: Any, stride: Any) -> Tensor:
 
 
 def typed(data: Bytes, dtype: torch.dtype) -> Tensor:
-    """Bytes as a flat tensor of some type; of the same memory, if that is aligned."""
+    """Bytes as a one-dimensional tensor, in the same memory if that is aligned."""
     if not len(data):
         return torch.empty(0, dtype=dtype)
     if data.ctypes.data % dtype.itemsize:
-        data = data.copy()  # numpy aligns its own memory
+        data = data.copy()  # numpy aligns new memory
     if dtype is torch.bool:
-        return torch.from_numpy(data) != 0  # any byte but 0 and 1 is undefined behavior as a truth value
+        return torch.from_numpy(data) != 0  # bytes other than 0 and 1 are undefined behavior in a bool tensor
     return torch.from_numpy(data).view(dtype)
 
 
 def read_archive(file: File) -> object:
-    """What a file in the format since torch 1.6 holds: a zip archive of one pickle and its storages."""
+    """The contents of a file in the format since torch 1.6: a zip archive of one pickle and its storages."""
     memory = file.data.data
     try:
         entries = read_directory(
@@ -312,7 +311,7 @@ def read_archive(file: File) -> object:
 
 
 def read_legacy(file: File) -> object:
-    """The format before torch 1.6: five pickles, then each storage with its length before it."""
+    """The contents of a file in the format before torch 1.6: five pickles, then each storage after its length."""
     position = len(LEGACY_MAGIC)
     _, _, length = _unpickle(file, file.data[position:], {})  # a version, a constant
     position += length
@@ -320,14 +319,14 @@ def read_legacy(file: File) -> object:
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise CheckpointFormatError(f"{file.name} was not written on a little-endian machine")
     tensors = file.data[position + length :]
-    _, asked, length = _unpickle(file, tensors, None)  # which storages there are; their bytes come later
+    _, requested, length = _unpickle(file, tensors, None)  # finds the storages, whose bytes come later
     keys, _, skipped = _unpickle(file, tensors[length:], {})
-    if not isinstance(keys, list) or any(type(key) is not str for key in keys) or sorted(keys) != sorted(asked):
-        raise CheckpointFormatError(f"{file.name}: its list of storages does not fit its tensors")
+    if not isinstance(keys, list) or any(type(key) is not str for key in keys) or sorted(keys) != sorted(requested):
+        raise CheckpointFormatError(f"{file.name}: its list of storages does not match its tensors")
     rest = tensors[length + skipped :]
     storages: dict[str, Bytes] = {}
     for key in keys:
-        dtype, numel = asked[key]
+        dtype, numel = requested[key]
         end = 8 + numel * dtype.itemsize
         if end > len(rest) or int.from_bytes(rest[:8].tobytes(), "little") != numel:
             raise CheckpointFormatError(
@@ -340,15 +339,15 @@ def read_legacy(file: File) -> object:
 def _unpickle(
     file: File, data: Bytes, storages: Mapping[str, Bytes] | None
 ) -> tuple[object, dict[str, tuple[torch.dtype, int]], int]:
-    """What the pickle at the start of some bytes describes, the storages it asks for, and its length."""
-    reader = _Pickle(storages, MAX_SHARING * len(file.data))
+    """The contents of the pickle at the start of `data`, the storages that it requests, and its length."""
+    reader = _PickleReader(storages, MAX_SHARING * len(file.data))
     try:
         contents, length = reader.load(data[:MAX_DESCRIPTION_BYTES].tobytes())
-        return contents, reader.asked, length
+        return contents, reader.requested, length
     except (UnsafeCheckpointError, CheckpointFormatError) as error:
         raise type(error)(f"{file.name}: {error}") from error
-    except Exception as error:  # a broken pickle may raise anything at all, and every way is the same news
+    except Exception as error:  # a broken pickle may raise anything
         raise CheckpointFormatError(
-            f"{file.name}: its description of tensors is broken, or has over {MAX_DESCRIPTION_BYTES:,} bytes "
+            f"{file.name}: its pickle is broken, or has over {MAX_DESCRIPTION_BYTES:,} bytes "
             f"({type(error).__name__}: {error}); fetch it again"
         ) from error

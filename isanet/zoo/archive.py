@@ -184,7 +184,7 @@ def _install(stream: BinaryIO, path: Path, *, force: bool) -> dict[str, bool]:
             for name, record in new.items():
                 cache.remove_unrecorded(name, record)
         except OSError as error:
-            raise cache.unwritable(folder, error, sum(files[name].size for name in new)) from error
+            raise cache.write_error(folder, error, sum(files[name].size for name in new)) from error
     return {name: name in new for name in records}
 
 

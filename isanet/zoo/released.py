@@ -308,7 +308,7 @@ def _keep(path: Path, weights: Released) -> None:
         path.chmod(cache.record_path(weights.name).stat().st_mode)  # it was private so far
         path.replace(cache.home() / weights.file_names[0])
     except OSError as error:
-        raise cache.unwritable(cache.home(), error) from error
+        raise cache.write_error(cache.home(), error) from error
 
 
 def _convert(weights: Released, file: File, expected: str | None) -> nn.Module:
@@ -355,7 +355,7 @@ def _store(weights: Released, network: nn.Module, source: str, file: File, expec
             stream.write(data)
         cache.write_record(weights.name, record)
     except OSError as error:
-        raise cache.unwritable(folder, error, len(data)) from error
+        raise cache.write_error(folder, error, len(data)) from error
     if expected is None:
         log.warning(
             "first copy of %s: nobody has published its %s, so its sha256, %s, is recorded; later copies must match",

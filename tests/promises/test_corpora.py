@@ -358,8 +358,8 @@ def test_archives_are_good_before_they_lie() -> None:
 def test_an_archive_that_lies(file_left: Path, case: str) -> None:
     error = refused(ARCHIVES[case])
     assert type(error) is CheckpointFormatError
-    # A tensor called "a" alone is no ISANet, which is the first thing to be said of a file that was read
-    assert ("no ISANet in a known layout" in str(error)) == (case in AS_GOOD), error
+    # A tensor called "a" alone is not an ISANet, which is the first thing to be said of a file that was read
+    assert ("not an ISANet in a known layout" in str(error)) == (case in AS_GOOD), error
 
 
 # --- safetensors ------------------------------------------------------------------------------------------------

@@ -185,16 +185,16 @@ ITSELF["model"] = ITSELF["state_dict"] = ITSELF
         pytest.param([torch.ones(1)], "a list", id="list"),
         pytest.param(torch.ones(1), "a Tensor", id="tensor"),
         pytest.param(None, "a NoneType", id="none"),
-        pytest.param({"model": torch.ones(1), "epoch": 3}, "'epoch' is no tensor", id="counter"),
-        pytest.param({"net": STATE}, "dictionary with 'net', of which 'net' is no tensor", id="unknown wrapper"),
-        pytest.param({0: torch.ones(1)}, "of which 0 is no tensor", id="number for a name"),
-        pytest.param({None: torch.ones(1)}, "of which None is no tensor", id="none for a name"),
+        pytest.param({"model": torch.ones(1), "epoch": 3}, "'epoch' is not a tensor", id="counter"),
+        pytest.param({"net": STATE}, "dictionary with 'net', of which 'net' is not a tensor", id="unknown wrapper"),
+        pytest.param({0: torch.ones(1)}, "of which 0 is not a tensor", id="number for a name"),
+        pytest.param({None: torch.ones(1)}, "of which None is not a tensor", id="none for a name"),
         pytest.param({str(i): i for i in range(9)}, "'0', '1', '2', '3', '4', '5', ..., of which", id="many"),
         pytest.param({"x" * 10_000: 1}, "^.{,900}$", id="endless key"),
-        pytest.param(ITSELF, "'model' is no tensor", id="itself"),
-        pytest.param({"module." * 100_000: torch.ones(1)}, r"^'module.{,200}' is no name", id="endless prefix"),
-        pytest.param({"a\x1b[2J": torch.ones(1)}, r"^'a\\x1b\[2J' is no name", id="terminal codes"),
-        pytest.param({"a\nb": torch.ones(1)}, r"^'a\\nb' is no name", id="two lines"),
+        pytest.param(ITSELF, "'model' is not a tensor", id="itself"),
+        pytest.param({"module." * 100_000: torch.ones(1)}, r"^'module.{,200}' cannot be the name", id="endless prefix"),
+        pytest.param({"a\x1b[2J": torch.ones(1)}, r"^'a\\x1b\[2J' cannot be the name", id="terminal codes"),
+        pytest.param({"a\nb": torch.ones(1)}, r"^'a\\nb' cannot be the name", id="two lines"),
     ],
 )
 def test_what_holds_no_state_dict_is_described(contents: object, message: str) -> None:
@@ -207,7 +207,7 @@ def test_what_holds_no_state_dict_is_described(contents: object, message: str) -
 
 def test_another_network_is_no_isanet() -> None:
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
-    with pytest.raises(CheckpointFormatError, match=r"7 tensors are no ISANet in a known layout .*0\.weight, 0\.bias"):
+    with pytest.raises(CheckpointFormatError, match=r"7 tensors are not an ISANet in a known layout .*0\.weight, 0\.bias"):
         convert.detect_layout(network.state_dict())
 
 
@@ -228,7 +228,7 @@ def test_one_layouts_names_are_not_anothers() -> None:
 
 def test_two_names_for_one_tensor_are_refused() -> None:
     state = {"a.weight": torch.ones(1), "b.weight": torch.ones(1), "a.bias": torch.ones(1)}
-    with pytest.raises(CheckpointMismatchError, match="1 names of this test checkpoint stand for the same tensor"):
+    with pytest.raises(CheckpointMismatchError, match="1 tensors of this test checkpoint have the same name as another one"):
         convert.rename(state, {"a": "x", "b": "x"}, "test")
 
 
