@@ -1,16 +1,16 @@
-"""Fine-tuning by example: a small model of streets learns harbors from 20 images, in half a minute on a CPU.
+"""Fine-tune a small street model on 20 harbor images: half a minute on a CPU.
 
 python examples/finetune_harbor.py
 
 Writes harbor_scenes/ (images and masks) and runs/harbor/ (the model, curves.png, overlays.png, new_scene.png).
-finetune_harbor.ipynb has the same steps, with words and images.
+finetune_harbor.ipynb has the same steps with explanations.
 
-On a GPU, and with images of your own, take a large model instead:
+On a GPU, with your own images, start from a large model instead:
 
-    model = isanet.from_pretrained("isanet_r50_voc", classes=train.classes)  # VOC has boats: that row is kept
+    model = isanet.from_pretrained("isanet_r50_voc", classes=train.classes)  # the row of VOC's class boat is kept
     run = isanet.finetune(model, train, val, recipe=isanet.Recipe(lr=0.005, epochs=100), output="runs/harbor_r50")
 
-The same from the command line:
+The same on the command line:
 
     isanet finetune harbor_scenes/train --val-data harbor_scenes/val --model isanet_r50_voc --set lr=0.005 epochs=100
 """
@@ -21,12 +21,12 @@ import torch
 import isanet
 from isanet.datasets import Folder
 
-# Not the defaults, which are upstream's, for thousands of large images.
+# The defaults are upstream's, for thousands of large images; these suit 20 small ones.
 RECIPE = isanet.Recipe(
     optimizer="adamw",
     lr=0.003,
     weight_decay=0.01,
-    head_lr_multiple=3.0,  # it is new, but the backbone has learned something already
+    head_lr_multiple=3.0,  # the head is new, the backbone is pretrained
     warmup=5,
     epochs=10,
     batch_size=4,
@@ -37,14 +37,14 @@ RECIPE = isanet.Recipe(
 
 
 def main() -> None:
-    """Draws the data, and trains, measures and uses the model."""
+    """Draw the data; train, evaluate and use the model."""
     harbor.write("harbor_scenes/train", count=20, seed=0)
     harbor.write("harbor_scenes/val", count=10, seed=1000)
     train, val = Folder("harbor_scenes/train"), Folder("harbor_scenes/val")
 
-    torch.manual_seed(0)  # the new classifiers are drawn at random
+    torch.manual_seed(0)  # the new classifiers are randomly initialized
     model = isanet.from_pretrained("isanet_nano_toystreets", classes=train.classes)
-    model.preprocessing["short_edge"] = 256  # smaller than it was made for, and faster
+    model.preprocessing["short_edge"] = 256  # smaller than in its own training, and faster
     model.palette = model.config["palette"] = harbor.PALETTE
     before = isanet.evaluate(model, val)
     run = isanet.finetune(model, train, val, recipe=RECIPE, output="runs/harbor")

@@ -1,10 +1,10 @@
-"""Harbor scenes, drawn from a seed: a folder of images and masks such as one of your own.
+"""Harbor scenes, drawn from a seed: a folder of images and masks like your own.
 
 python examples/harbor.py FOLDER --count 20 --seed 0
 
-writes FOLDER/images/000000.jpg, FOLDER/masks/000000.png (class indices, with colors for viewers) and
-FOLDER/classes.txt: what `isanet.datasets.Folder` reads. Every shape is drawn into the image and the mask, far to
-near, without antialiasing, so that the masks are exact. Reflections, grain, blur and noise are the image's alone.
+writes FOLDER/images/000000.jpg, FOLDER/masks/000000.png (class indices, with a palette for viewers) and
+FOLDER/classes.txt, which `isanet.datasets.Folder` reads. Every shape is drawn into both the image and the mask, back
+to front, without antialiasing, so the masks are exact. Reflections, grain, blur and noise are only in the image.
 """
 
 import argparse
@@ -21,24 +21,24 @@ PALETTE = ((150, 200, 240), (30, 90, 160), (90, 150, 60), (190, 110, 90), (140, 
            (230, 40, 120))  # fmt: skip
 SKY, WATER, LAND, BUILDING, JETTY, BOAT, BUOY = range(len(CLASSES))
 
-# Hulls, sails, walls, roofs and buoys have the same paints: a color alone does not tell a class.
+# Hulls, sails, walls, roofs and buoys share these paints, so color alone does not tell the class.
 PAINTS = ((232, 230, 224), (196, 194, 188), (140, 142, 146), (84, 88, 94), (38, 40, 46), (170, 48, 40), (206, 96, 44),
           (222, 184, 60), (60, 110, 74), (44, 74, 128), (110, 156, 190), (152, 112, 84), (200, 170, 130))  # fmt: skip
 GROUNDS = ((74, 102, 54), (98, 116, 62), (58, 84, 56), (126, 114, 84), (120, 118, 114), (164, 146, 108), (92, 84, 76))
 WOODS = ((128, 104, 78), (150, 140, 126), (92, 76, 60), (176, 150, 112), (130, 130, 130))
 DARK, GLASS, GLOW = (34, 38, 44), (56, 66, 76), (250, 214, 130)
 
-BOATS = (  # shortest and longest, heights of the hull and of the cabin on it, height of the mast in lengths
+BOATS = (  # minimum and maximum length, heights of hull and cabin, height of the mast as a multiple of the length
     (5, 11, 0.9, 0.45, 1.3), (4, 8, 0.8, 0.4, 1.4), (5, 10, 1.1, 1.3, 0), (8, 15, 1.6, 2.3, 0.7), (3, 4.5, 0.55, 0, 0)
 )  # fmt: skip
 
 Color = tuple[float, ...]
 Points = list[tuple[float, float]]
 Shapes = list[tuple[Points, Color]]
-"""Polygons, back to front, in meters: to the right of a place on the water, and above it."""
+"""Polygons, back to front, in meters: x to the right of a position on the water, y above it."""
 
 
-WEATHERS = (  # sky above, sky at the horizon, water, light by channel, share lost in 100 meters, clouds, noise, lamps
+WEATHERS = (  # zenith, sky at the horizon, water, light per channel, haze per 100 m, cloud brightness, noise, lamps
     ((70, 128, 200), (186, 212, 232), (30, 84, 112), (1.08, 1.02, 0.94), 0.02, 60, 4, False),
     ((110, 160, 214), (206, 218, 226), (52, 104, 108), (1.05, 1.0, 0.94), 0.04, 90, 5, False),
     ((158, 166, 176), (204, 208, 210), (70, 88, 92), (0.88, 0.9, 0.93), 0.08, 40, 6, False),
@@ -50,7 +50,7 @@ WEATHERS = (  # sky above, sky at the horizon, water, light by channel, share lo
 
 @dataclass
 class View:
-    """What the camera sees, and what is drawn so far."""
+    """The camera, the light, and what has been drawn so far."""
 
     rng: np.random.Generator
     eye: float  # meters above the water
@@ -63,11 +63,11 @@ class View:
     lamps: bool
     image: Image.Image
     mask: Image.Image
-    shore: np.ndarray  # for each column where the water begins
+    shore: np.ndarray  # per column, the row where the water begins
 
 
 def pick(rng: np.random.Generator, items: Sequence[Any]) -> Any:
-    """One of several."""
+    """A random item."""
     return items[int(rng.integers(len(items)))]
 
 
@@ -77,7 +77,7 @@ def shade(color: Color, factor: float) -> Color:
 
 
 def mix(one: Color, other: Color, share: float) -> Color:
-    """A color between two; `share`: of the other."""
+    """Interpolate between two colors; `share` is that of the other."""
     return tuple(a + (b - a) * share for a, b in zip(one, other, strict=True))
 
 
@@ -92,13 +92,13 @@ def disc(y: float, rx: float, ry: float) -> Points:
 
 
 def clouds(rng: np.random.Generator, rows: int, columns: int, height: int, width: int) -> np.ndarray:
-    """Smooth noise (height, width), about -1 to 1, of so many cells."""
+    """Smooth noise (height, width), about -1 to 1, interpolated from a grid of cells."""
     cells = Image.fromarray(rng.uniform(-1, 1, (rows, columns)).astype(np.float32))
     return np.asarray(cells.resize((width, height), Image.Resampling.BICUBIC))
 
 
 def as_image(pixels: np.ndarray) -> Image.Image:
-    """An image of numbers that may be fractions, or out of range."""
+    """An image from floating-point values, which are clipped to 0..255."""
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
@@ -106,7 +106,7 @@ def as_image(pixels: np.ndarray) -> Image.Image:
 
 
 def boat(rng: np.random.Generator) -> Shapes:
-    """A boat with sails, with a mast, with a cabin, or open; from its side, or turned away."""
+    """A sailing boat, a boat with a cabin or an open boat, at a random angle."""
     shortest, longest, high, cabin, mast = pick(rng, BOATS)
     paint, second, canvas = pick(rng, PAINTS), pick(rng, PAINTS), pick(rng, (*PAINTS[:2], *PAINTS[:2], *PAINTS))
     half, high = rng.uniform(shortest, longest) / 2, high * rng.uniform(0.8, 1.2)
@@ -133,7 +133,7 @@ def boat(rng: np.random.Generator) -> Shapes:
 
 
 def buoy(rng: np.random.Generator) -> Shapes:
-    """A ball, or a can, a cone or a pillar in one color or with a band."""
+    """A spherical buoy, or a can, cone or pillar buoy, some with a band."""
     paint, second = (PAINTS[rng.choice([0, 4, 5, 5, 6, 7, 7, 8, 8])] for _ in range(2))
     wide, high = rng.uniform(0.35, 0.65), rng.uniform(0.9, 1.6)
     if rng.random() < 0.25:
@@ -153,7 +153,7 @@ def buoy(rng: np.random.Generator) -> Shapes:
 
 
 def building(rng: np.random.Generator, lit: bool) -> Shapes:
-    """A lighthouse, or a house with one wall in the sun, and the other in the shade."""
+    """A lighthouse, or a house with a sunlit and a shaded wall."""
     wall, roof, sun = pick(rng, PAINTS), pick(rng, PAINTS[3:]), rng.choice([-1, 1])
     if rng.random() < 0.15:
         wide, high = rng.uniform(2, 3.2), rng.uniform(14, 24)
@@ -177,11 +177,11 @@ def building(rng: np.random.Generator, lit: bool) -> Shapes:
 
 
 def jetty(rng: np.random.Generator, wide: float, deep: float, x: float, z: float, eye: float) -> Shapes:
-    """A deck on posts at a place (x, z), so many meters wide and deep."""
+    """A deck on posts at (x, z), `wide` and `deep` in meters."""
     wood, high, rail = pick(rng, WOODS), rng.uniform(0.5, 1.1), rng.uniform(0.1, 1)
     half, under = wide / 2, shade(wood, 0.55)
 
-    def flat(left: float, right: float, near: float, far: float) -> Points:  # as it looks from here, at the distance z
+    def flat(left: float, right: float, near: float, far: float) -> Points:  # in perspective, scaled to the distance z
         corners = [(left, near), (right, near), (right, far), (left, far)]
         return [((x + a) * z / (z + c) - x, eye + (high - eye) * z / (z + c)) for a, c in corners]
 
@@ -201,13 +201,13 @@ def jetty(rng: np.random.Generator, wide: float, deep: float, x: float, z: float
 
 
 def seen(view: View, color: Color, z: float) -> Color:
-    """A color in this light, through so many meters of air."""
+    """A color in the scene's light, through haze at a distance in meters."""
     plain = color if color is GLOW else tuple(c * f for c, f in zip(color, view.light, strict=True))
     return mix(plain, view.air, 1 - (1 - view.haze) ** (z / 100))
 
 
 def paint(view: View, shapes: Shapes, what: int, x: float, y: float, z: float) -> None:
-    """Draws polygons at a place of the image, at a distance; as `WATER` their mirror image in it."""
+    """Draw polygons at (x, y) in the image, at distance z; with the class WATER, their reflection."""
     scale, pens = view.focal / z, [ImageDraw.Draw(view.image), ImageDraw.Draw(view.mask)]
     up, dim = (1, 0.45) if what == WATER else (-1, 0)
     for points, color in shapes:
@@ -218,7 +218,7 @@ def paint(view: View, shapes: Shapes, what: int, x: float, y: float, z: float) -
 
 
 def land(view: View, z: float, tall: float, tilt: float, houses: int) -> None:
-    """Draws a shore with hills and houses, so many meters high; `tilt`: how much higher it is to the right."""
+    """Draw a shore with hills and houses, `tall` in meters; `tilt` raises it to the right."""
     rng, scale, (width, height) = view.rng, view.focal / z, view.image.size
     shape = clouds(rng, 1, 6, 1, width)[0] * 0.6 + clouds(rng, 1, 60, 1, width)[0] * 0.12
     base = view.horizon + view.eye * scale * (1 + 0.25 * clouds(rng, 1, 4, 1, width)[0])
@@ -229,7 +229,7 @@ def land(view: View, z: float, tall: float, tilt: float, houses: int) -> None:
     rows = np.arange(first, last)[:, None]
     there = (rows >= top) & (rows < base)
     spots = clouds(rng, 12, 48, last - first, width) + clouds(rng, 30, 120, last - first, width)
-    spots += np.gradient(shape) * 12 * rng.choice([-1, 1])  # slopes in the sun and in the shade
+    spots += np.gradient(shape) * 12 * rng.choice([-1, 1])  # sunlit and shaded slopes
     paints = np.array([seen(view, pick(rng, GROUNDS), z) for _ in range(3)], np.float32)  # two for hills, a beach
     ground = as_image(paints[np.where(rows > base - 1.5 * scale, 2, spots > 0.2)] + spots[..., None] * 12)
     view.image.paste(ground, (0, first), Image.fromarray(there))
@@ -243,7 +243,7 @@ def land(view: View, z: float, tall: float, tilt: float, houses: int) -> None:
 
 
 def harbor(view: View) -> None:
-    """Draws the water, and what swims and stands in it, far to near."""
+    """Draw the water with its jetties, boats and buoys, back to front."""
     rng, horizon, (width, height) = view.rng, view.horizon, view.image.size
     rows, columns = np.arange(height)[:, None], np.arange(width)
     water = np.asarray(view.mask) == WATER
@@ -255,7 +255,7 @@ def harbor(view: View) -> None:
     view.image = as_image(np.where(water[..., None], mirrored, pixels))
 
     things: list[tuple[float, int, Shapes, float, float, float]] = []
-    taken: list[tuple[float, float, float, float]] = []  # by jetties: x from and to, z from and to
+    taken: list[tuple[float, float, float, float]] = []  # by jetties: x range, z range
     for what, most, near, far in ((JETTY, 1.5, 6, 40), (BOAT, 5, 14, 110), (BUOY, 4, 8, 40)):
         for _ in range(round(rng.uniform(0.3, most + 0.3))):
             z = near * (far / near) ** rng.random()
@@ -273,12 +273,12 @@ def harbor(view: View) -> None:
     for _, _, shapes, column, row, z in things:
         paint(view, shapes, WATER, column, row, z)
 
-    # waves, in perspective, move and shade what is mirrored
+    # waves, in perspective, displace and shade the reflections
     away, strength, tile = view.focal * view.eye / depth, rng.uniform(0.4, 1.3), clouds(rng, 64, 64, 256, 256)
     waves = np.zeros((height, width), np.float32)
-    for cells in (3, 14):  # to the meter
+    for cells in (3, 14):  # per meter
         across = ((columns - width / 2) * (away * cells * 0.4 / view.focal)).astype(np.int32) & 255
-        waves += tile[(away * cells).astype(np.int32) & 255, across] / (1 + cells * away / depth)  # too fine when far
+        waves += tile[(away * cells).astype(np.int32) & 255, across] / (1 + cells * away / depth)  # finer ones fade
     shift = (waves * strength * depth**0.5 * 1.5).astype(np.int32)
     pixels = np.asarray(view.image).astype(np.float32)
     moved = pixels[(rows + shift).clip(0, height - 1), (columns + shift).clip(0, width - 1)]
@@ -288,14 +288,14 @@ def harbor(view: View) -> None:
 
 
 def draw(seed: int, size: tuple[int, int] = (192, 256)) -> tuple[Image.Image, Image.Image]:
-    """Draws a scene.
+    """Draw a scene.
 
     Args:
-        seed: At least 0. Different ones give different scenes.
+        seed: 0 or more; each seed gives another scene.
         size: (height, width) in pixels.
 
     Returns:
-        The image (RGB), and the mask (P): positions in `CLASSES`.
+        The image (mode RGB), and the mask (mode P), class indices into `CLASSES`.
     """
     rng, (height, width) = np.random.default_rng(seed), size
     kind = rng.choice(len(WEATHERS), p=(0.28, 0.2, 0.2, 0.12, 0.12, 0.08))
@@ -314,7 +314,7 @@ def draw(seed: int, size: tuple[int, int] = (192, 256)) -> tuple[Image.Image, Im
     for z in sorted(rng.uniform(45, 220, rng.choice([0, 1, 2], p=(0.1, 0.5, 0.4))), reverse=True):
         land(view, z, rng.uniform(8, 32), rng.uniform(-0.6, 0.6), houses=int(rng.integers(1, 10)))
     harbor(view)
-    if rng.random() < 0.3:  # where we stand
+    if rng.random() < 0.3:  # the shore in the foreground
         near = 0.8 * focal * eye / (height - horizon)
         land(view, near, eye * rng.uniform(0.3, 0.6), rng.choice([-1.2, 1.2]), houses=0)
 
@@ -328,12 +328,12 @@ def draw(seed: int, size: tuple[int, int] = (192, 256)) -> tuple[Image.Image, Im
 
 
 def write(folder: str | Path, count: int, seed: int = 0) -> None:
-    """Writes scenes: images and masks, called by their seeds, and the names of the classes.
+    """Write scenes: images and masks, named by their seeds, and the class names.
 
     Args:
-        folder: Is made, or added to. Scenes that are there are left alone, so that a training can go on with them.
+        folder: Created if needed. Existing scenes are kept, so that a training run can resume with them.
         count: Number of scenes.
-        seed: Of the first one; those of the others follow.
+        seed: Seed of the first scene; the others follow it.
     """
     folder = Path(folder)
     for name in ("images", "masks"):
@@ -347,9 +347,9 @@ def write(folder: str | Path, count: int, seed: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Writes harbor scenes: images, masks and names of classes.")
+    parser = argparse.ArgumentParser(description="Write harbor scenes: images, masks and class names.")
     parser.add_argument("folder")
     parser.add_argument("--count", type=int, default=20, help="number of scenes")
-    parser.add_argument("--seed", type=int, default=0, help="of the first scene; those of the others follow")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first scene; the others follow it")
     arguments = parser.parse_args()
     write(arguments.folder, arguments.count, arguments.seed)

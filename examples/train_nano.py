@@ -1,11 +1,11 @@
-"""How the model in the package was trained: isanet_nano_toystreets, from nothing, in two stages, on a core of a CPU.
+"""Train the packaged model isanet_nano_toystreets: from scratch, in two stages, on one CPU core.
 
     python examples/train_nano.py runs/nano                   # about an hour; the model is in runs/nano/fine
-    python examples/train_nano.py runs/nano --into-package    # and measures it, and writes it into this checkout
+    python examples/train_nano.py runs/nano --into-package    # also evaluates it and writes it into this checkout
 
-It goes on where it stopped when it is called again. On glibc, MALLOC_MMAP_THRESHOLD_=8000000000 and
-MALLOC_TRIM_THRESHOLD_=16000000000 in the environment save a third of the time: else large tensors are got
-from the kernel, which clears them, at each step anew.
+An interrupted run resumes when it is called again. On glibc, MALLOC_MMAP_THRESHOLD_=8000000000 and
+MALLOC_TRIM_THRESHOLD_=16000000000 in the environment save a third of the time: otherwise the kernel allocates
+and clears large tensors again at each step.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from isanet.toystreets import NUM_TEST_SCENES
 from isanet.zoo.publish import package_model
 
 TRAINING, VALIDATION = 3000, 50
-"""Scenes. They are drawn once and written to the disk, because drawing takes longer than reading."""
+"""Numbers of scenes, which are drawn once and written to the disk, because drawing is slower than reading."""
 
 NETWORK = {
     "backbone": "resnet14",
@@ -38,20 +38,20 @@ NETWORK = {
 }
 
 COARSE = {"short_edge": 256, "long_edge": 2048, "mean": [115.0, 115.0, 115.0], "std": [60.0, 60.0, 60.0]}
-"""Images as they are drawn, in which nearly everything is learned."""
+"""Images at the size at which they are drawn; nearly everything is learned at this size."""
 
 FINE = COARSE | {"short_edge": 384}
-"""Enlarged: a position of the network is then 5.3 pixels of the image wide, as thin things need it."""
+"""Upscaled: a position of the feature map then covers 5.3 pixels of the image, which thin objects need."""
 
 USED = COARSE | {"short_edge": 320}
-"""For prediction: the best on the validation scenes, with 0.633.
+"""For inference: the best size on the validation scenes, with an mIoU of 0.633.
 
 0.596 at 384, and 0.543, 0.582, 0.614, 0.513, 0.546 at 272, 288, 304, 336, 352. At multiples of 64 pixels (a block is 8
-positions of 8 pixels) nothing has to be padded, and crops of 192 pixels have not shown the network much more at once.
+positions of 8 pixels) nothing is padded, and training crops of 192 pixels showed the network little more at once.
 """
 
 SHARES = (0.260, 0.072, 0.314, 0.013, 0.0012, 0.0069, 0.072, 0.021, 0.148, 0.0093, 0.083)
-"""Of the classes, in the training scenes: `isanet finetune` shows them."""
+"""Share of each class in the pixels of the training scenes, as `isanet finetune` logs it."""
 
 RECIPE = isanet.Recipe(
     optimizer="adamw",
@@ -62,7 +62,7 @@ RECIPE = isanet.Recipe(
     batch_size=4,
     crop=(192, 256),
     scale_range=(0.75, 2.0),
-    photometric=0.0,  # the scenes have weather and light of their own
+    photometric=0.0,  # the scenes vary in weather and light already
     max_class_share=1.0,
     class_weights=tuple(share**-0.25 for share in SHARES),
     ema=0.998,
@@ -75,7 +75,7 @@ RECIPE_FINE = replace(RECIPE, lr=0.003, epochs=6, crop=(192, 384), scale_range=(
 
 
 def draw(folder: Path, count: int, split: str) -> Folder:
-    """The scenes as a folder of images and masks."""
+    """Write the scenes as a folder of images and masks."""
     scenes = ToyStreets(count=count, split=split)
     for kind in ("images", "masks"):
         (folder / kind / split).mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ def draw(folder: Path, count: int, split: str) -> Folder:
 
 
 def train(output: Path) -> isanet.ISANet:
-    """Draws, and trains both stages."""
+    """Draw the scenes, and train both stages."""
     data = draw(output / "scenes", TRAINING, "train")
     val = draw(output / "scenes", VALIDATION, "val")
 
@@ -110,7 +110,7 @@ def train(output: Path) -> isanet.ISANet:
 
 
 def put_into_package(model: isanet.ISANet) -> None:
-    """Measures the model as the package will hold it, on scenes of its own, and writes file and manifest entry."""
+    """Evaluate the model on the test scenes, as it will be packaged, and write its file and manifest entry."""
     report = isanet.evaluate(model.half().float(), ToyStreets(count=NUM_TEST_SCENES, split="test"))
     print(report)
     stages = {

@@ -1,11 +1,11 @@
-"""What a step of `isanet.finetune` costs beside the same step in a bare loop, and beside the plain one.
+"""Time per step of `isanet.finetune`, compared with bare training loops.
 
     python -m tests.benchmarks.training
     python -m tests.benchmarks.training --model isanet_r50_voc --crop 512 512 --batch-size 16 --device auto
 
-Three kinds of step, in turn, several times over: that of `finetune` (channels last, the checks, the average of the
-weights, history); a bare loop with the same network in the same memory format; and a bare loop in plain NCHW. All read
-the same images by the same loader. Only steps are timed, not what comes before the first and after the last.
+Three variants, in turn, repeated several times: `finetune` (channels last, checks, moving average of the weights,
+history); a bare loop with the same network in channels last; and the baseline, a bare loop in float32 NCHW. All read
+the same images with the same loader. Only steps are timed, not the setup before the first or the work after the last.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from isanet.training import Recipe, optimizer_and_schedule, segmentation_loss
 from isanet.training.augment import augmentation
 from isanet.training.batches import Batches, Samples, collate
 
-SKIPPED = 3
-"""First steps, in which memory is got."""
+SKIPPED_STEPS = 3
+"""First steps, in which memory is allocated."""
 
 
 def model_for(name: str, scenes: ToyStreets) -> isanet.ISANet:
-    """A network of the zoo's shape with weights at random: what they are does not matter here."""
+    """A network of the zoo, randomly initialized: the weights do not matter for the time."""
     weights = isanet.model_info(name)
     return isanet.ISANet(
         **{**weights.architecture, "num_classes": len(scenes.classes)},
@@ -41,15 +41,15 @@ def model_for(name: str, scenes: ToyStreets) -> isanet.ISANet:
     )
 
 
-def by_finetune(model: isanet.ISANet, scenes: ToyStreets, recipe: Recipe, workers: int, device: str) -> list[float]:
+def time_finetune(model: isanet.ISANet, scenes: ToyStreets, recipe: Recipe, workers: int, device: str) -> list[float]:
     with TemporaryDirectory() as folder:
         run = isanet.finetune(
             model, scenes, None, recipe, Path(folder, "run"), workers=workers, device=device, progress=False
         )
-    return [recipe.batch_size / float(row["images_per_second"] or 1) for row in run.history][SKIPPED:]
+    return [recipe.batch_size / float(row["images_per_second"] or 1) for row in run.history][SKIPPED_STEPS:]
 
 
-def by_bare_loop(
+def time_bare_loop(
     model: isanet.ISANet, scenes: ToyStreets, recipe: Recipe, workers: int, device: str, memory: torch.memory_format
 ) -> list[float]:
     batches = Batches(len(scenes), recipe)
@@ -70,13 +70,13 @@ def by_bare_loop(
         loss.backward()
         if recipe.clip_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_grad_norm)
-        loss.item()  # as anybody shows it
+        loss.item()  # every training loop shows the loss
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
         times.append(time.perf_counter() - before)
         before = time.perf_counter()
-    return times[SKIPPED:]
+    return times[SKIPPED_STEPS:]
 
 
 def main() -> None:
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--ema", type=float, help="a running average of the weights, which a bare loop has not")
+    parser.add_argument("--ema", type=float, help="decay of a moving average of the weights; the bare loops have none")
     parser.add_argument("--device", default="cpu", choices=("cpu", "auto"))
     options = parser.parse_args()
     device = "cuda" if options.device == "auto" and torch.cuda.is_available() else "cpu"
@@ -100,32 +100,31 @@ def main() -> None:
     )  # fmt: skip
     torch.manual_seed(0)
     model = model_for(options.model, scenes)
-    kinds = {
-        "finetune": lambda: by_finetune(
+    variants = {
+        "finetune": lambda: time_finetune(
             model, scenes, replace(recipe, ema=options.ema), options.workers, options.device
         ),
-        "bare loop, channels last": lambda: by_bare_loop(
+        "bare loop, channels last": lambda: time_bare_loop(
             model, scenes, recipe, options.workers, device, torch.channels_last
         ),
-        "bare loop, plain float32 NCHW": lambda: by_bare_loop(
+        "baseline (bare loop, float32 NCHW)": lambda: time_bare_loop(
             model, scenes, replace(recipe, precision="float32"), options.workers, device, torch.contiguous_format
         ),
     }
-    times: dict[str, list[float]] = {name: [] for name in kinds}
+    times: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(options.repeats):
-        for name, measure in kinds.items():
+        for name, measure in variants.items():
             times[name].append(statistics.median(measure()))
-    base = statistics.median(times["bare loop, channels last"])
+    bare = statistics.median(times["bare loop, channels last"])
     print(
         f"{options.model}, {options.batch_size} images of {options.crop[0]}x{options.crop[1]}, {options.precision}, "
-        f"{options.steps - SKIPPED} steps, {options.repeats} repeats, {options.workers} workers, {device}, "
+        f"{options.steps - SKIPPED_STEPS} steps, {options.repeats} repeats, {options.workers} workers, {device}, "
         f"{torch.get_num_threads()} threads, torch {torch.__version__}"
     )
     for name, values in times.items():
         low, middle, high = 1000 * min(values), 1000 * statistics.median(values), 1000 * max(values)
-        print(
-            f"{name:30}  {low:8.1f} {middle:8.1f} {high:8.1f} ms a step (min, median, max)  {middle / base / 1000:.3f}"
-        )
+        times_ms = f"{low:8.1f} {middle:8.1f} {high:8.1f} ms per step (min, median, max)"
+        print(f"{name:34}  {times_ms}  {middle / bare / 1000:.3f}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What the model in the package is worth as a start: 20 harbors, from it and from nothing, by the same recipe.
+"""Transfer from the packaged model: 20 harbor scenes, fine-tuned and trained from scratch with the same recipe.
 
     python -m tests.benchmarks.transfer
 
-Prints the mIoU of both on 20 other harbors, for three seeds of images, crops and new classifiers.
+Prints the mIoU of both on 20 other harbor scenes, for three seeds of scenes, crops and new classifiers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main() -> None:
     example = runpy.run_path(str(EXAMPLES / "finetune_harbor.py"))
     write = runpy.run_path(str(EXAMPLES / "harbor.py"))["write"]
 
-    print("seed   from nothing   from isanet_nano_toystreets   margin   (mIoU in %)")
+    print("seed   from scratch   from isanet_nano_toystreets   margin   (mIoU in %)")
     margins = []
     for seed in range(options.seeds):
         with TemporaryDirectory() as name:
@@ -41,16 +41,16 @@ def main() -> None:
             train, val = Folder(folder / "train"), Folder(folder / "val")
             recipe = replace(example["RECIPE"], epochs=options.epochs, validate_every=options.epochs, seed=seed)
             torch.manual_seed(seed)
-            known = isanet.from_pretrained("isanet_nano_toystreets", classes=train.classes)
-            known.preprocessing["short_edge"] = 256
-            unknown = isanet.ISANet(**known.config)
+            pretrained = isanet.from_pretrained("isanet_nano_toystreets", classes=train.classes)
+            pretrained.preprocessing["short_edge"] = 256
+            scratch = isanet.ISANet(**pretrained.config)
             figures = []
-            for kind, model in (("nothing", unknown), ("nano", known)):
-                run = isanet.finetune(model, train, val, recipe, folder / kind, progress=False)
+            for start, model in (("scratch", scratch), ("pretrained", pretrained)):
+                run = isanet.finetune(model, train, val, recipe, folder / start, progress=False)
                 figures.append(100 * (run.best or 0.0))
         margins.append(figures[1] - figures[0])
         print(f"{seed:4}   {figures[0]:12.1f}   {figures[1]:27.1f}   {margins[-1]:6.1f}", flush=True)
-    print(f"mean margin {sum(margins) / len(margins):.1f} points, least {min(margins):.1f}")
+    print(f"mean margin {sum(margins) / len(margins):.1f} points, smallest {min(margins):.1f}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The examples run, and the scenes that they draw are what they say."""
+"""The examples run, and draw the scenes that they describe."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def harbor() -> dict[str, Any]:
     return runpy.run_path(str(EXAMPLES / "harbor.py"))
 
 
-def test_harbors_are_a_folder_that_is_read(harbor: dict[str, Any], tmp_path: Path) -> None:
+def test_harbor_scenes_are_read_by_folder(harbor: dict[str, Any], tmp_path: Path) -> None:
     harbor["write"](tmp_path, 3, 5)
     dataset = Folder(tmp_path)
     assert dataset.classes == harbor["CLASSES"]
@@ -37,16 +37,16 @@ def test_harbors_are_a_folder_that_is_read(harbor: dict[str, Any], tmp_path: Pat
         read, labels = dataset.read(index)
         np.testing.assert_array_equal(labels, np.asarray(mask))
         assert read.shape == (192, 256, 3)
-        assert abs(read.astype(int) - np.asarray(image)).mean() < 8  # the loss of JPEG
+        assert abs(read.astype(int) - np.asarray(image)).mean() < 8  # JPEG is lossy
 
 
-def test_harbors_are_drawn_from_their_seed(harbor: dict[str, Any]) -> None:
+def test_harbor_scenes_depend_only_on_their_seed(harbor: dict[str, Any]) -> None:
     scenes = [[part.tobytes() for part in harbor["draw"](seed, (96, 160))] for seed in (*range(8), *range(8))]
     assert scenes[:8] == scenes[8:]
     assert len({image for image, _ in scenes}) == len({mask for _, mask in scenes}) == 8
 
 
-def test_every_class_of_the_harbors_occurs(harbor: dict[str, Any]) -> None:
+def test_every_harbor_class_occurs(harbor: dict[str, Any]) -> None:
     seen = [np.unique(np.asarray(harbor["draw"](seed)[1])) for seed in range(20)]
     counts = np.bincount(np.concatenate(seen), minlength=len(harbor["CLASSES"]))
     assert len(counts) == len(harbor["CLASSES"]) == len(harbor["PALETTE"])
@@ -60,10 +60,10 @@ def test_the_notebook_is_stored_without_outputs() -> None:
             assert (cell["outputs"], cell["execution_count"]) == ([], None)
 
 
-def test_fine_tuning_to_harbors(tmp_path: Path) -> None:
-    """First the notebook, then the script in the same folder, which has the same steps, and finds them done.
+def test_the_fine_tuning_example_improves_the_model(tmp_path: Path) -> None:
+    """The notebook runs first; the script in the same folder has the same steps, and finds the run finished.
 
-    Cells are run one after another; in a process of their own, as images that nobody looks at are left open.
+    The cells run in a process of their own, because they leave image files open.
     """
     shutil.copy(EXAMPLES / "harbor.py", tmp_path)
     shutil.copy(EXAMPLES / "finetune_harbor.py", tmp_path)
