@@ -151,9 +151,9 @@ def _html(text: str) -> str:
     return escape(clean(text))
 
 
-def _table(headings: str, rows: Iterable[str], kind: str = "") -> str:
+def _table(headings: str, rows: Iterable[str], attribute: str = "") -> str:
     body = "".join(f"<tr>{row}</tr>\n" for row in rows)
-    return f'<div class="scroll"><table class="{kind}">\n<tr>{headings}</tr>\n{body}</table></div>\n'
+    return f'<div class="scroll"><table{attribute}>\n<tr>{headings}</tr>\n{body}</table></div>\n'
 
 
 def _swatch(color: Color) -> str:
@@ -186,7 +186,9 @@ def _class_table(content: ReportContent) -> str:
             f'<td class="name">{escape(confused[index])}</td>'
         )
     return _table(
-        f'<th></th><th class="name">class</th>{headings}<th class="name">most confused with</th>', rows, "classes"
+        f'<th></th><th class="name">class</th>{headings}<th class="name">most confused with</th>',
+        rows,
+        ' class="classes"',
     )
 
 

@@ -82,7 +82,7 @@ class EvaluationRun:
             )
         if device == "auto" and processes.world_size > 1 and torch.cuda.is_available():
             device = f"cuda:{os.environ.get('LOCAL_RANK', processes.rank % torch.cuda.device_count())}"
-        self.dataset, self.mapping, self.processes = dataset, mapping, processes
+        self.dataset, self.mapping = dataset, mapping
         num_images = len(dataset) if limit is None else min(limit, len(dataset))
         self.indices = [i * len(dataset) // num_images for i in range(num_images)]
         self.segmenter = Segmenter(model, device=device, precision=precision, protocol=protocol)
@@ -94,7 +94,7 @@ class EvaluationRun:
                 "in a separate call, without a mapping"
             )
         self.counts = Counts.empty(len(self.match.space), self.segmenter.device, boundary=boundary)
-        self.label_maps = None if predictions is None else LabelMapFolder(Path(predictions))
+        self.label_map_folder = None if predictions is None else LabelMapFolder(Path(predictions))
         self.progress: Progress | None = None
         if output is not None:
             self.progress = Progress(Path(output), processes.rank, self._fingerprint())
@@ -110,7 +110,7 @@ class EvaluationRun:
             "protocol": asdict(self.segmenter.protocol),
             "precision": self.segmenter.precision,
             "boundary": self.counts.boundary is not None,
-            "predictions": None if self.label_maps is None else str(self.label_maps.folder.resolve()),
+            "predictions": None if self.label_map_folder is None else str(self.label_map_folder.folder.resolve()),
         }
         result: dict[str, Any] = json.loads(json.dumps(run, default=list))
         return result
@@ -122,8 +122,8 @@ class EvaluationRun:
             OutputError: An output exists and `overwrite` is not set, or cannot be written.
         """
         resumed = self.progress is not None and self.progress.resume(self.counts, overwrite=overwrite)
-        if self.label_maps is not None:
-            self.label_maps.start(self.dataset.keys, overwrite=overwrite or resumed)
+        if self.label_map_folder is not None:
+            self.label_map_folder.start(self.dataset.keys, overwrite=overwrite or resumed)
         return {image.index for image in self.counts.images}
 
     def count(self, indices: list[int], *, batch_size: int, workers: int, show_bar: bool | None) -> None:
@@ -153,8 +153,8 @@ class EvaluationRun:
         started = last_shown = last_saved = time.monotonic()
         earlier = self.counts.seconds
         for image, prediction in predicted:
-            if self.label_maps is not None:
-                self.label_maps.write(image.key, _segmentation(self.segmenter.model, prediction))
+            if self.label_map_folder is not None:
+                self.label_map_folder.write(image.key, _segmentation(self.segmenter.model, prediction))
             self.counts.add(image.index, self.match.compared_prediction(prediction), image.ground_truth)
             now = time.monotonic()
             self.counts.seconds = earlier + now - started

@@ -22,7 +22,7 @@ REPEATS = 15
 
 
 def image(num_classes: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """A prediction and its ground truth: regions with wavy outlines, shifted by some pixels; 5 % of the cells are ignored."""
+    """A prediction and its ground truth: wavy regions, shifted by some pixels; 5 % of the cells are ignored."""
     rng = np.random.default_rng(seed)
     cells = rng.integers(0, num_classes, (HEIGHT // 64 + 2, WIDTH // 64 + 2)).astype(np.uint8)
     y, x = np.mgrid[:HEIGHT, :WIDTH].astype(np.float32)

@@ -277,5 +277,5 @@ def test_charts_leave_matplotlib_unchanged(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("no_charts")
 def test_a_folder_that_cannot_be_created_is_an_output_error(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file")
-    with pytest.raises(OutputError, match="cannot write .*out"):
+    with pytest.raises(OutputError, match=r"cannot write .*out"):
         make().save(tmp_path / "out")
