@@ -1,4 +1,4 @@
-"""The dilated ResNet with a deep stem ("ResNet-V1c") that every published ISANet stands on.
+"""The dilated ResNet with a deep stem ("ResNet-V1c"), the backbone of every published ISANet.
 
 Stride 8: the third and fourth stage trade their stride for dilation 2 and 4. Parameter names are
 those of torchvision's ResNet, with the stem of mmcv's V1c (three 3x3 convolutions for one 7x7).
@@ -45,7 +45,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Stride-8 ResNet-V1c, giving the feature maps of its third and fourth stage.
+    """Stride-8 ResNet-V1c; returns the feature maps of its third and fourth stage.
 
     Args:
         blocks: Bottleneck blocks in each of the four stages, as in `isanet.config.BACKBONES`.
@@ -95,8 +95,8 @@ class ResNet(nn.Module):
 def checkpointed(module: nn.Module, x: Tensor) -> Tensor:
     """`module(x)`, keeping only `x` for the backward pass and computing the rest again there.
 
-    The second computation must leave batch-norm's running statistics alone, or each step would count twice.
-    A compiler takes all changes of buffers out of the graph, and then neither needs nor allows a context of ours.
+    The recomputation must not update batch norm's running statistics, or each step would count twice. A compiler takes
+    all changes of buffers out of the graph, and then neither needs nor allows a context manager.
     """
     options: dict[str, Any] = {}
     if not is_compiling():
@@ -111,7 +111,7 @@ def _frozen_statistics(module: nn.Module) -> Iterator[None]:
     before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
-        if norm.num_batches_tracked is not None:  # a copy to count on, because synchronized batch norm needs one
+        if norm.num_batches_tracked is not None:  # a copy to increment, because synchronized batch norm needs one
             norm.num_batches_tracked = norm.num_batches_tracked.clone()
     try:
         yield

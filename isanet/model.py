@@ -43,10 +43,10 @@ class ConvBNReLU(nn.Module):
 
 
 class GroupedAttention(nn.Module):
-    """Self-attention inside the groups of positions that a grouping names (paper, section 3.2).
+    """Self-attention inside groups of positions, long-range or short-range (paper, section 3.2).
 
-    All projections work position by position, and so does batch norm's average over them: they are applied
-    to the map as it lies, and only queries, keys and values are regrouped.
+    Projections work position by position, and batch norm averages over all positions: both are applied to the map
+    before it is regrouped, so that only queries, keys and values are.
     """
 
     def __init__(self, config: ISANetConfig, grouping: Literal["long_range", "short_range"]) -> None:
@@ -95,7 +95,7 @@ def block_padding(size: int, block_size: int) -> tuple[int, int, int]:
 
 
 def check_images(images: Tensor) -> None:
-    """Raise ValueError where it is not a batch of floating-point RGB images."""
+    """Raise ValueError unless `images` is a batch of floating-point RGB images."""
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
         raise ValueError(
             f"expected normalized floating-point images of shape (N, 3, H, W), got {tuple(images.shape)} of "
@@ -104,10 +104,10 @@ def check_images(images: Tensor) -> None:
 
 
 class ISANet(nn.Module):
-    """Interlaced Sparse Self-Attention Network, keyword-only, every argument a plain value that survives JSON.
+    """Interlaced Sparse Self-Attention Network; keyword-only, every argument a plain value that survives JSON.
 
-    `ISANet(**model.config)` is the same network again. A converter to `nn.SyncBatchNorm` may be applied to any
-    instance: batch norm is the plain kind, whatever the weights were trained with.
+    `ISANet(**model.config)` builds the same network again. Batch norm is `nn.BatchNorm2d`, whatever the weights were
+    trained with; `nn.SyncBatchNorm.convert_sync_batchnorm` may be applied.
 
     Args:
         **arguments: Those of `isanet.config.ISANetConfig`, which explains and checks them.
@@ -151,7 +151,7 @@ class ISANet(nn.Module):
         self._initialize()
 
     def _initialize(self) -> None:
-        if self.classifier.weight.is_meta:  # nothing to draw; torch would import its tracer for it, which takes seconds
+        if self.classifier.weight.is_meta:  # without values; torch would import its tracer, which takes seconds
             return
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -185,12 +185,13 @@ class ISANet(nn.Module):
 
         Args:
             images: (N, 3, H, W), floating point, normalized (see `isanet.images.preprocess`); H, W >= 1.
-            aux: Also give the auxiliary head's logits, for training.
+            aux: Also return the auxiliary head's logits, for training.
             size: (height, width) of the result, the input's if left out. Upstream resizes logits once, straight to
                 the size of the image before preprocessing.
 
         Returns:
-            (N, K, height, width), or two of them with `aux`; unbounded logits, in the dtype of the computation.
+            (N, K, height, width), or two of them with `aux`; unbounded logits, in the dtype of the computation (with
+            `aux`, at least float32).
 
         Raises:
             ValueError: `images` is not a batch of floating-point RGB images.

@@ -1,17 +1,17 @@
-"""Protocols: in how many views, scales and windows an image goes through the network, and how they become one answer.
+"""Protocols: in which scales, flips and windows an image goes through the network, and how the results are averaged.
 
-A figure belongs to the protocol that it was measured by. Two frameworks published ISANets, and besides their options
-they differ in three ways:
+A metric is only comparable under the protocol that it was measured by. Two frameworks published ISANets, and besides
+their options they differ in three ways:
 
 * `sssegmentation` resizes the logits of a whole image once, straight to the image's own size; scales the prepared
-  tensor; and averages logits.
+  tensor; averages logits.
 * `mmsegmentation` (0.x) resizes the logits of a whole image to the prepared size first and from there to the
   image's own; prepares the image anew for each scale; and averages probabilities.
 
 Sources: sssegmentation's `BaseSegmentor.inference` and `auginference` (`ssseg/modules/models/segmentors/base/base.py`),
 mmsegmentation 0.x's `EncoderDecoder` (`mmseg/models/segmentors/encoder_decoder.py`) and `MultiScaleFlipAug`.
 
-Standard library only, so that `isanet info` answers at once.
+Standard library only, so that `isanet info` is fast.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class Protocol:
     """How an image is put through the network.
 
     Attributes:
-        name: What it is called; those in `PROTOCOLS` can be asked for by name.
-        window: (height, width) of sliding windows, in pixels of the prepared image; None: the whole at once.
+        name: Its name; those in `PROTOCOLS` can be passed instead of the object.
+        window: (height, width) of sliding windows, in pixels of the prepared image; None: the whole image at once.
         stride: (down, right) steps from window to window, none larger than the window; None without windows.
-        scales: Factors of size at which the image is seen; the answers are averaged.
-        flip: See it mirrored left-right too, at each scale.
-        framework: Whose arithmetic it is; see the text at the top of `isanet.protocols`.
+        scales: Factors by which the image is resized; the results are averaged.
+        flip: Also run the image mirrored left-right, at each scale.
+        framework: Whose arithmetic is followed; see the head of `isanet.protocols`.
 
     Raises:
         ValueError: A size or a scale is not positive, a stride is larger than its window or without one, or the
@@ -80,7 +80,7 @@ PROTOCOLS: dict[str, Protocol] = {
     known.name: known
     for known in (
         Protocol("whole"),
-        # Windows of the size of the crops in training, two thirds of a window apart
+        # Windows of the size of training crops, two thirds of a window apart
         Protocol("slide-512", (512, 512), (341, 341)),
         Protocol("slide-512x1024", (512, 1024), (341, 683)),
         Protocol("multiscale-flip", scales=_PUBLISHED_SCALES, flip=True),
@@ -90,14 +90,14 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol("mmseg-slide-769-multiscale-flip", (769, 769), (513, 513), _PUBLISHED_SCALES, True, "mmsegmentation"),
     )
 }
-"""The named protocols."""
+"""The named protocols, by name."""
 
 
 def protocol(which: str | Protocol) -> Protocol:
-    """A protocol by its name; a `Protocol` is given back as it is.
+    """Look up a protocol by its name; a `Protocol` is returned as it is.
 
     Raises:
-        ValueError: There is none of that name; the message lists the names.
+        ValueError: There is no protocol of that name; the message lists the names.
     """
     if isinstance(which, Protocol):
         return which

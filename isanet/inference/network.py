@@ -84,25 +84,25 @@ class ModelState:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        modules = list(model.modules())
+        self._modules = list(model.modules())
         self._members = [
-            (members, tuple(members.values()))
-            for module in modules
+            (members, tuple(members.values()), tuple(map(id, members.values())))  # the ids are of what is kept alive
+            for module in self._modules
             for members in (module._modules, module._parameters, module._buffers)
             if members
         ]
         self._tensors = [*model.parameters(), *model.buffers()]
+        self._counted = [tensor for tensor in self._tensors if not tensor.is_inference()]
         self._versions = self._current_versions()
 
     def changed(self) -> bool:
         """Whether the model is another one than when this was made."""
-        return (
-            any(
-                len(members) != len(before) or any(a is not b for a, b in zip(members.values(), before, strict=True))
-                for members, before in self._members
-            )
-            or self._current_versions() != self._versions
-        )
+        replaced = any(tuple(map(id, members.values())) != ids for members, _, ids in self._members)
+        return replaced or self._current_versions() != self._versions
 
-    def _current_versions(self) -> list[tuple[int, int]]:
-        return [(x.data_ptr(), 0 if x.is_inference() else x._version) for x in self._tensors]
+    def in_training(self) -> bool:
+        """Whether any module is in training mode."""
+        return any(module.training for module in self._modules)
+
+    def _current_versions(self) -> tuple[list[int], list[int]]:
+        return [tensor.data_ptr() for tensor in self._tensors], [tensor._version for tensor in self._counted]

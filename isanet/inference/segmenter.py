@@ -137,12 +137,13 @@ class Segmenter:
         A change in place by way of `tensor.data` is the one that cannot be noticed: make a new Segmenter after it.
         """
         with self._lock:
-            self.model.eval()  # it may have been trained in between
             align_corners = self.model.align_corners
             if self._network is None or self._state.changed() or self._network.align_corners != align_corners:
                 self._network = None  # not two of them in memory
-                self._state = ModelState(self.model)
+                self._state = ModelState(self.model.eval())
                 self._network = self._make_network()
+            if self._state.in_training():  # it may have been trained in between
+                self.model.eval()
             self._network.max_memory = self.max_memory
             return self._network
 

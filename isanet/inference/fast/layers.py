@@ -1,4 +1,4 @@
-"""The parts of a network made over for inference, and how each goes over an image in bands of rows.
+"""Layers of the inference-optimized network, and how each processes an image in bands of rows.
 
 Shape legend as in `isanet.model`.
 """
@@ -17,14 +17,14 @@ from isanet.backbone import Bottleneck
 from isanet.model import ConvBNReLU, GroupedAttention
 
 PART_BYTES = 64 << 20
-"""Of attention's maps that are made at a time."""
+"""Bytes of attention's maps that are computed at a time."""
 
 
 class Conv(nn.Module):
     """Convolution with bias, then ReLU; a shortcut is added in between.
 
-    oneDNN, torch's library for processors, slows down by up to a half for 3x3 kernels over more than 512 channels:
-    those are done 512 channels at a time, and added up.
+    oneDNN, torch's library for CPUs, slows down by up to a half for 3x3 kernels over more than 512 channels:
+    those are computed 512 channels at a time and added up.
     """
 
     stride: tuple[int, int]
@@ -34,14 +34,14 @@ class Conv(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor, like: nn.Conv2d, *, relu: bool) -> None:
         super().__init__()
         self.stride, self.padding, self.dilation = pair(like.stride), pair(like.padding), pair(like.dilation)
-        self.span = (like.kernel_size[0] - 1) * self.dilation[0] + 1  # rows that one row of the result comes from
+        self.span = (like.kernel_size[0] - 1) * self.dilation[0] + 1  # input rows that one output row depends on
         self.relu = relu
         self.step = 512 if weight.device.type == "cpu" and self.span > 1 else weight.shape[1]
         self.weights = nn.ParameterList(channels_last(part) for part in torch.split(weight, self.step, 1))
         self.bias = nn.Parameter(bias)
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None, *, padded: bool = False) -> Tensor:
-        """(N, C, H, W) -> (N, C', H', W'); `padded` says that rows of zeros are there already."""
+        """(N, C, H, W) -> (N, C', H', W'); `padded`: rows of zeros are already there."""
         padding = (0, self.padding[1]) if padded else self.padding
         bias: Tensor | None = self.bias
         y: Tensor | None = None
@@ -55,7 +55,7 @@ class Conv(nn.Module):
 
 
 class MaxPool(nn.Module):
-    """That of the stem. What it sees is not negative, so zeros may stand for what is outside."""
+    """That of the stem. Its input is not negative, so it may be padded with zeros."""
 
     stride, padding, span = (2, 2), (1, 1), 3
 
@@ -65,7 +65,7 @@ class MaxPool(nn.Module):
 
 
 class Block(nn.Module):
-    """A bottleneck."""
+    """`isanet.backbone.Bottleneck` with batch norm folded in."""
 
     def __init__(self, block: Bottleneck) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """`isanet.model.GroupedAttention`, of a map with channels last."""
+    """`isanet.model.GroupedAttention` on a map with channels last."""
 
     def __init__(self, attention: GroupedAttention) -> None:
         super().__init__()
@@ -112,26 +112,26 @@ class Attention(nn.Module):
         self.bias = nn.Parameter(output_bias)
 
     def forward(self, x_NHWC: Tensor, *, in_place: bool = False) -> Tensor:
-        """(N, H, W, C) -> (N, H, W, C), H and W multiples of the block size; `in_place`: the result may replace it."""
+        """(N, H, W, C) -> (N, H, W, C), H and W multiples of the block size; `in_place`: it may overwrite the input."""
         N, H, W, C = x_NHWC.shape
         b = self.block_size
         per_row = N * W * (self.first.shape[0] + 2 * C) * self.first.element_size()
         if H * per_row <= PART_BYTES:
-            return self._of(x_NHWC, b, b)
+            return self._attend(x_NHWC, b, b)
         result = x_NHWC if in_place else torch.empty_like(x_NHWC)
-        if self.long_range:  # rows of one position in their blocks: the same problem with blocks one row high
+        if self.long_range:  # rows at one position in their blocks: the same problem with blocks one row high
             columns = 1 if H * per_row <= b * PART_BYTES else b
             for row in range(b):
                 for column in range(columns):
                     part = x_NHWC[:, row::b, column::columns]
-                    result[:, row::b, column::columns] = self._of(part, 1, b // columns)
+                    result[:, row::b, column::columns] = self._attend(part, 1, b // columns)
         else:
             step = max(1, PART_BYTES // (b * per_row)) * b
             for top in range(0, H, step):
-                result[:, top : top + step] = self._of(x_NHWC[:, top : top + step], b, b)
+                result[:, top : top + step] = self._attend(x_NHWC[:, top : top + step], b, b)
         return result
 
-    def _of(self, x_NHWC: Tensor, R: int, S: int) -> Tensor:
+    def _attend(self, x_NHWC: Tensor, R: int, S: int) -> Tensor:
         N, H, W, C = x_NHWC.shape
         x = x_NHWC.reshape(N, H // R, R, W // S, S, C).permute(self.order)
         sizes = x.shape
@@ -140,12 +140,13 @@ class Attention(nn.Module):
         query, key, value = torch.split(projected, [self.query.shape[1], self.key.shape[1], C], -1)
         query_NGLD = F.linear(query.relu(), self.query, self.query_bias).relu_()
         key_NGLD = F.linear(key.relu(), self.key, self.key_bias).relu_()
-        context_NGLC = _attended(query_NGLD, key_NGLD, value).add_(self.bias).relu_()
+        context_NGLC = _attention(query_NGLD, key_NGLD, value).add_(self.bias).relu_()
         back = [self.order.index(dim) for dim in range(6)]
         return context_NGLC.reshape(sizes).permute(back).reshape(N, H, W, C)
 
 
-def _attended(query_NGLD: Tensor, key_NGLD: Tensor, value_NGLC: Tensor) -> Tensor:
+def _attention(query_NGLD: Tensor, key_NGLD: Tensor, value_NGLC: Tensor) -> Tensor:
+    """Attention inside groups, of a few queries at a time where its weights would take more than `PART_BYTES`."""
     N, G, L, _ = query_NGLD.shape
     if N * G * L * L * 4 <= PART_BYTES:
         return F.scaled_dot_product_attention(query_NGLD, key_NGLD, value_NGLC)
@@ -160,7 +161,7 @@ def _attended(query_NGLD: Tensor, key_NGLD: Tensor, value_NGLC: Tensor) -> Tenso
 
 
 def folded(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the convolution that gives what this one and the batch norm after it give."""
+    """Weight and bias of one convolution that equals this one and the batch norm after it."""
     assert isinstance(norm, nn.BatchNorm2d)
     assert norm.running_mean is not None
     assert norm.running_var is not None
@@ -171,19 +172,19 @@ def folded(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def conv_bn_relu(part: ConvBNReLU) -> Conv:
-    """The same as one layer."""
+    """Convolution, batch norm and ReLU as one layer."""
     return Conv(*folded(part.conv, part.bn), part.conv, relu=True)
 
 
 # --- bands of rows --------------------------------------------------------------------------------------------
 #
-# A layer that sees a few rows at once can be given the image from top to bottom: it keeps the rows that it will need
-# again, and nothing is computed twice. Each layer is a generator from chunks of rows to chunks of rows. What one has to
-# hand on it forgets first, by way of a list: there are as many as layers, and all would hold their last chunk.
+# A layer that needs a few rows at once can process the image from top to bottom: it keeps the rows that it will need
+# again, and nothing is computed twice. Each layer is a generator from chunks of rows to chunks of rows. Before yielding
+# a chunk it drops its own reference, by way of a list: otherwise every layer would keep its last chunk in memory.
 
 
 def _windows(chunks: Iterable[Tensor], span: int, stride: int, padding: int) -> Iterator[Tensor]:
-    """Rows, padded with zeros above and below, in pieces that together have every window of `span` rows once."""
+    """Rows, padded with zeros above and below, in pieces that together contain every window of `span` rows once."""
     waiting: Tensor | None = None
     for rows in chain(chunks, [None]):
         if rows is None:  # the end
@@ -203,7 +204,7 @@ def _windows(chunks: Iterable[Tensor], span: int, stride: int, padding: int) -> 
 
 
 def conv_rows(layer: Any, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The rows that a convolution or pooling makes of rows."""
+    """Output rows of a convolution or pooling, from input rows."""
     for window in _windows(chunks, layer.span, layer.stride[0], layer.padding[0]):
         ready = [layer(window, padded=True)]
         del window
@@ -211,7 +212,7 @@ def conv_rows(layer: Any, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
 
 
 def block_rows(block: Block, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The rows that a bottleneck makes of rows; its shortcut waits for the rows that the convolutions give later."""
+    """Output rows of a bottleneck, from input rows; rows of the shortcut wait for those of the convolutions."""
     waiting: list[Tensor] = []
 
     def first() -> Iterator[Tensor]:
@@ -237,8 +238,8 @@ def block_rows(block: Block, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """The same, with the channels of each position side by side in memory, as matrix products want them."""
-    if x.device.type not in ("cpu", "cuda"):  # elsewhere nobody has measured that it pays
+    """With the channels of each position side by side in memory, as matrix products want them."""
+    if x.device.type not in ("cpu", "cuda"):  # elsewhere it has not been measured
         return x.contiguous()
     return x.contiguous(memory_format=torch.channels_last)
 
