@@ -26,7 +26,7 @@ CITYSCAPES_IDS = OFFICIAL_SPACES["cityscapes-ids"]
 _VOC_BORDER = (224, 224, 192)
 _BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
 _IGNORED_16 = 65535
-_MAX_SPELLED_OUT = 32  # colors in the arguments of a finding
+_MAX_SPELLED_OUT = 32  # values or colors in a finding
 
 Arguments = tuple[str, str]
 """Arguments of `isanet.datasets.Folder` in Python, and as options of the command line; both may be empty."""
@@ -190,7 +190,9 @@ def _encoding(
         train_ids = " (Cityscapes' train ids, not the official ids)" if space == CITYSCAPES else ""
         text = f"Class indices as expected: {shown}, of {num_classes} classes{train_ids}."
     else:
-        gaps, like_ade20k = ", with gaps" if len(core) <= top else "", ", as for ADE20K" if top == 150 else ""
+        like_ade20k, gaps = ", as for ADE20K" if top == 150 else "", ", with gaps" if len(core) <= top else ""
+        if gaps and len(core) <= _MAX_SPELLED_OUT:
+            gaps += f" (if each value is a class, ids={tuple(sorted(core))} is right)"
         text = (
             f"Probably class indices: {shown}{gaps}. With {top + 1} classes they are read as they are; if 0 is 'other' "
             f"or 'unlabeled', there are {top} classes and ids=range(1, {top + 1}) is right{like_ade20k}. The values "

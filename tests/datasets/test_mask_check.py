@@ -225,6 +225,11 @@ def test_black_and_white(tmp_path: Path, classes: int | None) -> None:
     assert (read_with(finding.fix, tmp_path, mask, names(2)) == np.searchsorted([0, 255], mask)).all()
 
 
+def test_values_with_gaps_may_be_gray_levels(tmp_path: Path) -> None:
+    finding = the(checked(tmp_path, tiles([0, 50, 100, 150, 200])), "plain")
+    assert "with gaps (if each value is a class, ids=(0, 50, 100, 150, 200) is right)" in finding.text
+
+
 def test_black_and_white_with_another_number_of_classes_gets_no_fix(tmp_path: Path) -> None:
     finding = the(checked(tmp_path, tiles([0, 255]), classes=5), "black-and-white")
     assert finding.fix == finding.option == ""
