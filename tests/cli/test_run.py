@@ -154,4 +154,4 @@ def test_every_argument_has_a_help_text() -> None:
 
 
 def test_precisions_are_those_of_the_inference_room() -> None:
-    assert options.PRECISIONS == tuple(optimize.PRECISIONS)
+    assert tuple(optimize.PRECISIONS) == options.PRECISIONS

@@ -237,9 +237,7 @@ def test_the_answer_is_kept_as_long_as_the_hash_of_the_released_file(tiny: FileS
 
 
 @pytest.mark.parametrize("damage", ["empty", "html", "another file's"])
-def test_an_unusable_answer_is_recorded_again(
-    tiny: FileServer, caplog: pytest.LogCaptureFixture, damage: str
-) -> None:
+def test_an_unusable_answer_is_recorded_again(tiny: FileServer, caplog: pytest.LogCaptureFixture, damage: str) -> None:
     assert selftest.selftest(tiny_zoo.NAME, device="cpu").first
     path = cache.selftest_path(tiny_zoo.NAME)
     good = path.read_bytes()
