@@ -25,7 +25,6 @@ from isanet.inference.fast import int8
 from isanet.inference.fast import layers as fused
 from isanet.inference.fast.network import FastISANet
 from isanet.inference.fast.optimize import optimize, why_not_optimizable
-from isanet.inference.logits import averaged, stored
 from isanet.inference.network import EagerNetwork
 from isanet.inference.predict import predict, prepare
 from isanet.inference.segmenter import Segmenter
@@ -137,7 +136,7 @@ def test_logits_are_upstreams(listing: str, height: int, width: int) -> None:
 
 
 # Promised shares of labels kept; float32 differs in rounding alone, int8 is coarser without VNNI.
-KEPT = {"float32": 0.999, "bfloat16": 0.995, "int8": 0.98 if int8.exact_sums() else 0.95}
+KEPT = {"float32": 0.999, "bfloat16": 0.995, "int8": 0.98 if int8.exact_sums() else 0.97}
 
 
 def r50() -> isanet.ISANet:
@@ -387,15 +386,6 @@ def test_windows_that_fade_show_no_seam() -> None:
     jumps = (labels[:, 1:] != labels[:, :-1]).float().mean(0)
     assert max(float(jumps[edge - 1]) for edge in edges) <= 2 * float(jumps.max())
     assert min(float(same[:, edge - 2 : edge + 2].float().mean()) for edge in edges) > 0.8
-
-
-def test_fading_windows_of_one_map_give_the_map() -> None:
-    logits = images(3, 20, 30)
-    pieces = [
-        (top, left, stored(logits[:, top : top + 12, left : left + 16])) for top in (0, 8) for left in (0, 10, 14)
-    ]
-    given = averaged(pieces, (20, 30), fade=(4, 5)).rows(0, 20)
-    torch.testing.assert_close(given, logits, rtol=1e-12, atol=1e-12)
 
 
 PEAK = """

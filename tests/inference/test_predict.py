@@ -1,10 +1,6 @@
 from __future__ import annotations
 
-import math
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,12 +12,12 @@ from torch.nn import functional as F  # noqa: N812  the field's name for it
 
 from isanet.errors import ImageError, IsanetError
 from isanet.images.preprocess import preprocess
-from isanet.inference.logits import LogitsMap, averaged, resized, resized_bands, stored
+from isanet.inference.logits import resized_bands, stored
 from isanet.inference.network import EagerNetwork
 from isanet.inference.predict import label_map, logits_maps, not_finite, predict, prepare, window_starts
 from isanet.model import ISANet
 from isanet.protocols import PROTOCOLS, Protocol, protocol
-from isanet.weights import convert, manifest
+from isanet.weights import convert
 from tests.helpers import stand_in, tiny_zoo
 
 PREPROCESSING: dict[str, Any] = {"short_edge": 50, "long_edge": 200, "mean": (127.5,) * 3, "std": (60.0,) * 3}
@@ -235,77 +231,6 @@ def test_batches_do_not_matter(how: Protocol) -> None:
             torch.testing.assert_close(one[1], other[1], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("align_corners", [False, True])
-@pytest.mark.parametrize(
-    ("coarse", "size"),
-    [((8, 12), (64, 96)), ((64, 86), (1000, 150)), ((13, 15), (101, 117)), ((64, 64), (20, 20)), ((1, 1), (9, 5)),
-     ((1, 32), (1, 500)), ((32, 1), (500, 1)), ((5, 7), (1, 1)), ((128, 3), (9001, 5))],
-)  # fmt: skip
-def test_bands_equal_the_whole(coarse: tuple[int, int], size: tuple[int, int], align_corners: bool) -> None:
-    logits = torch.randn(6, *coarse, generator=torch.Generator().manual_seed(0)) * 10
-    for dtype, heights in ((torch.float32, (1, 7, 10**6)), (torch.float64, (10**6,))):
-        logits = logits.to(dtype)
-        bound = rounding(logits)
-        whole = F.interpolate(logits[None], size=size, mode="bilinear", align_corners=align_corners)[0]
-        for rows_per_band in heights:
-            band_bytes = logits.element_size() * 6 * size[1] * rows_per_band
-            bands = list(resized_bands([stored(logits)], size, align_corners=align_corners, band_bytes=band_bytes))
-            assert [row for rows, _ in bands for row in range(size[0])[rows]] == list(range(size[0]))
-            together = torch.cat([band for _, band in bands], dim=1)
-            assert (together - whole).abs().max() <= bound
-
-
-def rounding(logits_KHW: Tensor) -> float:
-    """How much two bilinear resizings of the same logits may differ by rounding alone, in their precision.
-
-    A position in the source is (i + 0.5) * scale - 0.5, which CPUs with fused multiply-add may round once less. With
-    three roundings of half the spacing of numbers each, two ways differ by at most 1.5 spacings at the largest
-    position. So far apart, values differ by as much of the largest difference between neighbors. Blending a row and
-    a column of two values each rounds four times, by at most half an epsilon of the largest value, in both ways.
-    """
-    eps, bound = torch.finfo(logits_KHW.dtype).eps, 0.0
-    for dim in (1, 2):
-        last = logits_KHW.shape[dim] - 1
-        if last:
-            spacing = eps * 2.0 ** math.floor(math.log2(last))
-            bound += 1.5 * spacing * float(logits_KHW.diff(dim=dim).abs().max())
-    return bound + 4 * eps * float(logits_KHW.abs().max())
-
-
-def test_bands_bound_the_memory() -> None:
-    """60 classes at 1500x1500 are 540 MB of logits; what one band takes is a small part of that."""
-    bands = resized_bands([stored(torch.randn(60, 8, 8))], (1500, 1500), align_corners=False)
-    assert max(band.nbytes for _, band in bands) <= 8 << 20
-
-
-def test_bands_bound_the_memory_of_the_steps_between_too() -> None:
-    """A thumbnail that is prepared at a much larger size."""
-    taken: list[int] = []
-
-    def spied(source: LogitsMap) -> LogitsMap:
-        def rows(start: int, stop: int) -> Tensor:
-            result = source.rows(start, stop)
-            taken.append(result.nbytes)
-            return result
-
-        return source._replace(rows=rows)
-
-    prepared = resized(stored(torch.randn(10, 60, 60)), (480, 480), align_corners=False)
-    for between in (prepared, averaged([(0, 0, prepared)], (480, 480))):
-        taken.clear()
-        bands = resized_bands([spied(between)], (24, 24), align_corners=False, band_bytes=10 * 4 * 480 * 60)
-        assert len(list(bands)) == len(taken) == 8  # 3 rows, made of 60
-        assert max(taken) <= 10 * 4 * 480 * 62
-
-
-@pytest.mark.parametrize("align_corners", [False, True])
-def test_mirroring_and_resizing_commute(align_corners: bool) -> None:
-    logits = torch.randn(3, 7, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    after = resized(stored(logits), (31, 50), align_corners=align_corners).rows(0, 31).flip(2)
-    before = resized(stored(logits.flip(2)), (31, 50), align_corners=align_corners).rows(0, 31)
-    torch.testing.assert_close(before, after, rtol=0, atol=1e-13)
-
-
 # --- labels
 
 
@@ -434,44 +359,6 @@ def test_every_named_protocol_runs(name: str) -> None:
     assert PROTOCOLS[name].name == name
 
 
-def test_published_figures_name_their_protocol() -> None:
-    assert {weights.metrics["protocol"] for weights in manifest.load_manifest().values()} == {"whole"}
-    assert PROTOCOLS["whole"] == Protocol("whole", None, None, (1.0,), False, "sssegmentation")
-
-
-def test_protocols_in_words() -> None:
-    assert PROTOCOLS["whole"].text == "whole image, single scale, no flip"
-    assert (
-        PROTOCOLS["mmseg-slide-769-multiscale-flip"].text
-        == "windows of 769x769 at stride 513x513, scales 0.5, 0.75, 1, 1.25, 1.5, 1.75, flip, as mmsegmentation"
-    )
-    assert Protocol("half", scales=(0.5,)).text == "whole image, scale 0.5, no flip"
-    assert len({known.text for known in PROTOCOLS.values()}) == len(PROTOCOLS)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"window": (0, 5), "stride": (1, 1)}, "window must be two positive"),
-        ({"window": (5, 5.0), "stride": (1, 1)}, "window must be two positive"),
-        ({"window": (5,), "stride": (1, 1)}, "window must be two positive"),
-        ({"window": (5, 5), "stride": (0, 1)}, "stride must be two positive"),
-        ({"window": (5, 5), "stride": (5, 6)}, "gaps"),
-        ({"window": (5, 5)}, "together"),
-        ({"stride": (5, 5)}, "together"),
-        ({"scales": ()}, "at least one"),
-        ({"scales": (1.0, 0.0)}, "positive"),
-        ({"scales": (-1.0,)}, "positive"),
-        ({"scales": (float("nan"),)}, "positive"),
-        ({"scales": (float("inf"),)}, "positive"),
-        ({"framework": "detectron"}, "sssegmentation, mmsegmentation"),
-    ],
-)
-def test_protocols_that_make_no_sense_are_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        replace(PROTOCOLS["whole"], **changes)
-
-
 def test_an_unknown_name_is_told_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"'slide'.*whole, slide-512"):
         protocol("slide")
@@ -501,8 +388,3 @@ def test_images_are_prepared_once_or_for_each_scale() -> None:
         predict(EagerNetwork(tiny()), [(one,)], [(45, 70)], "mmseg-multiscale-flip")
     with pytest.raises(ValueError, match="at least 1"):
         predict(EagerNetwork(tiny()), [(one,)], [(45, 70)], batch_size=0)
-
-
-def test_protocols_do_not_need_torch() -> None:
-    command = "import isanet.protocols, isanet.weights.manifest, sys; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", command], check=True)

@@ -5,7 +5,7 @@ All maps in the network are outputs of a ReLU, so a byte stands for a value from
 of a block that changes its shape has both signs.
 
 CPUs without VNNI add 8-bit products in pairs of 16 bits, which saturate. There weights keep 7 bits instead of 8, so
-that no sum can overflow, and fewer labels are those of float32: at least 98 % is promised with VNNI, 95 % without.
+that no sum can overflow, and fewer labels are those of float32: at least 98 % is promised with VNNI, 97 % without.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from isanet.inference.fast.layers import Block, Conv, channels_last
 from isanet.inference.fast.network import FastISANet
 
 NO_VNNI = (
-    "this CPU has no VNNI: int8 weights keep 7 bits, and up to 5 % of the labels may differ from float32 (2 % with "
+    "this CPU has no VNNI: int8 weights keep 7 bits, and up to 3 % of the labels may differ from float32 (2 % with "
     "VNNI); precision='float32' or 'bfloat16' keeps more"
 )
 """What is logged where `exact_sums` is false."""
