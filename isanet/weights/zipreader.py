@@ -1,9 +1,9 @@
 """The directory of an untrusted zip archive, read in one way only.
 
 The module zipfile looks for a directory in several places and follows what it finds. Here it must lie at the very end
-of the file, in one piece; entries are stored, not compressed or encrypted, no two have one name or one byte, and each
-has the same name in the directory and before its data. So there are no two readings of one file, and a small file
-cannot become a large one.
+of the file, in one piece; entries are stored, not compressed or encrypted, and follow in the directory's order; no two
+have one name or one byte, and each has the same name in the directory and before its data. So there are no two readings
+of one file, and a small file cannot become a large one.
 
 `torch.save` also writes the directory's end in its 64-bit form, pads entries by extra fields and may leave
 descriptors after them. `isanet pack` writes none of that, so its archives are read with `exact`: every byte belongs to
@@ -36,23 +36,12 @@ class Entry(NamedTuple):
     crc: int
 
 
-class _Record(NamedTuple):
-    """What the directory says of one entry."""
-
-    name: str
-    raw_name: bytes
-    header: int  # where its local header starts
-    fixed: bytes  # the 46 bytes before the name
-    size: int
-    crc: int
-
-
 Read = Callable[[int, int], bytes]
 """Reads bytes of the archive: from where, and how many."""
 
 
 def read_directory(read: Read, size: int, *, max_bytes: int, exact: bool = False) -> dict[str, Entry]:
-    """The entries of a zip archive by their names.
+    """The entries of a zip archive by their names, in the order of the file.
 
     Args:
         read: Reads bytes of the archive.
@@ -61,22 +50,31 @@ def read_directory(read: Read, size: int, *, max_bytes: int, exact: bool = False
         exact: Refuse whatever `isanet pack` does not write.
 
     Raises:
-        CheckpointFormatError: It is no zip archive, or it can be read in two ways; the message says what is wrong.
+        CheckpointFormatError: It is not a zip archive, or it can be read in two ways; the message says what is wrong.
     """
     offset, length, count = _find_directory(read, size, exact=exact)
     if length > max_bytes:
         raise CheckpointFormatError(f"its directory is larger than {max_bytes:,} bytes")
-    records = _parse_directory(read(offset, length), exact=exact)
-    if len(records) != count:
-        raise CheckpointFormatError("its directory is broken")
-    entries: dict[str, Entry] = {}
-    end = 0
-    for record in records if exact else sorted(records, key=lambda record: record.header):
-        entry = _locate(read, record, end, offset, exact=exact)
+    directory, entries, position, end = read(offset, length), dict[str, Entry](), 0, 0
+    while position < length:
+        fixed = directory[position : position + 46]
+        if len(fixed) < 46 or fixed[:4] != b"PK\x01\x02":
+            raise CheckpointFormatError("its directory is broken")
+        name_length, extra, comment = struct.unpack("<3H", fixed[28:34])
+        raw_name = directory[position + 46 : position + 46 + name_length]
+        name = raw_name.decode("utf-8" if fixed[9] & 8 else "cp437", "replace")
+        what = f"its entry {clean(name)[:200]!r}"
+        if name in entries:
+            raise CheckpointFormatError(f"{what} appears twice")
+        if exact and (extra or comment):
+            raise CheckpointFormatError(f"{what} is not as `isanet pack` writes it")
+        entries[name] = entry = _locate(read, fixed, raw_name, end, offset, what, exact=exact)
+        position += 46 + name_length + extra + comment
         end = entry.start + entry.size
-        entries[record.name] = entry
+    if position != length or len(entries) != count:
+        raise CheckpointFormatError("its directory is broken")
     if exact and end != offset:
-        raise CheckpointFormatError("it holds bytes that belong to no entry")
+        raise CheckpointFormatError("it has bytes that belong to no entry")
     return entries
 
 
@@ -109,51 +107,40 @@ def _find_directory(read: Read, size: int, *, exact: bool) -> tuple[int, int, in
     return offset, length, count
 
 
-def _parse_directory(directory: bytes, *, exact: bool) -> list[_Record]:
-    records, names, position = [], set(), 0
-    while position < len(directory):
-        fixed = directory[position : position + 46]
-        if len(fixed) < 46 or fixed[:4] != b"PK\x01\x02":
-            raise CheckpointFormatError("its directory is broken")
-        fields = struct.unpack("<4s6H3I5H2I", fixed)
-        flags, method, (crc, packed, plain, name_length, extra, note, disk) = fields[3], fields[4], fields[7:14]
-        raw_name = directory[position + 46 : position + 46 + name_length]
-        name = raw_name.decode("utf-8" if flags & 0x800 else "cp437", "replace")
-        what = _describe(name)
-        if flags & 1:
-            raise CheckpointFormatError(f"{what} is encrypted")
-        if method != zipfile.ZIP_STORED or packed != plain:
-            raise CheckpointFormatError(f"{what} is compressed; torch.save and `isanet pack` store")
-        if name in names:
-            raise CheckpointFormatError(f"{what} appears twice")
-        if exact and (name.endswith("/") or stat.S_IFMT(fields[15] >> 16) not in (0, stat.S_IFREG)):
-            raise CheckpointFormatError(f"{what} is a folder, a link or a device, not a file")
-        if exact and (flags or extra or note or disk):
-            raise CheckpointFormatError(f"{what} is not as `isanet pack` writes it")
-        names.add(name)
-        records.append(_Record(name, raw_name, fields[16], fixed, plain, crc))
-        position += 46 + name_length + extra + note
-    if position != len(directory):
-        raise CheckpointFormatError("its directory is broken")
-    return records
+def _locate(read: Read, fixed: bytes, raw_name: bytes, end: int, directory: int, what: str, *, exact: bool) -> Entry:
+    """Where an entry's data are: after the `end` of the entry before, and before the directory.
 
-
-def _locate(read: Read, record: _Record, end: int, directory: int, *, exact: bool) -> Entry:
-    """Where an entry's data are, which must lie between the `end` of the entry before and the directory."""
-    what = _describe(record.name)
-    if end == 0 and record.header != 0:
+    Args:
+        read: Reads bytes of the archive.
+        fixed: The 46 bytes before the entry's name in the directory.
+        raw_name: The name.
+        end: Where the entry before ends.
+        directory: Where the directory starts.
+        what: The entry, for messages.
+        exact: As of `read_directory`.
+    """
+    fields = struct.unpack("<4s6H3I5H2I", fixed)
+    flags, method, crc, packed, size, disk, mode, header_start = (
+        *fields[3:5],
+        *fields[7:10],
+        *fields[13:14],
+        *fields[15:],
+    )
+    if flags & 1:
+        raise CheckpointFormatError(f"{what} is encrypted")
+    if method != zipfile.ZIP_STORED or packed != size:
+        raise CheckpointFormatError(f"{what} is compressed; torch.save and `isanet pack` store")
+    if exact and (raw_name.endswith(b"/") or stat.S_IFMT(mode >> 16) not in (0, stat.S_IFREG)):
+        raise CheckpointFormatError(f"{what} is a folder, a link or a device, not a file")
+    if end == 0 and header_start != 0:
         raise CheckpointFormatError(f"{what} is the first, and there is something else before it")
-    header = read(record.header, 30)
+    header = read(header_start, 30)
     name_length, extra_length = struct.unpack("<2H", header[26:30].ljust(4, b"\0"))
-    start = record.header + 30 + name_length + extra_length
-    if header[:4] != b"PK\x03\x04" or start + record.size > directory:
+    start = header_start + 30 + name_length + extra_length
+    if header[:4] != b"PK\x03\x04" or start + size > directory:
         raise CheckpointFormatError(f"{what} lies outside the file; fetch it again")
-    if record.header < end or read(record.header + 30, name_length) != record.raw_name:
+    if header_start < end or read(header_start + 30, name_length) != raw_name:
         raise CheckpointFormatError(f"{what} lies over another, or has another name before its data")
-    if exact and (record.header != end or extra_length or header[4:] != record.fixed[6:32]):
+    if exact and (flags or disk or extra_length or header_start != end or header[4:] != fixed[6:32]):
         raise CheckpointFormatError(f"{what} is not as `isanet pack` writes it")
-    return Entry(start, record.size, record.crc)
-
-
-def _describe(name: str) -> str:
-    return f"its entry {clean(name)[:200]!r}"
+    return Entry(start, size, crc)

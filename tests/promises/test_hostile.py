@@ -207,7 +207,7 @@ TABLE: dict[str, dict[str, Row]] = {
     "A stale lock never blocks for ever.": {
         "of a killed process": row(locked(alive=False)),
         "of a process that does nothing": row(
-            locked(alive=True), isanet.CacheError, f"{{home}}/{NAME}.lock", "another process", "see whether"
+            locked(alive=True), isanet.CacheError, f"{{home}}/{NAME}.lock", "another process", "check whether"
         ),
     },
     "A flipped bit or a truncated cached file: noticed at load, fetched again when online.": {

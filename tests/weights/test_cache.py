@@ -20,7 +20,6 @@ from safetensors import safe_open
 from torch import Tensor
 
 import isanet
-from isanet._files import atomic_write
 from isanet.weights import cache, checkpoint, convert
 from isanet.weights.cache import Record
 from isanet.zoo import released
@@ -99,7 +98,7 @@ def test_home_follows_torch_hub_set_dir(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert cache.home() == tmp_path / "chosen" / "isanet"
 
 
-def test_asking_makes_no_folder(home: Path) -> None:
+def test_asking_creates_no_folder(home: Path) -> None:
     assert cache.read_record(NAME) is None
     assert cache.cached_file(NAME) is None
     cache.sweep()
@@ -145,7 +144,7 @@ DAMAGED: list[str | bytes] = [
 
 
 @pytest.mark.parametrize("text", DAMAGED, ids=range(len(DAMAGED)))
-def test_a_damaged_record_is_ignored_and_told_of(
+def test_a_damaged_record_is_ignored_and_logged(
     home: Path, caplog: pytest.LogCaptureFixture, text: str | bytes
 ) -> None:
     home.mkdir()
@@ -211,101 +210,10 @@ def test_clear_removes_links_and_never_what_they_point_to(home: Path, tmp_path: 
     assert victim.read_bytes() == VICTIM
 
 
-# --- files that appear whole --------------------------------------------------------------------------------
+# --- temporary files and locks
 
 
-@pytest.mark.parametrize("existing", [None, b"old"])
-@pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt, OSError(28, "No space left on device"), None])
-def test_a_file_appears_whole_or_not_at_all(
-    tmp_path: Path, existing: bytes | None, failure: type[BaseException] | BaseException | None
-) -> None:
-    target = tmp_path / "target"
-    if existing is not None:
-        target.write_bytes(existing)
-
-    def write() -> None:
-        with atomic_write(target) as file:
-            assert Path(file.name).parent == tmp_path
-            file.write(b"new, but")
-            assert (target.read_bytes() if target.exists() else None) == existing
-            if failure is not None:
-                raise failure
-
-    if failure is None:
-        write()
-        assert target.read_bytes() == b"new, but"
-    else:
-        with pytest.raises(failure if isinstance(failure, type) else type(failure)):
-            write()
-        assert (target.read_bytes() if target.exists() else None) == existing
-    assert names(tmp_path) == ({"target"} if target.exists() else set())
-
-
-@pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_a_failure_at_the_end_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
-    def fail(*_: object) -> None:
-        raise OSError(5, "Input/output error")
-
-    (tmp_path / "target").write_bytes(b"old")
-    monkeypatch.setattr(os if step == "fsync" else Path, step, fail)
-    with pytest.raises(OSError), atomic_write(tmp_path / "target") as file:
-        file.write(b"new")
-    assert names(tmp_path) == {"target"}
-    assert (tmp_path / "target").read_bytes() == b"old"
-
-
-def test_data_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps: list[str] = []
-    fsync, replace = os.fsync, Path.replace
-    monkeypatch.setattr(os, "fsync", lambda descriptor: steps.append("fsync") or fsync(descriptor))
-    monkeypatch.setattr(Path, "replace", lambda path, target: steps.append("replace") or replace(path, target))
-    with atomic_write(tmp_path / "target") as file:
-        file.write(b"new")
-    assert steps == ["fsync", "replace"]
-
-
-def test_a_vanished_temporary_file_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "target") as file:
-        Path(file.name).unlink()
-    assert names(tmp_path) == set()
-
-
-@posix
-@pytest.mark.parametrize("planted", ["target", "temporary", "dangling"])
-def test_a_planted_link_is_replaced_and_not_followed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planted: str
-) -> None:
-    victim, target = tmp_path / "victim", tmp_path / "target"
-    if planted != "dangling":
-        victim.write_bytes(VICTIM)
-    monkeypatch.setattr("secrets.token_hex", lambda n: "0" * 2 * n)
-    if planted == "temporary":
-        (tmp_path / f".isanet-{'0' * 16}.part").symlink_to(victim)
-        with pytest.raises(FileExistsError), atomic_write(target):
-            pass
-        assert not target.exists()
-    else:
-        target.symlink_to(victim)
-        with atomic_write(target) as file:
-            file.write(b"new")
-        assert target.read_bytes() == b"new"
-        assert not target.is_symlink()
-    assert (victim.read_bytes() if victim.exists() else None) == (None if planted == "dangling" else VICTIM)
-
-
-@posix
-@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664), (0o027, 0o640)])
-def test_the_users_umask_holds(tmp_path: Path, umask: int, mode: int) -> None:
-    before = os.umask(umask)
-    try:
-        with atomic_write(tmp_path / "target") as file:
-            file.write(b"new")
-    finally:
-        os.umask(before)
-    assert (tmp_path / "target").stat().st_mode & 0o777 == mode
-
-
-def test_sweeping_takes_what_killed_processes_left(home: Path) -> None:
+def test_sweeping_removes_what_killed_processes_left(home: Path) -> None:
     home.mkdir()
     for name, age in ((".isanet-old.part", 3700), (".isanet-young.part", 3500), ("isanet.part", 9999), ("a.pth", 9999)):
         (home / name).write_bytes(b"x")
@@ -321,7 +229,7 @@ def test_sweeping_takes_what_killed_processes_left(home: Path) -> None:
 HOLD = f"from isanet.weights import cache\nwith cache.lock({NAME!r}):\n    print('held', flush=True)\n    input()\n"
 
 
-def test_a_lock_excludes_another_process_and_dies_with_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_excludes_another_process_and_ends_with_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "LOCK_TIMEOUT", 0.2)
     with python(HOLD) as holder:
         assert holder.stdout is not None
@@ -385,7 +293,7 @@ def no_sockets(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 
 def other_version() -> bytes:
-    """The same network upstream, trained anew."""
+    """The same network upstream, trained again."""
     state = tiny_zoo.upstream_state()
     return tiny_zoo.saved({"model": {**state, "decoder.1.bias": state["decoder.1.bias"] + 1}})
 
@@ -530,14 +438,14 @@ def test_a_damaged_file_is_noticed_and_never_loaded(
     assert same(isanet.from_pretrained(NAME).state_dict(), good)
 
 
-def test_damage_is_told_of(tiny: FileServer, home: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_damage_is_logged(tiny: FileServer, home: Path, caplog: pytest.LogCaptureFixture) -> None:
     isanet.from_pretrained(NAME)
     flip_value(the_file(home))
     isanet.from_pretrained(NAME)
     assert "it was changed or damaged" in caplog.text
 
 
-def test_a_model_never_cached_is_asked_for_offline(
+def test_offline_a_model_that_was_never_cached_is_an_error(
     tiny: FileServer, home: Path, no_sockets: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     no_sockets()
@@ -573,7 +481,7 @@ def test_a_file_put_there_by_hand_is_used(
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>log in</html>", b"PK\x03\x04 truncated"])
-def test_a_bad_file_put_there_by_hand_is_passed_over_online_only(
+def test_a_bad_file_put_there_by_hand_is_skipped_only_online(
     tiny: FileServer, home: Path, good: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch, content: bytes
 ) -> None:
     home.mkdir()
@@ -611,7 +519,7 @@ def test_a_later_copy_must_match_the_recorded_hash(
     assert model.provenance["source_sha256"] == sha256(changed).hexdigest()
 
 
-def test_forcing_does_not_trust_anew(tiny: FileServer, home: Path, good: dict[str, Tensor]) -> None:
+def test_forcing_does_not_accept_another_hash(tiny: FileServer, home: Path, good: dict[str, Tensor]) -> None:
     isanet.from_pretrained(NAME)
     before = {path.name: path.read_bytes() for path in home.iterdir()}
     tiny.files[f"/{FILE_NAME}"] = other_version()
@@ -621,7 +529,7 @@ def test_forcing_does_not_trust_anew(tiny: FileServer, home: Path, good: dict[st
     assert same(isanet.from_pretrained(NAME).state_dict(), good)
 
 
-def test_a_pinned_hash_overrules_what_is_cached(
+def test_a_pinned_hash_overrides_what_is_cached(
     tiny: FileServer, home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     isanet.from_pretrained(NAME)
@@ -643,7 +551,7 @@ def test_a_pinned_hash_overrules_what_is_cached(
     assert the_file(home) != old
 
 
-def test_another_version_of_the_conversion_makes_it_again(
+def test_another_version_of_the_converter_converts_again(
     tiny: FileServer, home: Path, good: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     isanet.from_pretrained(NAME)

@@ -115,7 +115,7 @@ def test_mmsegmentations_networks_differ_from_the_zoos(listing: str) -> None:
     ids=str,
 )
 @pytest.mark.parametrize("layout", convert.LAYOUTS)
-def test_shapes_tell_every_argument_that_leaves_a_trace(layout: str, arguments: dict[str, Any]) -> None:
+def test_every_argument_that_shapes_show_is_inferred(layout: str, arguments: dict[str, Any]) -> None:
     state = tiny_zoo.upstream_state(layout, **arguments)
     architecture = convert.infer_architecture(convert.convert(state, layout))
     other = {"value_bias": layout == "mmsegmentation", "fusion_kernel": 1 if layout == "mmsegmentation" else 3}
@@ -159,7 +159,7 @@ def test_the_weights_come_out_of_every_wrapper(tmp_path: Path, contents: object,
     assert all(torch.equal(state[name], value) for name, value in STATE.items())
 
 
-def test_unwrapping_and_converting_leave_what_they_are_given_as_it_was() -> None:
+def test_unwrapping_and_converting_do_not_modify_their_input() -> None:
     given = {"model": {f"module.{name}": value for name, value in STATE.items()}}
     state = convert.unwrap(given)
     converted = convert.convert(state, "sssegmentation")
@@ -197,7 +197,7 @@ ITSELF["model"] = ITSELF["state_dict"] = ITSELF
         pytest.param({"a\nb": torch.ones(1)}, r"^'a\\nb' cannot be the name", id="two lines"),
     ],
 )
-def test_what_holds_no_state_dict_is_described(contents: object, message: str) -> None:
+def test_what_has_no_state_dict_is_described(contents: object, message: str) -> None:
     with pytest.raises(CheckpointFormatError, match=message):
         convert.unwrap(contents)
 
@@ -205,21 +205,23 @@ def test_what_holds_no_state_dict_is_described(contents: object, message: str) -
 # --- what is no ISANet ----------------------------------------------------------------------------------------
 
 
-def test_another_network_is_no_isanet() -> None:
+def test_another_network_is_refused() -> None:
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
-    with pytest.raises(CheckpointFormatError, match=r"7 tensors are not an ISANet in a known layout .*0\.weight, 0\.bias"):
+    with pytest.raises(
+        CheckpointFormatError, match=r"7 tensors are not an ISANet in a known layout .*0\.weight, 0\.bias"
+    ):
         convert.detect_layout(network.state_dict())
 
 
 @pytest.mark.parametrize("layout", convert.LAYOUTS)
 @pytest.mark.parametrize("name", ["decoder.9.weight", "backbone_network.conv1.weight", "backbone", "fc.weight", ""])
-def test_a_name_beyond_the_table_is_named(layout: str, name: str) -> None:
+def test_a_tensor_that_the_table_lacks_is_named(layout: str, name: str) -> None:
     state = {**tiny_zoo.upstream_state(layout), name: torch.ones(1)}
     with pytest.raises(CheckpointMismatchError, match=rf"^1 tensors are not part .* {layout}'s layout: {name}$"):
         convert.convert(state, layout)
 
 
-def test_one_layouts_names_are_not_anothers() -> None:
+def test_names_of_one_layout_do_not_fit_another() -> None:
     with pytest.raises(
         CheckpointMismatchError, match=r"not part of an ISANet in mmsegmentation's layout: backbone_net"
     ):
@@ -228,7 +230,9 @@ def test_one_layouts_names_are_not_anothers() -> None:
 
 def test_two_names_for_one_tensor_are_refused() -> None:
     state = {"a.weight": torch.ones(1), "b.weight": torch.ones(1), "a.bias": torch.ones(1)}
-    with pytest.raises(CheckpointMismatchError, match="1 tensors of this test checkpoint have the same name as another one"):
+    with pytest.raises(
+        CheckpointMismatchError, match="1 tensors of this test checkpoint have the same name as another one"
+    ):
         convert.rename(state, {"a": "x", "b": "x"}, "test")
 
 
@@ -261,7 +265,7 @@ OURS = convert.convert(STATE, "sssegmentation")
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_shapes_of_no_isanet_are_named(change: dict[str, Tensor | None], message: str) -> None:
+def test_impossible_shapes_are_named(change: dict[str, Tensor | None], message: str) -> None:
     state = {name: value for name, value in {**OURS, **change}.items() if value is not None}
     with pytest.raises(CheckpointMismatchError, match=message):
         convert.infer_architecture(state)
@@ -288,5 +292,5 @@ def test_shapes_of_no_isanet_are_named(change: dict[str, Tensor | None], message
     ],
     ids=str,
 )
-def test_mmsegmentations_notes_tell_how_logits_are_resized(contents: object, expected: bool) -> None:
+def test_mmsegmentations_config_says_how_logits_are_resized(contents: object, expected: bool) -> None:
     assert convert.notes_align_corners(contents) is expected

@@ -122,7 +122,8 @@ def test_the_bar_counts_every_byte_once(server: FileServer, folder: Path, capsys
 
 
 def test_importing_it_is_cheap() -> None:
-    code = "import sys, isanet.weights.download; print([m for m in ('torch', 'requests', 'urllib3', 'tqdm') if m in sys.modules])"
+    code = "import sys, isanet.weights.download as _; "
+    code += "print([m for m in ('torch', 'requests', 'urllib3', 'tqdm') if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
 
@@ -139,7 +140,7 @@ def test_a_resume_asks_only_for_what_is_missing(server: FileServer, folder: Path
     assert server.sent[NAME] == len(BODY)
 
 
-def test_a_reset_connection_is_taken_up_again(server: FileServer, folder: Path) -> None:
+def test_a_reset_connection_is_resumed(server: FileServer, folder: Path) -> None:
     server.plan[NAME] = ["reset", reset(100_000)]
     assert_whole(get(server, folder), folder)
 
@@ -161,7 +162,7 @@ def test_a_body_that_never_comes_whole_is_a_bounded_network_error(server: FileSe
     assert left_over(folder) == []
 
 
-def test_progress_refreshes_the_patience(server: FileServer, folder: Path) -> None:
+def test_progress_resets_the_retries(server: FileServer, folder: Path) -> None:
     server.plan[NAME] = [cut(50_000)] * 5
     assert_whole(get(server, folder), folder)
     assert server.sent[NAME] == len(BODY)
@@ -267,7 +268,7 @@ def test_wrong_bytes_lead_to_the_next_address(server: FileServer, folder: Path, 
 @pytest.mark.parametrize(
     "start", [b"\xef\xbb\xbf  <!doctype HTML>", b"\n<html lang=en>", b"<!-- moved -->", b"<head><title>"]
 )
-def test_an_html_page_is_seen_by_its_first_bytes_however_they_come(
+def test_an_html_page_is_recognized_by_its_first_bytes_however_they_arrive(
     server: FileServer, folder: Path, start: bytes
 ) -> None:
     server.files[NAME] = start + bytes(100)
@@ -284,7 +285,7 @@ def test_an_endless_body_is_stopped_at_the_limit(server: FileServer, folder: Pat
     assert left_over(folder) == []
 
 
-def test_too_long_an_announcement_is_refused_before_the_body(server: FileServer, folder: Path) -> None:
+def test_too_large_a_content_length_is_refused_before_the_body(server: FileServer, folder: Path) -> None:
     server.plan[NAME] = [serving(announce=10**12, limit=0)]
     with pytest.raises(IntegrityError, match="announces"):
         get(server, folder, size=None)
@@ -297,7 +298,7 @@ def test_a_content_encoding_is_refused(server: FileServer, folder: Path) -> None
 
 
 @pytest.mark.parametrize("error", [IntegrityError, CheckpointFormatError])
-def test_what_the_caller_finds_counts_as_the_address_failing(
+def test_what_the_caller_raises_counts_as_a_failure_of_the_address(
     server: FileServer, folder: Path, error: type[IsanetError]
 ) -> None:
     server.files["/good/name.pth"] = BODY
@@ -341,7 +342,7 @@ def test_all_exhausted_lists_each_cause_and_the_next_step(server: FileServer, fo
 
 
 @pytest.mark.parametrize("code", [429, 500, 502, 503, 504])
-def test_a_passing_answer_is_tried_again(server: FileServer, folder: Path, code: int) -> None:
+def test_a_temporary_answer_is_retried(server: FileServer, folder: Path, code: int) -> None:
     server.plan[NAME] = [status(code), status(code)]
     assert_whole(get(server, folder), folder)
     assert len(server.requests) == 3
@@ -402,7 +403,7 @@ def test_silence_and_trickling_are_bounded(server: FileServer, folder: Path, fau
     assert left_over(folder) == []
 
 
-def test_a_dead_address_is_left_at_once(folder: Path) -> None:
+def test_a_dead_address_is_given_up_at_once(folder: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}{NAME}"
@@ -463,7 +464,7 @@ def test_only_https_is_spoken(folder: Path, url: str, monkeypatch: pytest.Monkey
         fetch_first([url], folder, max_size=10)
 
 
-def test_no_credentials_are_sent_or_told(
+def test_no_credentials_are_sent_or_shown(
     server: FileServer,
     folder: Path,
     tmp_path: Path,

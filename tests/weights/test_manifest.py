@@ -15,7 +15,7 @@ import isanet
 from isanet import labels
 from isanet.backbone import ResNet
 from isanet.config import BACKBONES
-from isanet.weights import convert
+from isanet.weights import convert, manifest
 from isanet.weights.manifest import load_backbones, load_manifest, manifest_path
 
 RELEASES = "https://github.com/SegmentationBLWX/modelstore/releases/download/ssseg_isanet"
@@ -155,7 +155,7 @@ def refused(path: Path, text: str | bytes) -> str:
 GOOD = json.dumps(document())
 
 
-def test_the_document_that_the_others_are_made_of_is_accepted(tmp_path: Path) -> None:
+def test_the_valid_document_is_accepted(tmp_path: Path) -> None:
     assert list(load_manifest(written(tmp_path / "weights.json", GOOD))) == ["m"]
 
 
@@ -207,7 +207,7 @@ def test_a_missing_manifest_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("field", list(document()["weights"]["m"]))
-def test_every_field_is_required_and_none_else(tmp_path: Path, field: str) -> None:
+def test_all_fields_are_required_and_no_others_allowed(tmp_path: Path, field: str) -> None:
     broken = document()
     value = broken["weights"]["m"].pop(field)
     assert f"m: missing field {field!r}" in refused(tmp_path, json.dumps(broken))
@@ -341,7 +341,7 @@ def test_a_part_of_the_wrong_kind_is_refused(tmp_path: Path, field: str, part: s
 
 
 @pytest.mark.parametrize(("field", "parts"), [("metrics", 4), ("preprocessing", 4)])
-def test_parts_are_required_and_none_else(tmp_path: Path, field: str, parts: int) -> None:
+def test_all_parts_are_required_and_no_others_allowed(tmp_path: Path, field: str, parts: int) -> None:
     whole = document()["weights"]["m"][field]
     assert len(whole) == parts
     for changed in [{k: v for k, v in whole.items() if k != gone} for gone in whole] + [{**whole, "more": 1}]:
@@ -378,7 +378,7 @@ def test_a_packaged_entry_is_read(tmp_path: Path) -> None:
     "change",
     [{"sha256": None}, {"size": None}, {"urls": ["https://host/f.pth"]}, {"layout": "sssegmentation"}],
 )
-def test_of_a_packaged_model_all_is_known(tmp_path: Path, change: Entry) -> None:
+def test_a_packaged_model_has_hash_and_size(tmp_path: Path, change: Entry) -> None:
     broken = document()
     broken["weights"]["m"] |= KNOWN | change
     assert "m.packaged: expected " in refused(tmp_path, json.dumps(broken))
@@ -391,7 +391,7 @@ def backbone_document() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("backbone", "digits"), [("resnet50", "2cccc1ad"), ("resnet101", "e67eebb6")])
-def test_the_backbones_are_those_that_upstream_started_from(backbone: str, digits: str) -> None:
+def test_the_backbones_are_those_of_the_published_training(backbone: str, digits: str) -> None:
     entry = load_backbones()[f"{backbone}_v1c"]
     file_name = f"{backbone}_v1c-{digits}.pth"
     assert entry.urls == (f"https://download.openmmlab.com/pretrain/third_party/{file_name}",)
@@ -406,7 +406,7 @@ def test_the_backbones_are_those_that_upstream_started_from(backbone: str, digit
 
 
 @pytest.mark.parametrize("field", list(backbone_document()["backbones"]["b"]))
-def test_every_field_of_a_backbone_is_required_and_none_else(tmp_path: Path, field: str) -> None:
+def test_all_fields_of_a_backbone_are_required_and_no_others_allowed(tmp_path: Path, field: str) -> None:
     broken = backbone_document()
     value = broken["backbones"]["b"].pop(field)
     assert f"b: missing field {field!r}" in refused(tmp_path, json.dumps(broken))
@@ -442,7 +442,7 @@ def test_a_wrong_backbone_is_refused(tmp_path: Path, field: str, value: object) 
     assert f"{place}: expected " in refused(tmp_path, json.dumps(broken))
 
 
-def test_a_backbone_has_no_models_name(tmp_path: Path) -> None:
+def test_a_backbone_cannot_have_the_name_of_a_model(tmp_path: Path) -> None:
     broken = document()
     broken["backbones"]["m"] = backbone_document()["backbones"]["b"]
     assert "'m' is the name of a model and of a backbone" in refused(tmp_path, json.dumps(broken))
@@ -511,3 +511,15 @@ def test_reading_imports_nothing_heavy() -> None:
     root = Path(__file__).parents[2]
     run = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_a_manifest_is_parsed_once_for_each_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[object] = []
+    parse = manifest._parse
+    monkeypatch.setattr(manifest, "_parse", lambda document: parsed.append(document) or parse(document))
+    path = tmp_path / "weights.json"
+    for text in (GOOD, GOOD + "\n", GOOD):
+        path.write_text(text)
+        assert manifest.load_manifest(path) == manifest.load_manifest(path)
+        assert manifest.load_backbones(path) == manifest.load_backbones(path)
+    assert len(parsed) == 2

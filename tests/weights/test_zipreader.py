@@ -48,14 +48,13 @@ def test_what_torch_adds_is_refused_where_every_byte_counts() -> None:
         entries(by_torch(), exact=True)
 
 
-@pytest.mark.parametrize("place", range(-98, -22))
+VERSIONS = range(-86, -82)  # in the 64-bit end; nothing depends on them
+
+
+@pytest.mark.parametrize("place", [place for place in range(-98, -22) if place not in VERSIONS])
 def test_both_ends_of_a_directory_agree(place: int) -> None:
-    """Torch writes the end of the directory twice, of which other readers believe one or the other."""
+    """Torch writes the end of the directory twice, and other readers believe one or the other."""
     data = bytearray(by_torch())
-    whole = entries(bytes(data), exact=False)
     data[place] ^= 0x41
-    try:
-        assert entries(bytes(data), exact=False) == whole  # the versions, which nothing depends on
-        assert place in range(-98 + 12, -98 + 16)
-    except CheckpointFormatError as error:
-        assert "directory" in str(error)
+    with pytest.raises(CheckpointFormatError, match="directory"):
+        entries(bytes(data), exact=False)
