@@ -20,6 +20,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+from isanet._text import listed
+
 IGNORED = 255
 """The value of mask pixels that count neither in training nor in evaluation (`ignore_index`)."""
 
@@ -49,8 +51,7 @@ class LabelSpace:
 
     def __str__(self) -> str:
         """For messages: the name, the number of classes and the first of them."""
-        first = ", ".join(self.classes[:3])
-        return f"{self.name} ({len(self)} classes: {first}{', …' if len(self) > 3 else ''})"
+        return f"{self.name} ({len(self)} classes: {listed(self.classes, 3)})"
 
 
 def generic_palette(n: int) -> tuple[tuple[int, int, int], ...]:

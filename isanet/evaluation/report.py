@@ -26,6 +26,11 @@ from isanet.viz import charts
 SCHEMA = 1
 """Version of the layout of report.json."""
 
+_DERIVED = (
+    "miou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou", "mean_boundary",
+    "iou", "precision_by_class", "recall_by_class", "share_by_class",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Report:
@@ -249,15 +254,7 @@ class Report:
             **{field.name: getattr(self, field.name) for field in fields(self)},
             "confusion": self.confusion.tolist(),
             "worst": [asdict(score) for score in self.worst],
-            "miou": self.miou,
-            "pixel_accuracy": self.pixel_accuracy,
-            "mean_accuracy": self.mean_accuracy,
-            "frequency_weighted_iou": self.frequency_weighted_iou,
-            "mean_boundary": self.mean_boundary,
-            "iou": self.iou,
-            "precision_by_class": self.precision_by_class,
-            "recall_by_class": self.recall_by_class,
-            "share_by_class": self.share_by_class,
+            **{name: getattr(self, name) for name in _DERIVED},
         }
         result: dict[str, Any] = _json_value(document)
         return result

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from isanet._files import atomic_write, output_errors
-from isanet._text import shortened
+from isanet._text import listed, shortened
 from isanet.errors import OutputError
 from isanet.images.reading import RGBImage
 from isanet.labels import Groups, check_groups, custom_space, label_space, merged, official_name, translation
@@ -174,4 +174,4 @@ class Segmentation:
     def __repr__(self) -> str:
         areas = [f"{name} {share:.2f}" for name, share in self.areas().items()]
         height, width = self.labels.shape
-        return f"Segmentation({width}x{height}: {', '.join(areas[:3])}{', …' if len(areas) > 3 else ''})"
+        return f"Segmentation({width}x{height}: {listed(areas, 3)})"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  the field's name for it
 
+from isanet._text import listed
 from isanet.labels import IGNORED
 
 
@@ -84,9 +85,8 @@ def segmentation_loss(
     target = target.long()  # cross_entropy takes nothing else on every device
     stray = (target != ignore_index) & ((target < 0) | (target >= K))
     if stray.any():  # on a GPU cross_entropy would make CUDA unusable for this process
-        found = torch.unique(target[stray])
         raise ValueError(
-            f"the target holds {', '.join(map(str, found[:5].tolist()))}{', …' if len(found) > 5 else ''}: "
+            f"the target holds {listed(torch.unique(target[stray]).tolist(), 5)}: "
             f"neither one of {K} classes nor ignore_index, {ignore_index}; isanet check-masks says which file has it"
         )
 

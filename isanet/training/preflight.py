@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from isanet._text import clean, percent
+from isanet._text import aligned, clean, percent
 from isanet.datasets.base import SegmentationDataset
 from isanet.errors import DatasetError, IsanetError
 from isanet.labels import IGNORED
@@ -100,11 +100,7 @@ def class_table(classes: Sequence[str], datasets: Mapping[str, ClassCounts]) -> 
             else:
                 row += [percent(counts.pixels[index] / total), f"{counts.images[index]:,}"]
         rows.append(row)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    )
+    return "\n".join(aligned(rows))
 
 
 # --- memory
