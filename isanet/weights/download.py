@@ -103,8 +103,8 @@ def fetch(
 ) -> Iterator[Fetched]:
     """Download one address into a temporary file, which is removed after the body unless it was renamed.
 
-    Only https is spoken (http on loopback; file:// is copied), also after redirects, and no credentials are ever sent,
-    neither those of an address nor those of a .netrc.
+    Only https is supported (http on loopback; file:// is copied), also after redirects. No credentials are ever sent,
+    neither those in an address nor those in a .netrc.
 
     Args:
         url: Retried as long as that may help.
@@ -128,7 +128,7 @@ def fetch(
     local = url.startswith("file:")
     if offline() and not local:
         raise OfflineError("not tried, because ISANET_OFFLINE or HF_HUB_OFFLINE is set")
-    if progress is None:  # a notebook is no terminal, but somebody is looking
+    if progress is None:  # a notebook is not a terminal, but shows a bar
         progress = sys.stderr is not None and (sys.stderr.isatty() or "ipykernel" in sys.modules)
     deadline = deadline_from_now(limits) if deadline is None else deadline
     log.info("downloading %s", redacted(url))
@@ -144,7 +144,7 @@ def fetch(
 
 
 class Failures:
-    """Why each address did not give a usable file.
+    """Why no address had a usable file.
 
     Args:
         name: What was to be fetched, for the message.
@@ -158,9 +158,9 @@ class Failures:
 
     @contextmanager
     def of(self, url: str) -> Iterator[None]:
-        """Note and log what the body raises about this address, so that the next one is tried.
+        """Collect and log the error that the body raises about this address, so that the next one is tried.
 
-        What no other address can cure, such as a CacheError, is raised.
+        Errors that no other address can cure, such as a CacheError, are not caught.
         """
         try:
             yield
@@ -214,7 +214,7 @@ def _copy(url: str, part: PartFile) -> None:
 def _temporary_file(folder: Path) -> Iterator[tuple[io.FileIO, Path]]:
     """A new file in `folder`, removed after the body unless it was renamed.
 
-    mkstemp creates exclusively and with a name that nobody can foresee: a planted link is never followed.
+    mkstemp creates exclusively, with an unpredictable name: a planted link is never followed.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
 """One file over https: resumed against the same object only, every wait bounded.
 
-A server that trickles must end in a bounded error, and a timeout of the socket starts again with each byte. So each
-read from the socket, of headers, chunk sizes and body alike, is preceded by a look at the clock (`_PacedReader`).
-The handshake of TLS and each of its records have the timeout as a whole.
+A server that trickles must end in a bounded error, but a socket's timeout starts again with each byte. So each read
+from the socket, of headers, chunk sizes and body alike, is preceded by a check of the clock (`_PacedReader`). For the
+TLS handshake and for each TLS record the timeout holds as a whole.
 
 Network errors are raised `from None`: the exceptions of requests quote whole addresses, which may hold secrets.
 """
@@ -38,7 +38,7 @@ MAX_WAIT = 120.0
 
 PROBE_SECONDS = 10.0
 
-_PASSING = frozenset({429, 500, 502, 503, 504})
+RETRIED_STATUSES = frozenset({429, 500, 502, 503, 504})
 
 
 def probe(url: str) -> str:
@@ -56,7 +56,7 @@ def probe(url: str) -> str:
             raise NetworkError("is not there")
         return "is there"
     if not is_allowed(url, plain=True):
-        raise NetworkError("refused: only https is spoken")
+        raise NetworkError("refused: only https is supported")
     end = time.monotonic() + PROBE_SECONDS
 
     def check_time() -> None:
@@ -72,19 +72,19 @@ def probe(url: str) -> str:
 
 
 def download(url: str, part: PartFile) -> None:
-    """Write what is at an address into a part file; retried and resumed as long as that may help.
+    """Download an address into a part file, with retries and resumes as long as they may help.
 
     Raises:
         NetworkError: The address is neither https nor http on loopback, cannot be reached, breaks off, stalls or
             refuses, or the deadline has passed.
-        IntegrityError: It sends something else than the file.
+        IntegrityError: It sends other bytes.
         CacheError: The file cannot be written.
     """
     import requests
     import urllib3
 
     if not is_allowed(url, plain=True):
-        raise NetworkError("refused: only https is spoken")
+        raise NetworkError("refused: only https is supported")
     limits, fruitless = part.limits, 0
     with _session(part.check_pace) as session:
         while True:
@@ -117,7 +117,7 @@ def _attempt(session: requests.Session, url: str, part: PartFile) -> None:
     wanted = {"Range": f"bytes={part.size}-", "If-Range": part.validator} if resumes else {}
     with _get(session, url, wanted, part) as response:
         status, headers = response.status_code, response.headers
-        if status in _PASSING:
+        if status in RETRIED_STATUSES:
             raise RetryError(f"answered {status}", _retry_after(headers.get("Retry-After", "")))
         if status == 416 and resumes:
             part.restart()
@@ -269,9 +269,11 @@ def _retry_cause(error: Exception, part: PartFile) -> str:
         raise NetworkError(f"refused: its certificate is not valid ({root.verify_message}); {advice}") from None
     quotes_address = isinstance(root, of_requests.RequestException | of_urllib3.LocationValueError)
     cause = type(root).__name__ if quotes_address else str(root) or type(root).__name__
-    passing = (of_requests.ConnectionError, of_requests.Timeout, of_urllib3.HTTPError)
+    temporary = (of_requests.ConnectionError, of_requests.Timeout, of_urllib3.HTTPError)
     handshake = (of_requests.ProxyError, of_requests.ConnectTimeout, of_requests.SSLError)
     unreached = isinstance(error, handshake) or isinstance(root, of_urllib3.NewConnectionError)
-    if not isinstance(error, passing) or (unreached and not part.max_reached):  # a lost network may come back
+    if not isinstance(error, temporary) or (
+        unreached and not part.max_reached
+    ):  # after progress, a lost network may return
         raise NetworkError(f"cannot be reached: {cause}") from None
     return cause

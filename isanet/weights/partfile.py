@@ -24,7 +24,7 @@ class Limits:
 
     connect: float = 10.0
     read: float = 30.0  # without a single byte
-    window: float = 60.0  # every window must bring `window_bytes`, so that a server cannot trickle for hours
+    window: float = 60.0  # at least `window_bytes` must arrive in each, so that a server cannot trickle for hours
     window_bytes: int = 64 * 1024
     retries: int = 5  # per address, in a row without `window_bytes` of progress
     backoff: float = 1.0  # doubled by every retry
@@ -80,11 +80,11 @@ class PartFile:
 
     def write(self, chunks: Iterable[bytes]) -> None:
         """Write and hash the chunks."""
-        most = next(limit for limit in (self.total, self.expected_size, self.max_size) if limit is not None)
+        largest = next(limit for limit in (self.total, self.expected_size, self.max_size) if limit is not None)
         for chunk in chunks:
             self.received += len(chunk)
-            if self.size + len(chunk) > most:
-                raise IntegrityError(f"sends more than the {most} bytes expected; stopped")
+            if self.size + len(chunk) > largest:
+                raise IntegrityError(f"sends more than the {largest} bytes expected; stopped")
             if len(self.head) < 512:
                 self.head += chunk[: 512 - len(self.head)]
                 if is_web_page(self.head):
@@ -133,7 +133,7 @@ class PartFile:
         return left
 
     def start_window(self) -> None:
-        """From now on `check_pace` counts."""
+        """Start the first window of a request."""
         self.window_start, self.window_received = time.monotonic(), self.received
 
     def check_pace(self) -> None:

@@ -1,4 +1,4 @@
-"""A server on loopback that goes wrong on demand, for the tests of everything that downloads.
+"""A server on loopback that fails on demand, for the tests of everything that downloads.
 
     with FileServer() as server:
         server.files["/name.pth"] = b"..."               # or a Path, which is served by chunks
@@ -32,7 +32,7 @@ CHANGED = email.utils.formatdate(1_600_000_000, usegmt=True)
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One request: `serve` is normal service, whose keywords are the ways in which it may go wrong."""
+    """One request: `serve` is normal service; its keywords are faults."""
 
     protocol_version = "HTTP/1.1"
     timeout = 20
@@ -47,14 +47,14 @@ class Handler(BaseHTTPRequestHandler):
             fault = plan.pop(0) if plan else Handler.serve
         if isinstance(fault, str):
             fault = NAMED[fault]
-        with suppress(OSError):  # the client has left, which is what most tests want
+        with suppress(OSError):  # the client has disconnected, as most tests want
             fault(self)
 
     def do_HEAD(self) -> None:
         self.do_GET()
 
     def open(self) -> tuple[BinaryIO, int, str] | None:
-        """The stream, size and ETag of what is asked for."""
+        """The stream, size and ETag of the requested file."""
         content = self.owner.files.get(self.path.partition("?")[0])
         if content is None:
             return None
@@ -66,9 +66,9 @@ class Handler(BaseHTTPRequestHandler):
     def serve(
         self,
         *,
-        limit: int | None = None,  # send so many bytes of the body
-        shift: int = 0,  # name a range that starts elsewhere
-        grow: int = 0,  # name a total in Content-Range that differs
+        limit: int | None = None,  # send only so many bytes of the body
+        shift: int = 0,  # added to the start in Content-Range
+        grow: int = 0,  # added to the total in Content-Range
         ranges: bool = True,
         validators: bool = True,
         framing: str = "length",  # or "chunked", or "close"
@@ -141,7 +141,7 @@ Fault = Callable[[Handler], None]
 
 
 def serving(**how: Any) -> Fault:
-    """Service with some of the keywords of `Handler.serve`."""
+    """Service with keywords of `Handler.serve`."""
     return lambda handler: handler.serve(**how)
 
 
@@ -207,7 +207,7 @@ def html(content_type: str = "text/html; charset=utf-8") -> Fault:
 
 
 def changed(content: bytes) -> Fault:
-    """From now on another object stands at this path."""
+    """From now on another object is at this path."""
 
     def act(handler: Handler) -> None:
         handler.owner.files[handler.path] = content
@@ -236,7 +236,7 @@ NAMED: dict[str, Fault] = {
 
 
 def void(_: object) -> None:
-    """Makes a fault of an expression."""
+    """Turns an expression into a fault."""
 
 
 class FileServer:
@@ -250,7 +250,7 @@ class FileServer:
         self.lock = threading.Lock()
         self.closing: threading.Event = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"owner": self}))
-        self._server.daemon_threads = False  # so that leaving waits for them
+        self._server.daemon_threads = False  # so that closing waits for them
         if tls:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(*tls)

@@ -30,7 +30,7 @@ from isanet.errors import (
     NetworkError,
     OfflineError,
 )
-from isanet.weights import download
+from isanet.weights import download, http
 from isanet.weights.download import Fetched, Limits, fetch
 from tests.helpers.downloads import fetch_first
 from tests.helpers.file_server import FileServer, changed, cut, html, redirect, reset, serving, stall, status, trickle
@@ -706,3 +706,16 @@ def test_earlier_files_stay_as_they_were(server: FileServer, folder: Path) -> No
         get(server, folder)
     get(server, folder)
     assert (folder / "name.pth").read_bytes() == b"earlier"
+
+
+@pytest.mark.parametrize("fault", ["silent", "trickling headers"])
+def test_asking_whether_an_address_answers_is_bounded(
+    server: FileServer, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    monkeypatch.setattr(http, "PROBE_SECONDS", 0.5)
+    server.plan[NAME] = [fault]
+    started = time.monotonic()
+    with pytest.raises(NetworkError, match="cannot be reached|did not answer within 0.5 s"):
+        http.probe(server.url + NAME)
+    assert time.monotonic() - started < 5
+    assert http.probe(server.url + NAME) == "answers 200 OK"
