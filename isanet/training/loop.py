@@ -88,7 +88,13 @@ class Training:
     # --- starting, resuming, saving
 
     def start(self, *, overwrite: bool) -> None:
-        """In the first process: check the data, and make sure that the folder can be written."""
+        """In the first process: check the data, and make sure that the folder can be written.
+
+        Raises:
+            DatasetError: A mask cannot be used.
+            ImageError: An image cannot be used.
+            OutputError: The folder holds something else, which was kept, or cannot be written.
+        """
         if not self.first:
             return
         plan = self.plan
@@ -124,7 +130,12 @@ class Training:
             )
 
     def resume(self) -> None:
-        """Load the state of an earlier run."""
+        """Load the state of an earlier run.
+
+        Raises:
+            CheckpointError: It cannot be used.
+            OutputError: It is that of another run, which was kept.
+        """
         folder, path = self.plan.folder, self.plan.folder / STATE_FILE
         state = read_state(path)
         now = self.plan.fingerprint
@@ -154,9 +165,7 @@ class Training:
     def save(self) -> None:
         """Write the training state, in the first process."""
         self.saved_at = started = time.monotonic()
-        if not self.first or not _is_finite(
-            self.model
-        ):  # then the next loss is not finite, and the old state is better
+        if not self.first or not _is_finite(self.model):  # the next loss would be an error, the old state is better
             return
         scaler = self.accelerator.scaler
         state = TrainingState(
@@ -388,7 +397,7 @@ class Training:
         self.kept, self.kept_step, self.report = kept, self.step, report
 
     def finish(self) -> tuple[ISANet, Report | None]:
-        """Write the report and the overlays of the kept model; gives both, the model on the CPU."""
+        """Write the report and the overlays of the kept model; returns it, on the CPU, and its report."""
         plan = self.plan
         if plan.val is None:
             self.keep(None)
@@ -401,10 +410,7 @@ class Training:
             segmenter = Segmenter(model, device=self.device, precision="float32")
             with _only_warnings():
                 self._write("overlays.png", overlays(segmenter, plan.val))
-                try:
-                    report.save(plan.folder / "evaluated", worst_images(segmenter, plan.val, report))
-                except OSError as error:
-                    raise OutputError(f"cannot write to {plan.folder / 'evaluated'}: {error.strerror}") from error
+                report.save(plan.folder / "evaluated", worst_images(segmenter, plan.val, report))
         return model.cpu(), report
 
 

@@ -35,7 +35,7 @@ class Plan:
     """A training run as one of its processes sees it; nothing is written yet.
 
     Attributes:
-        model: The network to train, a copy of its own, with the classes of the data.
+        model: The network to train, with the classes of the data; not the caller's.
         origin: Where its weights came from.
         train: Images with masks.
         val: The same for validation, or None.

@@ -44,11 +44,11 @@ class TrainingState:
         history: One row per step.
         kept_step: The step whose model is in the output folder; None if there is none yet.
         report: The validation of that model; None without validation data.
-        model: The model's state dict.
-        average: That of the moving average of the weights; None without one.
-        optimizer: The optimizer's state dict.
-        schedule: The schedule's state dict, plain values.
-        scaler: The gradient scaler's state dict, plain values; None without one.
+        model: State dict, as all that follow.
+        average: Moving average of the weights; None without one.
+        optimizer: Optimizer.
+        schedule: Learning rate schedule, plain values.
+        scaler: Gradient scaler, plain values; None without one.
     """
 
     run: dict[str, Any]
