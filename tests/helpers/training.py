@@ -1,4 +1,4 @@
-"""A tiny network, a small dataset, and training runs on them in this process or in processes of their own."""
+"""A tiny network, a small dataset, and training runs on them in this process or in others."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def train(model: Any, sets: tuple[Folder, Folder], output: Path, recipe: Recipe 
 
 
 def history_of(output: Path) -> list[dict[str, str]]:
-    """The history without times, which differ."""
+    """The history without speeds, which differ."""
     with (output / "history.csv").open(newline="") as file:
         return [{name: row[name] for name in row if name != "images_per_second"} for row in csv.DictReader(file)]
 

@@ -1,4 +1,4 @@
-"""A small dataset, and training runs in processes of their own."""
+"""A small dataset, and training runs in separate processes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def splits(data: Path) -> tuple[Folder, Folder]:
 
 @pytest.fixture
 def launch(tmp_path: Path, data: Path) -> Callable[..., subprocess.Popen[str]]:
-    """Starts a training in processes of their own."""
+    """Start a training run in separate processes."""
     (tmp_path / "script.py").write_text(SCRIPT)
 
     def begin(

@@ -34,7 +34,7 @@ STILL: dict[str, Any] = {
 
 
 def scene(height: int = 90, width: int = 130, seed: int = 0) -> tuple[Image.Image, Image.Image]:
-    """An image that is painted by class: four colors, and black where a pixel does not count."""
+    """An image painted by class, in four colors, with ignored pixels black; and its mask."""
     blocks = np.random.RandomState(seed).choice([0, 1, 2, 3, 255], (height // 10 + 1, width // 10 + 1))
     mask = blocks.repeat(10, 0).repeat(10, 1)[:height, :width].astype(np.uint8)
     image = np.where((mask == 255)[..., None], 0, PALETTE[mask.clip(max=3)]).astype(np.uint8)
@@ -52,7 +52,7 @@ def pixels(image_3HW: Tensor) -> Tensor:
 
 
 def inside(mask_HW: Tensor) -> Tensor:
-    """Where all neighbors have the same value, and interpolation between two classes plays no part."""
+    """Where all neighbors have the same value, so that no two classes are interpolated."""
     same = torch.ones_like(mask_HW, dtype=torch.bool)
     for dy in (-1, 0, 1):
         for dx in (-1, 0, 1):
@@ -72,14 +72,14 @@ def test_image_and_mask_stay_together(seed: int) -> None:
     clear = inside(mask) & (mask != 255)
     assert clear.float().mean() > 0.05  # at the smallest scale much is padding
     painted = torch.from_numpy(PALETTE)[mask[clear].long()].float()
-    # In a small image a class is only some pixels wide, and one that has another class within a bilinear weight of it
-    # may pass `inside`; never is another class nearer.
+    # In a small image, classes are only a few pixels wide, and a pixel that interpolation mixes with another class may
+    # pass `inside`; its own class is always the nearest color.
     distance = (pixels(image)[clear][:, None] - torch.from_numpy(PALETTE).float()).norm(dim=-1)
     assert torch.equal(distance.argmin(dim=1), mask[clear].long())
     assert (pixels(image)[clear] - painted).abs().mean() < 2
 
 
-def test_edges_of_image_and_mask_lie_at_the_same_place() -> None:
+def test_edges_of_image_and_mask_coincide() -> None:
     mask = np.zeros((64, 300), np.uint8)
     mask[:, 150:] = 1
     pair = Image.fromarray(mask * np.uint8(200)).convert("RGB"), Image.fromarray(mask)
@@ -88,10 +88,10 @@ def test_edges_of_image_and_mask_lie_at_the_same_place() -> None:
         row = labels.shape[0] // 2
         in_image = (pixels(image)[row, :, 0] > 100)[labels[row] != 255]
         in_mask = (labels[row] == 1)[labels[row] != 255]
-        assert (in_image != in_mask).sum() <= 1  # the pixel in the middle may be either
+        assert (in_image != in_mask).sum() <= 1  # the pixel at the edge may be either
 
 
-def test_without_chance_it_is_the_preprocessing_for_prediction() -> None:
+def test_without_randomness_it_equals_preprocess() -> None:
     photo = np.random.RandomState(0).randint(0, 256, (90, 130, 3)).astype(np.uint8)
     expected = preprocess(photo, **VOC)
     mask = Image.fromarray(np.zeros((90, 130), np.uint8))
@@ -103,7 +103,7 @@ def test_without_chance_it_is_the_preprocessing_for_prediction() -> None:
     torch.testing.assert_close(image, preprocess(small, **VOC), rtol=1e-6, atol=1e-6)
 
 
-def test_scales_are_multiples_of_the_size_for_prediction() -> None:
+def test_scales_are_multiples_of_the_inference_size() -> None:
     photo, mask = scene(90, 130)
     seen = []
     for seed in range(60):
@@ -120,11 +120,11 @@ def test_scales_are_multiples_of_the_size_for_prediction() -> None:
     assert (fixed != 255).any(dim=1).sum() == 96
 
 
-def test_padding_is_the_mean_and_ignored_and_in_upstreams_place() -> None:
+def test_padding_is_the_mean_is_ignored_and_lies_where_upstreams_does() -> None:
     photo = Image.new("RGB", (100, 64), (255, 255, 255))
     image, mask = augment(photo, Image.new("L", (100, 64)), **{**STILL, "crop": (71, 151)})
     counted = torch.zeros(71, 151, dtype=torch.bool)
-    counted[3:67, 25:125] = True  # the odd row and column go after
+    counted[3:67, 25:125] = True  # an odd row or column is padded at the end
     assert torch.equal(mask == 0, counted)
     assert torch.equal(mask == 255, ~counted)
     assert not image[:, ~counted].any()
@@ -145,7 +145,7 @@ def test_every_size_gives_the_crop(size: tuple[int, int], crop: tuple[int, int])
     assert image.untyped_storage().nbytes() == 4 * 3 * crop[0] * crop[1], "the whole image is kept in memory"
 
 
-def test_flips_come_with_their_probability() -> None:
+def test_flips_have_their_probability() -> None:
     ramp = np.arange(64, dtype=np.uint8)[None].repeat(64, 0)
     pair = Image.fromarray(ramp).convert("RGB"), Image.fromarray(ramp)
     for flip, low, high in ((0.0, 0, 0), (1.0, 200, 200), (0.25, 30, 70)):
@@ -158,17 +158,17 @@ def test_flips_come_with_their_probability() -> None:
         assert low <= flipped <= high
 
 
-def test_crops_come_from_everywhere() -> None:
+def test_crops_come_from_every_position() -> None:
     random = generator(2)
     places = [random_crop(torch.zeros(12, 15, dtype=torch.uint8), (10, 10), 1.0, random) for _ in range(300)]
     assert {(top, left) for top, left, _, _ in places} == {(top, left) for top in range(3) for left in range(6)}
     assert {place[2:] for place in places} == {(10, 10)}
 
 
-def test_no_class_fills_a_crop_where_that_can_be_helped() -> None:
+def test_no_class_dominates_a_crop_where_possible() -> None:
     mask = torch.zeros(40, 200, dtype=torch.uint8)
     mask[:, 100:] = 1
-    mask[:20] = 255  # what is ignored has no share
+    mask[:20] = 255  # ignored pixels do not count
 
     def largest_share(seed: int, share: float) -> float:
         top, left, height, width = random_crop(mask, (40, 40), share, generator(seed))
@@ -177,13 +177,13 @@ def test_no_class_fills_a_crop_where_that_can_be_helped() -> None:
 
     ruled = [largest_share(seed, 0.75) for seed in range(200)]
     free = [largest_share(seed, 1.0) for seed in range(200)]
-    # One place in eight is such: of all draws of ten, (7/8) ** 10 = 26 % find none.
+    # One position in eight satisfies it, so that (7/8) ** 10 = 26 % of all crops find none in ten tries.
     assert 0.6 < np.mean([share < 0.75 for share in ruled]) < 0.87
     assert np.mean([share < 0.75 for share in free]) < 0.25
 
 
 @pytest.mark.parametrize(("share", "tries"), [(0.75, CROP_TRIES), (1.0, 1)])
-def test_a_image_of_one_class_is_tried_so_often_and_then_taken(
+def test_an_image_of_one_class_is_cropped_after_all_tries(
     share: float, tries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
@@ -210,7 +210,7 @@ def test_colors_change_as_upstream_changes_them(monkeypatch: pytest.MonkeyPatch)
         table = [colorsys.hsv_to_rgb(*change(*colorsys.rgb_to_hsv(*p))) for p in (x / 255).flatten(1).T.tolist()]
         return torch.tensor(table).T.reshape(x.shape) * 255
 
-    # What each draw gives: whether each change happens, and how large it is
+    # The random numbers in order: whether each change happens, and how large it is
     def changed(draws: list[float]) -> Tensor:
         queue = iter(draws)
         monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor(next(queue), dtype=torch.float64))
@@ -237,7 +237,7 @@ def test_colors_change_as_upstream_changes_them(monkeypatch: pytest.MonkeyPatch)
         )
 
 
-def test_each_change_of_color_comes_with_its_probability() -> None:
+def test_each_color_change_has_its_probability() -> None:
     x = torch.tensor([200.0, 100.0, 50.0])[:, None, None]
     random = generator(3)
     for probability in (0.0, 0.5, 1.0):
@@ -259,7 +259,7 @@ def test_colors_stay_in_their_range(probability: float) -> None:
         assert changed.max() <= 255.01
 
 
-def test_the_same_seed_gives_the_same_sample_whatever_was_drawn_before() -> None:
+def test_a_sample_depends_only_on_the_seed() -> None:
     call = augmentation(Recipe(crop=(48, 48)), VOC)
     samples = []
     for copy in (call, pickle.loads(pickle.dumps(call))):
@@ -288,7 +288,7 @@ class Scenes:
         return self.transforms(*scene(seed=index))
 
 
-def test_workers_of_a_loader_draw_different_and_repeatable_numbers() -> None:
+def test_loader_workers_give_different_and_reproducible_samples() -> None:
     scenes = Scenes(augmentation(Recipe(crop=(32, 32)), VOC))
 
     def epoch(seed: int) -> Tensor:
@@ -307,7 +307,7 @@ def test_workers_of_a_loader_draw_different_and_repeatable_numbers() -> None:
         (Image.new("RGB", (5, 4)), Image.new("RGB", (5, 4))),
     ],
 )
-def test_pairs_that_do_not_fit_are_said(image: Image.Image, mask: Image.Image) -> None:
+def test_wrong_pairs_are_errors(image: Image.Image, mask: Image.Image) -> None:
     with pytest.raises(ValueError, match="RGB image and a mask"):
         augment(image, mask, **STILL)
 

@@ -9,7 +9,7 @@ from isanet.training.batches import Batches
 
 
 @pytest.mark.parametrize(("images", "epochs", "size"), [(7, 2, 3), (20, 60, 16), (5, 3, 16), (16, 1, 4), (1, 5, 2)])
-def test_every_image_is_taken_once_an_epoch(images: int, epochs: int, size: int) -> None:
+def test_every_image_is_seen_once_per_epoch(images: int, epochs: int, size: int) -> None:
     batches = list(Batches(images, Recipe(epochs=epochs, batch_size=size)))
     seen = Counter(place for batch in batches for place in batch)
     assert seen == Counter((epoch, image) for epoch in range(epochs) for image in range(images))
@@ -19,17 +19,17 @@ def test_every_image_is_taken_once_an_epoch(images: int, epochs: int, size: int)
     assert [place.epoch for batch in batches for place in batch] == sorted(place.epoch for b in batches for place in b)
 
 
-@pytest.mark.parametrize("world", [2, 3])
-def test_processes_share_each_batch(world: int) -> None:
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_processes_share_each_batch(world_size: int) -> None:
     recipe = Recipe(epochs=3, batch_size=8)
     whole = list(Batches(11, recipe))
-    shares = [list(Batches(11, recipe, rank, world)) for rank in range(world)]
+    shares = [list(Batches(11, recipe, rank, world_size)) for rank in range(world_size)]
     for batch, *parts in zip(whole, *shares, strict=True):
         assert sorted(place for part in parts for place in part) == sorted(batch)
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def test_it_goes_on_in_the_middle() -> None:
+def test_batches_resume_in_the_middle() -> None:
     recipe = Recipe(epochs=4, batch_size=3)
     whole = list(Batches(7, recipe))
     batches = Batches(7, recipe)

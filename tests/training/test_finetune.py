@@ -1,4 +1,4 @@
-"""What a training run gives, the same on any machine, and what accelerate brings."""
+"""The results of a training run, its reproducibility, and accelerate."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_trained_model_is_loaded_used_and_published(
     run = train(tiny(), splits, output, recipe)
     assert run.report is not None
     assert run.report.miou == run.best == max(row["miou"] for row in run.history if row["miou"] is not None)
-    assert run.best > 0.35  # it began with one class everywhere, which is 0.13
+    assert run.best > 0.35  # the untrained model predicts one class everywhere, which is 0.13
 
     loaded = isanet.from_pretrained(output)
     assert loaded.classes == CLASSES
@@ -102,7 +102,7 @@ def test_the_given_model_is_not_changed(splits: tuple[Folder, Folder], tmp_path:
 # --- frozen parts
 
 
-def test_a_frozen_backbone_does_not_change_by_a_bit(splits: tuple[Folder, Folder], tmp_path: Path) -> None:
+def test_a_frozen_backbone_is_bit_exactly_unchanged(splits: tuple[Folder, Folder], tmp_path: Path) -> None:
     model = tiny()
     run = train(model, splits, tmp_path / "run", replace(RECIPE, freeze_backbone=True, ema=0.9, weight_decay=0.1))
     before, after = model.state_dict(), run.model.state_dict()
@@ -112,7 +112,7 @@ def test_a_frozen_backbone_does_not_change_by_a_bit(splits: tuple[Folder, Folder
     assert "reduce.bn.running_mean" in changed
 
 
-def test_frozen_batch_norms_do_not_change_by_a_bit(splits: tuple[Folder, Folder], tmp_path: Path) -> None:
+def test_frozen_batch_norms_are_bit_exactly_unchanged(splits: tuple[Folder, Folder], tmp_path: Path) -> None:
     model = tiny()
     run = train(model, splits, tmp_path / "run", replace(RECIPE, freeze_batch_norm=True))
     norms = [name for name, part in model.named_modules() if isinstance(part, nn.BatchNorm2d)]
@@ -152,7 +152,7 @@ def test_the_callers_random_generator_is_not_advanced(splits: tuple[Folder, Fold
 def test_gradient_accumulation_equals_the_whole_batch(
     splits: tuple[Folder, Folder], tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    """Without batch norm's own statistics, which are those of a part; float32, so only to rounding."""
+    """Up to rounding, in float32; batch norm is frozen, because it would see only a part of the batch."""
     recipe = replace(RECIPE, batch_size=4, epochs=4, freeze_batch_norm=True, lr=0.001, **changes)
     losses = {}
     for parts in (1, 2, 4):
@@ -169,9 +169,9 @@ def test_gradient_accumulation_equals_the_whole_batch(
     ids=["uneven batches", "weights and parts"],
 )
 def test_two_processes_equal_one(launch: Callable[..., Any], tmp_path: Path, changes: dict[str, Any]) -> None:
-    """14 images in 5 steps are batches of 3 and 2, so shares of 2, 1 and 1, 1. float32, so only to rounding."""
+    """Up to rounding, in float32. 14 images in 5 steps are batches of 3 and 2: shares of 2 and 1, or 1 and 1."""
     recipe = replace(RECIPE, clip_grad_norm=1.0, **changes)
-    if "accumulate" in changes:  # then batch norm sees parts, which are others on several processes
+    if "accumulate" in changes:  # batch norm would see other parts of the batch in several processes
         recipe = replace(recipe, freeze_batch_norm=True)
     for processes in (1, 2):
         finished(launch(tmp_path / str(processes), recipe, processes=processes, dropout=0.0))
@@ -182,7 +182,7 @@ def test_two_processes_equal_one(launch: Callable[..., Any], tmp_path: Path, cha
     losses = [[float(row["loss"]) for row in history] for history in (one, two)]
     assert losses[0] == pytest.approx(losses[1], rel=2e-5)
     states = [isanet.from_pretrained(tmp_path / name).state_dict() for name in "12"]
-    for name, value in states[0].items():  # AdamW would not do here: it divides rounding by rounding
+    for name, value in states[0].items():  # not with AdamW, which divides rounding errors by rounding errors
         torch.testing.assert_close(states[1][name].double(), value.double(), rtol=1e-3, atol=2e-5, msg=name)
 
 
@@ -211,7 +211,7 @@ def test_mixed_precision_is_close_to_float32(splits: tuple[Folder, Folder], tmp_
         losses.append([row["loss"] for row in run.history])
         assert all(value.dtype == torch.float32 for value in run.model.parameters())
     assert losses[0] != losses[1]
-    assert losses[0] == pytest.approx(losses[1], rel=0.03)  # 8 bits of mantissa
+    assert losses[0] == pytest.approx(losses[1], rel=0.03)  # bfloat16 has 8 bits of mantissa
 
 
 def test_the_recipe_overrides_the_launchers_gradient_accumulation(

@@ -57,7 +57,7 @@ def test_the_average_is_validated_and_kept(splits: tuple[Folder, Folder], tmp_pa
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Which of the loop's validations and loads of models happened, in order."""
+    """The validations and loads of models in the loop, in order."""
     seen: list[str] = []
 
     def counted(name: str) -> None:
@@ -146,7 +146,7 @@ def test_a_signal_is_obeyed_after_the_step(
     recipe = replace(RECIPE, epochs=300, validate_every=300)
     process = launch(tmp_path / "run", recipe, save_every=0.5, workers=1)
     wait_for_step(process, tmp_path / "run", 1)
-    os.killpg(process.pid, number)  # as terminals and batch systems do: to the process that reads, too
+    os.killpg(process.pid, number)  # as terminals and batch systems do: to the loader worker, too
     shown = finished(process, code)
     assert "resumes there" in shown
     state = read_state(tmp_path / "run" / STATE_FILE)
@@ -232,7 +232,7 @@ def test_a_loss_that_is_not_finite_is_an_error_at_once(splits: tuple[Folder, Fol
 def test_a_loss_that_is_not_finite_once_loses_nothing(
     data: Path, splits: tuple[Folder, Folder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An image of nothing but NaN: by then it has been through batch norm."""
+    """One image is all NaN, which has passed through batch norm before the loss is known."""
     monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)
     augmentation = loop.augmentation
 
@@ -255,7 +255,7 @@ def test_a_loss_that_is_not_finite_once_loses_nothing(
 
 
 def test_a_full_disk_is_an_error_and_the_run_starts_later(launch: Callable[..., Any], tmp_path: Path) -> None:
-    """A limit to the size of files, which stands for the disk's."""
+    """A limit on the size of files imitates a full disk."""
     shown = finished(launch(tmp_path / "run", limit=600_000), 1)
     assert "cannot write" in shown
     assert STATE_FILE in shown

@@ -16,7 +16,7 @@ from isanet.training import (
 
 
 def batch(seed: int = 0, classes: int = 5) -> tuple[Tensor, Tensor, Tensor]:
-    """(N, K, H, W) logits of two heads, and a target in which some pixels do not count."""
+    """(N, K, H, W) logits of two heads, and a target with some ignored pixels."""
     generator = torch.Generator().manual_seed(seed)
     logits, aux = torch.randn(2, 2, classes, 6, 7, dtype=torch.float64, generator=generator)
     target = torch.randint(0, classes, (2, 6, 7), generator=generator)
@@ -127,12 +127,12 @@ def test_ohem_keeps_pixels_below_the_threshold_and_a_minimum() -> None:
     hard = segmentation_loss(logits, None, target, ohem=OHEM(0.2, min_kept=0))
     assert 0 < (probability < 0.2).sum() < len(losses)
     torch.testing.assert_close(hard, losses[probability < 0.2].mean())
-    at_least = segmentation_loss(logits, None, target, ohem=OHEM(1e-9, min_kept=10))  # in each of two images
+    at_least = segmentation_loss(logits, None, target, ohem=OHEM(1e-9, min_kept=10))  # of each of two images
     torch.testing.assert_close(at_least, losses.sort(descending=True).values[:20].mean())
     everything = segmentation_loss(logits, None, target, ohem=OHEM(1e-9, min_kept=10**6))
     torch.testing.assert_close(everything, losses.mean())
     assert segmentation_loss(logits, None, target, ohem=OHEM(1e-9, min_kept=0)).item() == 0
-    both = segmentation_loss(logits, aux, target, ohem=OHEM(0.2, min_kept=0))  # all pixels count for the other head
+    both = segmentation_loss(logits, aux, target, ohem=OHEM(0.2, min_kept=0))  # all pixels count for the auxiliary head
     torch.testing.assert_close(both, hard + 0.4 * F.cross_entropy(aux, target, ignore_index=255))
 
 

@@ -76,7 +76,7 @@ def test_four_steps_equal_upstreams() -> None:
         loss = segmentation_loss(logits, aux, target)
         optimizer.zero_grad()
         loss.backward()
-        # Measured: 1e-15. The bound leaves room for other orders of summation.
+        # Measured: 1e-15; the bound allows for another order of summation.
         assert loss.item() == pytest.approx(step["loss_total"], rel=1e-6)
         assert segmentation_loss(logits, None, target).item() == pytest.approx(step["loss_cls"], rel=1e-6)
         assert 0.4 * segmentation_loss(aux, None, target).item() == pytest.approx(step["loss_aux"], rel=1e-6)
@@ -179,7 +179,7 @@ def with_synchronized_batch_norm(model: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("path", [same, copy.deepcopy, pickled])
-def test_a_frozen_backbone_does_not_change_by_a_byte(path: Callable[[nn.Module], nn.Module]) -> None:
+def test_a_frozen_backbone_is_bit_exactly_unchanged(path: Callable[[nn.Module], nn.Module]) -> None:
     model = network()
     freeze(model)
     model = path(model)
@@ -234,7 +234,7 @@ def test_batch_norm_statistics_can_be_kept_and_the_rest_trained() -> None:
     take_steps(model)
     assert model.dropout.training
     assert all(torch.equal(value, buffers[name]) for name, value in model.named_buffers())
-    # (attention is so even at first that its gradients are lost in rounding)
+    # Attention is nearly uniform at first, so its gradients vanish in rounding
     trained = [name for name, value in model.named_parameters() if not torch.equal(value, parameters[name])]
     assert {f"{name}.{kind}" for name in ("backbone.stem.1", "fuse.bn") for kind in ("weight", "bias")} <= set(trained)
     assert len(trained) > 0.9 * len(parameters)
@@ -265,5 +265,5 @@ def test_the_average_moves_by_its_decay() -> None:
     assert average.running_mean.item() == pytest.approx(0.2)  # type: ignore[union-attr]
     assert average.num_batches_tracked.item() == 7  # type: ignore[union-attr]
     fast = nn.BatchNorm2d(1)
-    update_average(fast, model, decay=0.9, step=1)  # (1 + 1) / (10 + 1) of what was
+    update_average(fast, model, decay=0.9, step=1)  # (1 + 1) / (10 + 1) of the old value
     assert fast.weight.item() == pytest.approx(1 * 2 / 11 + 3 * 9 / 11)

@@ -40,7 +40,7 @@ def test_a_model_given_as_a_path_gets_the_classes_of_the_data(
     assert run.model.palette == splits[0].palette
     assert "randomly initialized, except for sea" in caplog.text
     row = run.model.classifier.weight[CLASSES.index("sea")]
-    torch.testing.assert_close(row, other.classifier.weight[0], atol=1e-8, rtol=0)  # the rate is next to nothing
+    torch.testing.assert_close(row, other.classifier.weight[0], atol=1e-8, rtol=0)  # the learning rate is nearly 0
     assert run.model.provenance["started_from"] == "other"
     start = (tmp_path / "other" / "model.safetensors").read_bytes()
     assert run.model.provenance["started_from_sha256"] == hashlib.sha256(start).hexdigest()
@@ -89,7 +89,7 @@ def test_steps_with_fewer_images_than_accumulation_steps_are_an_error(
         train(tiny(), splits, tmp_path / "run", replace(RECIPE, batch_size=8, accumulate=8, epochs=1))
 
 
-@pytest.mark.filterwarnings("ignore:.*no supported trackers:UserWarning")  # accelerate's, before our error
+@pytest.mark.filterwarnings("ignore:.*no supported trackers:UserWarning")  # accelerate warns before our error
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

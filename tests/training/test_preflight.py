@@ -61,7 +61,7 @@ def test_class_shares_are_logged_and_absent_classes_are_a_warning(
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_the_memory_of_a_step_is_estimated(frozen: bool) -> None:
-    """Against what autograd really keeps on the processor."""
+    """Compared with what autograd actually saves on the CPU."""
     model = tiny().train()
     if frozen:
         freeze(model, "backbone")

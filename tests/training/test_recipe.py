@@ -62,7 +62,7 @@ WRONG: dict[str, list[Any]] = {
     "head_lr_multiple": [0],
     "epochs": [0, 1.5, True],
     "batch_size": [0],
-    "accumulate": [0, 3],  # 3 is no part of 16
+    "accumulate": [0, 3],  # 3 does not divide 16
     "crop": [512, (512,), (0, 512), (512, 512.0)],
     "scale_range": [1.0, (2.0, 0.5), (0, 1)],
     "flip": [1.1, -0.1],
