@@ -1,4 +1,4 @@
-"""Time and memory of one call, measured in a process of its own. Linux with glibc only."""
+"""Time and memory of one call, measured in its own process. Linux with glibc only."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import torch
 
 
 def cost(build: Callable[..., Callable[[], Any]], *arguments: Any) -> tuple[float, int]:
-    """Seconds that a call of what `build(*arguments)` gives takes, and bytes by which its process grows at most.
+    """CPU seconds of calling what `build(*arguments)` returns, and the bytes by which its process grows at most.
 
-    The seconds are the processor's, on one thread: what else the machine does hardly changes them, and on an idle
-    machine they are those of the clock. What `build` makes, such as weights and input, is not counted; the result of
-    the call is. `build` is a function of a module, and should have made a small call itself, so that what the first one
-    loads is not counted either.
+    The seconds are CPU time on one thread, so that other load on the machine hardly changes them; on an idle machine
+    they equal wall-clock time. What `build` creates, such as weights and input, is not counted; the result of the call
+    is. `build` is a module-level function, and should make a small call itself, so that what the first call loads is
+    not counted either.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(_cost, build, *arguments).result()
@@ -35,7 +35,7 @@ def _cost(build: Callable[..., Callable[[], Any]], *arguments: Any) -> tuple[flo
     before, start = _status("VmRSS"), time.process_time()
     result = run()
     seconds, after = time.process_time() - start, _status("VmHWM")
-    del result  # lived until here
+    del result  # alive until here
     return seconds, after - before
 
 

@@ -1,9 +1,9 @@
-"""What loading a cached model costs, and starting at all: `python -m tests.benchmarks.loading [REPEATS]`.
+"""Time and memory of loading a cached model, and of start-up: `python -m tests.benchmarks.loading [REPEATS]`.
 
 Stand-in checkpoints of full size are written as torch.save writes them (upstream's weights, no optimizer), and cached.
-Then, in turns and each time in a new process: upstream's way (the network drawn at random, torch.load, load_state_dict)
-and ours, hash check included. Times begin after imports. Peaks of memory are above what `import torch` left, in
-multiples of the weights; Linux alone tells them. The files are in memory already: no disk is measured.
+Then, in turn and each time in a new process: upstream's code (a randomly initialized network, torch.load,
+load_state_dict) and ours, hash check included. Times begin after imports. Peak memory is counted from after `import
+torch`, in multiples of the weights; Linux only. The files are in the page cache: no disk is measured.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ STARTS = {
 
 
 def prepare(name: str, file: Path) -> None:
-    """Write a checkpoint where the cache looks for one, and let it be converted."""
+    """Write a checkpoint where the cache looks for one, and convert it."""
     import torch
 
     from isanet.weights.manifest import model_info
@@ -43,7 +43,7 @@ def prepare(name: str, file: Path) -> None:
 
 
 def upstream(name: str, file: Path) -> None:
-    """Load a checkpoint as upstream's own code does, and print what it took."""
+    """Load a checkpoint as upstream's own code does, and print time and memory."""
     import torch
 
     before = peak()
@@ -55,18 +55,22 @@ def upstream(name: str, file: Path) -> None:
     config = model_config(model_info(name))
     start = time.perf_counter()
     model = ISANet(**config)
-    drawn = time.perf_counter()
+    initialized = time.perf_counter()
     checkpoint = torch.load(file, map_location="cpu")
     read = time.perf_counter()
     state = convert.convert(checkpoint["model"], "sssegmentation")  # upstream's own network needs no other names
     renamed = time.perf_counter()
     model.load_state_dict(state)
     end = time.perf_counter()
-    print(json.dumps({"time": end - renamed + read - start, "of it drawing": drawn - start, "peak": peak() - before}))
+    print(
+        json.dumps(
+            {"time": end - renamed + read - start, "of it initialization": initialized - start, "peak": peak() - before}
+        )
+    )
 
 
 def ours(name: str) -> None:
-    """Load a cached model, and print what it took."""
+    """Load a cached model, and print time and memory."""
     import torch  # noqa: F401  the peak is counted from here
 
     before = peak()
@@ -87,7 +91,7 @@ def ours(name: str) -> None:
 
 
 def peak() -> int:
-    """Most memory of this process so far, in bytes; getrusage would count the process that started it too."""
+    """Peak memory of this process so far, in bytes; getrusage would count its parent process too."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1]) << 10
@@ -120,14 +124,14 @@ def main(repeats: int) -> None:
             weights = model_info(name)
             file = str(Path(folder, weights.file_names[0]))
             python("-m", __spec__.name, "prepare", name, file)
-            found: dict[str, dict[str, list[float]]] = {"upstream's way": {}, "from_pretrained": {}}
+            found: dict[str, dict[str, list[float]]] = {"upstream": {}, "from_pretrained": {}}
             for _ in range(repeats):
-                for way, call in (("upstream's way", ("upstream", name, file)), ("from_pretrained", ("ours", name))):
+                for case, call in (("upstream", ("upstream", name, file)), ("from_pretrained", ("ours", name))):
                     for what, value in json.loads(python("-m", __spec__.name, *call)[1]).items():
-                        found[way].setdefault(what, []).append(value)
+                        found[case].setdefault(what, []).append(value)
             print(f"{name}: {weights.payload / 2**20:.0f} MiB of weights")
-            for way, figures in found.items():
-                row(way, figures["time"], "s")
+            for case, figures in found.items():
+                row(case, figures["time"], "s")
                 for what, values in figures.items():
                     if what == "peak":
                         row("  peak of memory", [value / weights.payload for value in values], "x the weights")

@@ -1,7 +1,8 @@
-"""How time and memory of a whole network grow with the image: `python -m tests.benchmarks.sizes [--way bfloat16]`.
+"""How time and memory of a network grow with the image: `python -m tests.benchmarks.sizes [--precision bfloat16]`.
 
 The network is `isanet_r50_voc` with stand-in weights, on one thread, one image at a time: `coarse_logits`, which is
-all but resizing; as it was loaded, or as `isanet.inference.fast.optimize` makes it over, with a gigabyte for its maps.
+all but resizing. The baseline is the loaded network (eager float32); with `--precision` it is the inference-optimized
+copy, with a gigabyte for its maps.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Row(NamedTuple):
 
 
 def eager() -> Network:
-    """The model as it is."""
+    """The loaded network: the baseline."""
     state = convert(stand_in.state_dict("sssegmentation_r50_voc"), "sssegmentation")
     model = isanet.ISANet(**infer_architecture(state))
     model.load_state_dict(state)
@@ -43,7 +44,7 @@ def eager() -> Network:
 
 
 def fast(precision: str) -> Network:
-    """The model as `isanet.inference.fast.optimize` makes it over."""
+    """The inference-optimized copy."""
     model = isanet.ISANet(num_classes=21)
     state = convert(stand_in.state_dict("sssegmentation_r50_voc"), "sssegmentation")
     model.load_state_dict(state)
@@ -58,10 +59,10 @@ def ready(build: Callable[[], Network], height: int, width: int) -> Callable[[],
 
 
 def measure(build: Callable[[], Network], rounds: int) -> list[Row]:
-    """Seconds, in turns over the sizes, and bytes beyond weights and image; see `tests.benchmarks.cost`.
+    """Seconds and bytes beyond weights and image, for each size in turn; see `tests.benchmarks.cost`.
 
     Args:
-        build: A function of a module, called in other processes. It gives the network: (1, 3, H, W), normalized,
+        build: A module-level function, called in other processes. It returns the network: (1, 3, H, W), normalized,
             float32 -> logits.
         rounds: How often each size is measured.
     """
@@ -86,11 +87,11 @@ def show(rows: list[Row]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--way", default="plain", choices=("plain", *PRECISIONS))
+    parser.add_argument("--precision", default="baseline", choices=("baseline", *PRECISIONS))
     options = parser.parse_args()
     machine = f"torch {torch.__version__}, one thread, {torch.backends.cpu.get_cpu_capability()}"
-    print(f"{options.way}; {machine}; {options.rounds} rounds")
-    show(measure(eager if options.way == "plain" else partial(fast, options.way), options.rounds))
+    print(f"{options.precision}; {machine}; {options.rounds} rounds")
+    show(measure(eager if options.precision == "baseline" else partial(fast, options.precision), options.rounds))
 
 
 if __name__ == "__main__":

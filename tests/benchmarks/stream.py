@@ -1,9 +1,9 @@
-"""Many images in proportion to the network alone: `python -m tests.benchmarks.stream [NANO [R50]]`.
+"""Throughput on many images, relative to the network alone: `python -m tests.benchmarks.stream [NANO [R50]]`.
 
 A folder of NANO photographs (default 200; R50 of them, default 6, for the large model) is segmented by the packaged
-model, and by a full-size model of stand-in weights. In turns: the forwards alone, which is `predict` on images that
-were decoded and prepared before; `Segmenter.stream`; and `isanet segment`, overlays written, its start not counted.
-The photographs are scikit-image's (`pip install scikit-image`), as JPEG in sizes of several cameras and phones.
+model, and by a full-size model with stand-in weights. In turn: the baseline, which is `predict` by the eager network on
+images that were decoded and prepared before; `Segmenter.stream`; and `isanet segment` with overlays, without its
+start-up. The photographs are scikit-image's (`pip install scikit-image`), as JPEG in sizes of cameras and phones.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def photographs(folder: Path, count: int) -> None:
 
 
 def forwards(segmenter: isanet.Segmenter, folder: Path) -> float:
-    """Seconds of the network and its label maps, one image after the other; nothing else is going on."""
+    """Seconds of the eager network and its label maps, one image after the other, with nothing in parallel."""
     network = EagerNetwork(segmenter.model, getattr(torch, segmenter.precision))
     total = 0.0
     for path in images_in(folder):
@@ -78,7 +78,7 @@ def stream(segmenter: isanet.Segmenter, folder: Path, memory: dict[int, int] | N
 
 
 def command(segmenter: isanet.Segmenter, folder: Path) -> float:
-    """Seconds of `isanet segment`, with a model that is loaded already."""
+    """Seconds of `isanet segment`, with a model that is already loaded."""
     with (
         tempfile.TemporaryDirectory() as output,
         mock.patch("isanet.inference.segmenter.Segmenter", return_value=segmenter),
@@ -90,39 +90,41 @@ def command(segmenter: isanet.Segmenter, folder: Path) -> float:
 
 
 def resident() -> int:
-    """Memory of this process now, in MiB; Linux alone tells it."""
+    """Current memory of this process in MiB; Linux only."""
     found = re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1]) >> 10
 
 
 def measure(name: str, segmenter: isanet.Segmenter, folder: Path, count: int) -> None:
-    ways: dict[str, Callable[[isanet.Segmenter, Path], float]] = {
-        "forwards alone": forwards,
+    cases: dict[str, Callable[[isanet.Segmenter, Path], float]] = {
+        "baseline: forwards alone": forwards,
         "decoding and preparing alone": reading,
         "Segmenter.stream": stream,
         "isanet segment": command,
     }
     memory: dict[int, int] = {}
     stream(segmenter, folder, memory)  # warms up, too
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    seconds: dict[str, list[float]] = {case: [] for case in cases}
     for _ in range(REPEATS):
-        for way, run in ways.items():
-            seconds[way].append(run(segmenter, folder))
+        for case, run in cases.items():
+            seconds[case].append(run(segmenter, folder))
     print(f"{name}, {count} photographs; on {segmenter.device} in {segmenter.precision}")
-    alone = seconds["forwards alone"]
-    for way, values in seconds.items():
+    baseline = seconds["baseline: forwards alone"]
+    for case, values in seconds.items():
         middle = statistics.median(values)
         per = " ".join(f"{1000 * value / count:8.1f}" for value in (min(values), middle, max(values)))
-        ratios = f"{min(values) / min(alone):.2f}x the forwards (medians {middle / statistics.median(alone):.2f}x)"
-        print(f"  {way:30} {per} ms an image, {ratios}")
+        ratios = (
+            f"{min(values) / min(baseline):.2f}x the baseline (medians {middle / statistics.median(baseline):.2f}x)"
+        )
+        print(f"  {case:30} {per} ms an image, {ratios}")
     print("  memory " + ", ".join(f"at image {count} {size} MiB" for count, size in memory.items()), flush=True)
 
 
 def main(nano: int, r50: int) -> None:
     print(
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; "
-        f"torch {torch.__version__}; min, median, max of {REPEATS} turns"
+        f"torch {torch.__version__}; min, median, max of {REPEATS} rounds"
     )
     with tempfile.TemporaryDirectory() as name:
         small, large = Path(name, "small"), Path(name, "large")
