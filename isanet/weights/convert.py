@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from isanet._text import listed
 from isanet.config import BACKBONES, EXPANSION
 from isanet.errors import CheckpointFormatError, CheckpointMismatchError
 
@@ -226,11 +226,6 @@ def infer_architecture(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _describe(value: object) -> str:
-    if isinstance(value, Mapping):
-        keys = [repr(key)[:MAX_NAME] for key in islice(value, 7)]
-        return (
-            f"a dictionary with {', '.join(keys[:6])}{', ...' if len(keys) > 6 else ''}"
-            if keys
-            else "an empty dictionary"
-        )
-    return f"a {type(value).__name__}"
+    if not isinstance(value, Mapping):
+        return f"a {type(value).__name__}"
+    return f"a dictionary with {listed((repr(key)[:MAX_NAME] for key in value), 6)}" if value else "an empty dictionary"

@@ -103,9 +103,7 @@ def download(url: str, part: PartFile) -> None:
             if wait is None or not 0 <= wait <= min(MAX_WAIT, part.seconds_left()):
                 wait = min(limits.backoff * 2 ** max(fruitless - 1, 0), MAX_WAIT)
                 wait *= 1 + random.random() / 4  # noqa: S311 - jitter, so that many clients do not come back together
-            log.warning(
-                "%s: %s; trying again in %.1f s, %d bytes are downloaded", redacted(url), cause, wait, part.size
-            )
+            log.warning("%s: %s; trying again in %.1f s, %d bytes so far", redacted(url), cause, wait, part.size)
             time.sleep(min(wait, part.seconds_left()))
 
 

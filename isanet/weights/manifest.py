@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 
 from isanet.errors import ManifestError
 from isanet.protocols import PROTOCOLS
+from isanet.weights.url import file_name
 
 SCHEMA = 1
 """Version of weights.json's schema that this code reads."""
@@ -289,20 +290,20 @@ def _entry(name: str, entry: Any, kind: type[Weights] | type[Backbone]) -> dict[
 
 
 def _file_names(urls: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(map(_file_name, urls)))
+    return tuple(dict.fromkeys(map(file_name, urls)))
 
 
-def _file_name(url: str) -> str:
-    return url.rpartition("/")[2]
+def _matches(value: Any, pattern: str) -> bool:
+    return isinstance(value, str) and re.fullmatch(pattern, value) is not None
 
 
 def _is_url(value: Any) -> bool:
-    host, folder, file = (
-        r"[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]{1,5})?",
-        r"[A-Za-z0-9._~%+-]+",
-        r"[A-Za-z0-9_][A-Za-z0-9._-]*",
-    )
-    return isinstance(value, str) and re.fullmatch(f"https://{host}/({folder}/)*{file}", value) is not None
+    host = r"[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]{1,5})?"
+    return _matches(value, rf"https://{host}/([A-Za-z0-9._~%+-]+/)*[A-Za-z0-9_][A-Za-z0-9._-]*")
+
+
+def _are_urls(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_url, value))
 
 
 def _is_finite(value: Any) -> bool:
@@ -354,19 +355,10 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "layout": (_is_text, "the name of a layout"),
     "packaged": (lambda v: isinstance(v, bool), "true or false"),
     "backbone": (_is_text, "the name of a network"),
-    "urls": (
-        lambda v: isinstance(v, list) and all(map(_is_url, v)),
-        "a list of https addresses, without user, query, fragment or odd file names",
-    ),
-    "log_urls": (lambda v: isinstance(v, list) and all(map(_is_url, v)), "a list of https addresses"),
-    "sha256_prefix": (
-        lambda v: isinstance(v, str) and re.fullmatch("[0-9a-f]{8}", v) is not None,
-        "8 lower-case hexadecimal digits",
-    ),
-    "sha256": (
-        lambda v: v is None or (isinstance(v, str) and re.fullmatch("[0-9a-f]{64}", v) is not None),
-        "64 lower-case hexadecimal digits, or null",
-    ),
+    "urls": (_are_urls, "a list of https addresses, without user, query, fragment or odd file names"),
+    "log_urls": (_are_urls, "a list of https addresses"),
+    "sha256_prefix": (lambda v: _matches(v, "[0-9a-f]{8}"), "8 lower-case hexadecimal digits"),
+    "sha256": (lambda v: v is None or _matches(v, "[0-9a-f]{64}"), "64 lower-case hexadecimal digits, or null"),
     "size": (lambda v: v is None or _is_positive(v), "a number of bytes, or null"),
     "tensors": (_is_positive, "a positive whole number"),
     "payload": (_is_positive, "a number of bytes"),

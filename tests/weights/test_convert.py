@@ -189,7 +189,7 @@ ITSELF["model"] = ITSELF["state_dict"] = ITSELF
         pytest.param({"net": STATE}, "dictionary with 'net', of which 'net' is not a tensor", id="unknown wrapper"),
         pytest.param({0: torch.ones(1)}, "of which 0 is not a tensor", id="number for a name"),
         pytest.param({None: torch.ones(1)}, "of which None is not a tensor", id="none for a name"),
-        pytest.param({str(i): i for i in range(9)}, "'0', '1', '2', '3', '4', '5', ..., of which", id="many"),
+        pytest.param({str(i): i for i in range(9)}, "'0', '1', '2', '3', '4', '5', …, of which", id="many"),
         pytest.param({"x" * 10_000: 1}, "^.{,900}$", id="endless key"),
         pytest.param(ITSELF, "'model' is not a tensor", id="itself"),
         pytest.param({"module." * 100_000: torch.ones(1)}, r"^'module.{,200}' cannot be the name", id="endless prefix"),
