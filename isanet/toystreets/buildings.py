@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import ceil, sqrt
 from typing import Any, NamedTuple
 
@@ -15,23 +16,21 @@ from isanet.toystreets.street import Side
 class _Facade(NamedTuple):
     """The look of a building. Lengths are centimeters."""
 
-    paints: tuple[tuple[Color, bool], ...]
-    """Colors, and whether they shine: wall, joint, window, lit window, frame, ground floor, edge."""
+    paints: tuple[tuple[Color, bool], ...]  # and whether they shine, see `_JOINT`
     bricks: bool
-    pitch: tuple[int, int]
-    """From window to window, across and up."""
-    window: tuple[int, int]
-    """Its size."""
-    ground: int
-    """Height of the ground floor."""
+    pitch: tuple[int, int]  # from window to window, across and up
+    window: tuple[int, int]  # its size
+    ground: int  # height of the ground floor
     shop: bool
-    edge: int
-    """Height of the band below the roof."""
+    edge: int  # height of the band below the roof
     seed: int
 
 
+_JOINT, _WINDOW, _LIT, _FRAME, _GROUND, _EDGE = range(1, 7)
+"""Positions in `_Facade.paints`, after the wall's own."""
+
+
 def _facade(scene: Scene) -> _Facade:
-    """Chooses the look of a building."""
     wall = scene.any_color(0.45)
     glass = scene.pick([(44, 52, 62), (70, 84, 98), mix(scene.weather.top, (60, 70, 80), 0.5)])
     pitch = int(scene.between(160, 420)), int(scene.between(260, 380))
@@ -56,17 +55,7 @@ def _facade(scene: Scene) -> _Facade:
 def _draw_wall(
     scene: Scene, start: Point, end: Point, height: float, facade: _Facade, light: float, gable: float = 0
 ) -> None:
-    """Draws an upright wall between two places (x, z) on the ground.
-
-    Args:
-        scene: To draw in.
-        start: One end.
-        end: The other end.
-        height: In meters.
-        facade: The look.
-        light: Factor for the colors.
-        gable: Height of the triangle on top, in meters.
-    """
+    """Draws an upright wall, perhaps with a gable on top, between two places (x, z) on the ground."""
     ends = [(scene.project(x, 0, z)[0], 1 / z, u) for (x, z), u in ((start, 0.0), (end, 1.0))]
     (left, near0, u0), (right, near1, u1) = sorted(ends)
     first, last = max(ceil(left - 0.5), 0), min(ceil(right - 0.5), scene.width)
@@ -88,34 +77,19 @@ def _draw_wall(
     up = ((scene.eye - rows[:, None] / scale) * 100).astype(np.int32)
     inside = (up >= 0) & (up < (roof * 100).astype(np.int32))
 
-    kinds = _wall_kinds(scene, facade, along, up, height, scale)
+    paints = _wall_paints(scene, facade, along, up, height, scale)
     values = [
         pixel(BUILDING, color if shines else times(color, light), 0, 10, shines) for color, shines in facade.paints
     ]
     depth = np.minimum(8 / near, 65535).astype(np.uint64) << np.uint64(32)
-    np.copyto(scene.canvas[top:bottom, first:last], np.array(values, np.uint64)[kinds] | depth, where=inside)
+    np.copyto(scene.canvas[top:bottom, first:last], np.array(values, np.uint64)[paints] | depth, where=inside)
 
 
-def _wall_kinds(
-    scene: Scene,
-    facade: _Facade,
-    along: NDArray[np.int32],
-    up: NDArray[np.int32],
-    height: float,
-    scale: NDArray[Any],
+def _wall_paints(
+    scene: Scene, facade: _Facade, along: NDArray[Any], up: NDArray[Any], height: float, scale: NDArray[Any]
 ) -> NDArray[np.uint8]:
-    """The paint of each pixel of a wall, a position in `facade.paints`.
-
-    Args:
-        scene: For the weather.
-        facade: The look.
-        along: (columns,) centimeters along the wall.
-        up: (rows, columns) centimeters above the ground.
-        height: Of the wall, in meters.
-        scale: (columns,) pixels per meter.
-    """
-    joint, window, lit, frame, ground, edge = range(1, 7)
-    kinds = np.zeros(up.shape, np.uint8)
+    """The position in `facade.paints` of each pixel that is `along` (columns,) and `up` (rows, columns) centimeters."""
+    paints = np.zeros(up.shape, np.uint8)
     floor_up = up + (1000 * facade.pitch[1] - facade.ground)  # counted from far below, so that it is positive
     column, row = along // facade.pitch[0], floor_up // facade.pitch[1]
     in_column, in_row = along - column * facade.pitch[0], floor_up - row * facade.pitch[1]
@@ -123,24 +97,24 @@ def _wall_kinds(
         close = scale > 14  # else joints would only flicker
         course = up // 22
         joints = np.where(course & 1 == 1, (along + 25) % 50 < 4, along % 50 < 4)
-        np.putmask(kinds, (joints | (up - course * 22 < 4)) & close, joint)
+        np.putmask(paints, (joints | (up - course * 22 < 4)) & close, _JOINT)
     hidden = (up < facade.ground) | (up >= int(height * 100) - max(facade.edge, 40))
-    for kind, rim in ((frame, 10), (window, 0)):
+    for paint, rim in ((_FRAME, 10), (_WINDOW, 0)):
         low, high = (facade.pitch[0] - facade.window[0]) // 2 - rim, (facade.pitch[0] + facade.window[0]) // 2 + rim
         sill, lintel = facade.pitch[1] // 4 - rim, facade.pitch[1] // 4 + facade.window[1] + rim
         glass = ((in_column >= low) & (in_column < high)) & ((in_row >= sill) & (in_row < lintel)) & ~hidden
-        np.putmask(kinds, glass, kind)
+        np.putmask(paints, glass, paint)
     if scene.weather.lit:
         lights = TILE[(row * 5 + facade.seed) & 127, (column * 11 + facade.seed) & 127] < scene.weather.lit
-        np.putmask(kinds, glass & lights, lit)
+        np.putmask(paints, glass & lights, _LIT)
     if facade.shop:
-        np.putmask(kinds, (up < facade.ground) & (up > facade.ground - 70), ground)
-        np.putmask(kinds, (up < facade.ground - 80) & (up > 40) & (along % 300 > 30), window)
+        np.putmask(paints, (up < facade.ground) & (up > facade.ground - 70), _GROUND)
+        np.putmask(paints, (up < facade.ground - 80) & (up > 40) & (along % 300 > 30), _WINDOW)
     else:
-        np.putmask(kinds, (up < 230) & (along % 900 > 780), ground)
+        np.putmask(paints, (up < 230) & (along % 900 > 780), _GROUND)
     if facade.edge:
-        np.putmask(kinds, up >= int(height * 100) - facade.edge, edge)
-    return kinds
+        np.putmask(paints, up >= int(height * 100) - facade.edge, _EDGE)
+    return paints
 
 
 def build(scene: Scene, sides: tuple[Side, Side]) -> None:
@@ -173,27 +147,15 @@ def build(scene: Scene, sides: tuple[Side, Side]) -> None:
             at = sign * (side.wall + back)
             hidden = begin == before[0] and back >= before[1] and height + gable <= before[2]
             before = end, back, height
-
-            def draw(
-                at: float = at,
-                begin: float = max(begin, 0.8),
-                end: float = end,
-                height: float = height,
-                gable: float = gable,
-                facade: _Facade = facade,
-                light: float = light,
-                sign: int = sign,
-                hidden: bool = hidden,
-            ) -> None:
-                if not hidden:
-                    _draw_wall(scene, (at, begin), (at + sign * 11, begin), height, facade, 0.86, gable)
-                _draw_wall(scene, (at, begin), (at, end), height, facade, light)
-
-            scene.add(end, draw)
+            corner = at, max(begin, 0.8)
+            if not hidden:
+                across = at + sign * 11, corner[1]
+                scene.add(end, partial(_draw_wall, scene, corner, across, height, facade, 0.86, gable))
+            scene.add(end, partial(_draw_wall, scene, corner, (at, end), height, facade, light))
             if sign * sun < 0:  # its shadow falls towards the road
                 reach = min(abs(sun) * height, 30) * (1 if sunny else 0.08)
                 if scene.weather.shadow < 256:
                     scene.blocks.append((at, -sign * reach, begin, end, reach * scene.sun[1]))
     if scene.chance(0.3):
         facade, z, tall = _facade(scene), scene.between(70, 110), scene.between(6, 22)
-        scene.add(z, lambda: _draw_wall(scene, (-60, z), (60, z), tall, facade, 0.86))
+        scene.add(z, partial(_draw_wall, scene, (-60, z), (60, z), tall, facade, 0.86))

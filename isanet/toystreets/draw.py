@@ -42,20 +42,14 @@ TILE = np.random.PCG64(20).random_raw(2048).astype("<u8").view(np.uint8).reshape
 class Weather(NamedTuple):
     """How light and air change the colors."""
 
-    share: float
-    top: Color
-    """The sky above."""
-    bottom: Color
-    """The sky at the horizon, and what fog turns everything into."""
-    gain: Color
-    """Light of each channel; 256: as painted."""
-    fog: int
-    """Density; half of the color is gone at 8192 / fog meters."""
-    shadow: int
-    """Light in a shadow; 256: all of it. More than that: the light under lamps."""
+    share: float  # of the scenes
+    top: Color  # the sky above
+    bottom: Color  # the sky at the horizon, and what fog turns everything into
+    gain: Color  # light of each channel; 256: as painted
+    fog: int  # density; half of the color is gone at 8192 / fog meters
+    shadow: int  # light in a shadow; 256: all of it; more than that: the light under lamps
     clouds: int
-    lit: int
-    """Lit windows of 256."""
+    lit: int  # lit windows of 256
     noise: int
 
 
@@ -98,12 +92,12 @@ class Scene:
         self.sun = self.between(-0.9, 0.9), self.between(-0.5, 0.7)
         self.crossing = self.between(9, 34) if self.chance(0.6) else 1e6
         self.crossing_end = self.crossing + self.between(6, 11)
+        # Shadows on the ground: from x, z to x, z, and the radius
         self.shadows: list[tuple[float, float, float, float, float]] = []
-        """On the ground: from x, z to x, z, and the radius."""
+        # Shadows of buildings: x, and how far across; from z to z, and how far ahead they lean
         self.blocks: list[tuple[float, float, float, float, float]] = []
-        """Shadows of buildings: x, and how far across; from z to z, and how far ahead they lean."""
+        # Distance of each thing, and the function that draws it
         self.things: list[tuple[float, Callable[[], None]]] = []
-        """Distance of each thing, and the function that draws it."""
 
     # Only random() is guaranteed to keep its stream between Python versions; choice() and the others are not.
 
@@ -145,7 +139,7 @@ class Scene:
         if z > 2:
             self.things.append((z, draw))
 
-    # Shapes in the image. A pixel belongs to a shape if its center does.
+    # Shapes. A pixel belongs to a shape if its center does.
 
     def box(self, left: float, top: float, right: float, bottom: float, value: int) -> None:
         """Fills an upright rectangle."""
@@ -177,8 +171,10 @@ class Scene:
             if high > 0.5:
                 canvas[row, ceil(low - 0.5) if low > 0.5 else 0 : ceil(high - 0.5)] = filled
 
-    def ellipse(self, x: float, y: float, rx: float, ry: float, value: int) -> None:
-        """Fills an ellipse."""
+    def disc(self, x: float, y: float, z: float, rx: float, ry: float, value: int) -> None:
+        """Fills an ellipse that faces the camera; radii in meters."""
+        x, y = self.project(x, y, z)
+        rx, ry = rx * (self.focal / z), ry * (self.focal / z)
         for row in range(max(ceil(y - ry - 0.5), 0), min(ceil(y + ry - 0.5), self.height)):
             part = (row + 0.5 - y) / ry
             half = rx * sqrt(max(1 - part * part, 0))
@@ -206,22 +202,11 @@ class Scene:
         spots = np.array(values, np.uint64)[(light < 0.72).astype(np.intp) + (light < 0.3)]
         np.copyto(part, spots, where=inside)
 
-    # Shapes in the street.
-
     def post(self, x: float, z: float, y0: float, y1: float, wide: float, value: int) -> None:
         """Draws an upright bar."""
         left, top = self.project(x - wide / 2, y1, z)
         right, bottom = self.project(x + wide / 2, y0, z)
         self.box(left, top, right, bottom, value)
-
-    def disc(self, x: float, y: float, z: float, rx: float, ry: float, value: int) -> None:
-        """Draws an ellipse."""
-        scale = self.focal / z
-        self.ellipse(*self.project(x, y, z), rx * scale, ry * scale, value)
-
-    def shape(self, points: Sequence[tuple[float, float, float]], value: int) -> None:
-        """Draws a convex polygon of points x, y, z."""
-        self.polygon([self.project(*point) for point in points], value)
 
     def flat(self, x: float, z: float, points: Sequence[Point], value: int) -> None:
         """Draws a convex polygon that faces the camera; points are relative to a place on the ground."""

@@ -58,7 +58,6 @@ def _reflect(scene: Scene, image: NDArray[np.int16], road: NDArray[np.bool_]) ->
 
 
 def _rain(scene: Scene, image: NDArray[np.int16]) -> None:
-    """Adds streaks."""
     height, width = image.shape[:2]
     slant, amount = scene.between(-0.4, 0.4), int(scene.between(60, 260))
     drops = [(scene.rng.random(), scene.rng.random(), scene.between(0.03, 0.1)) for _ in range(amount)]

@@ -68,16 +68,13 @@ def draw_sky(scene: Scene) -> None:
 class Side(NamedTuple):
     """One side of the road; distances are from its middle."""
 
-    sidewalk: float
-    """Where the sidewalk ends and the green begins."""
-    wall: float
-    """Where the green ends and the buildings begin."""
-    built: float
-    """Share of the building plots that are not empty."""
+    sidewalk: float  # where the sidewalk ends and the green begins
+    wall: float  # where the green ends and the buildings begin
+    built: float  # share of the building plots that are not empty
 
 
 def lay_out(scene: Scene) -> Side:
-    """Chooses the layout of one side."""
+    """Chooses the layout of one side of the road."""
     sidewalk = scene.half_road + scene.between(1.8, 4.5)
     green = scene.between(1, 4) if scene.chance(0.4) else 0
     return Side(sidewalk, sidewalk + green, scene.share([(0.95, 0.78), (0.5, 0.1), (0.08, 0.12)]))
@@ -87,9 +84,6 @@ def lay_out(scene: Scene) -> Side:
 _ASPHALT, _DARK_ASPHALT, _LIGHT_ASPHALT, _MARKING, _SLAB, _JOINT, _CURB, _GRASS_KIND, _TUFT, _REPAIR, _LID, _PUDDLE = (
     range(12)
 )
-
-_Paint = tuple[int, Color, int]
-"""Class, color and grain."""
 
 
 def draw_ground(scene: Scene, sides: tuple[Side, Side]) -> None:
@@ -102,7 +96,7 @@ def draw_ground(scene: Scene, sides: tuple[Side, Side]) -> None:
     yard = scene.chance(0.5)
     junction = (z > scene.crossing) & (z < scene.crossing_end)
     crosswalks = (z > scene.crossing - 3) & (z < scene.crossing_end + 3) & ~junction
-    kinds = _ground_kinds(scene, sides, x, yard, junction, crosswalks)
+    kinds = _ground_kinds(scene.half_road, sides, x, yard, junction, crosswalks)
     far = int(np.searchsorted(-z, -60.0))  # beyond, details would only flicker
     near = _Near(x[far:], z[far:], kinds[far:])
     _draw_patches(scene, near)
@@ -110,22 +104,18 @@ def draw_ground(scene: Scene, sides: tuple[Side, Side]) -> None:
     shade = np.zeros(kinds.shape, np.bool_)
     if scene.weather.shadow != 256:
         _cast(scene, shade[far:], near.x, near.z)
-    values = np.array(
-        [
-            pixel(what, times(color, factor), 0, grain)
-            for factor in (1, scene.weather.shadow / 256)
-            for what, color, grain in paints
-        ],
-        np.uint64,
-    )
+    values = [
+        pixel(what, times(color, factor), 0, grain)
+        for factor in (1, scene.weather.shadow / 256)
+        for what, color, grain in paints
+    ]
     distance = np.minimum(scene.focal * scene.eye * 8 / (np.arange(first, scene.height) + 0.5 - scene.horizon), 65535)
-    scene.canvas[first:] = (
-        values[kinds + shade * np.uint8(len(paints))] | (distance.astype(np.uint64) << np.uint64(32))[:, None]
-    )
+    distance = distance.astype(np.uint64)[:, None] << np.uint64(32)
+    scene.canvas[first:] = np.array(values, np.uint64)[kinds + shade * np.uint8(len(paints))] | distance
 
 
-def _ground_paints(scene: Scene) -> list[_Paint]:
-    """The paint of each kind of ground."""
+def _ground_paints(scene: Scene) -> list[tuple[int, Color, int]]:
+    """Class, color and grain of each kind of ground."""
     asphalt = times(scene.pick(GRAYS[:6]), scene.between(0.8, 1.1))
     if scene.chance(0.1):
         asphalt = (134, 96, 80)  # paved in brick
@@ -142,48 +132,32 @@ def _ground_paints(scene: Scene) -> list[_Paint]:
 
 
 def _ground_kinds(
-    scene: Scene,
-    sides: tuple[Side, Side],
-    x: NDArray[Any],
-    yard: bool,
-    junction: NDArray[np.bool_],
-    crosswalks: NDArray[np.bool_],
+    half: float, sides: tuple[Side, Side], x: NDArray[Any], yard: bool, junction: NDArray[Any], crosswalks: NDArray[Any]
 ) -> NDArray[np.uint8]:
     """The kind of ground at each pixel, by the distance from the middle of the road, without details."""
     left, right = sides
-    half = scene.half_road
-    edges = (-left.wall, -left.sidewalk, -half - 0.22, -half, half, half + 0.22, right.sidewalk, right.wall)
     zones = np.zeros(x.shape, np.uint8)
-    for edge in edges:
+    for edge in (-left.wall, -left.sidewalk, -half - 0.22, -half, half, half + 0.22, right.sidewalk, right.wall):
         zones += x > edge
     # behind the building line: a park where little is built
     behind = [_SLAB if yard and side.built > 0.9 else _GRASS_KIND for side in sides]
-    kinds = np.array([behind[0], _GRASS_KIND, _SLAB, _CURB, _ASPHALT, _CURB, _SLAB, _GRASS_KIND, behind[1]], np.uint8)[
-        zones
-    ]
+    across = [behind[0], _GRASS_KIND, _SLAB, _CURB, _ASPHALT, _CURB, _SLAB, _GRASS_KIND, behind[1]]
+    kinds = np.array(across, np.uint8)[zones]
     for rows, kind in ((crosswalks, _SLAB), (junction, _ASPHALT)):  # the street that crosses, with its sidewalks
         kinds[rows] = np.where(kinds[rows] == _ASPHALT, _ASPHALT, kind)
     return kinds
 
 
 class _Near:
-    """The ground near the camera, where details are drawn.
-
-    Attributes:
-        x: (rows, columns) meters to the right of the middle of the road.
-        z: (rows,) meters ahead.
-        kinds: (rows, columns) kinds of ground, changed by drawing.
-        across: `x` in tenths of a meter, counted from far to the left.
-        ahead: `z` in tenths of a meter.
-        spots: The fixed noise at each place on the ground.
-        road: Where there was road before any detail.
-    """
+    """The ground near the camera, where details are drawn."""
 
     def __init__(self, x: NDArray[Any], z: NDArray[Any], kinds: NDArray[np.uint8]) -> None:
-        self.x, self.z, self.kinds = x, z, kinds
+        self.x, self.z = x, z  # (rows, columns) meters right of the middle of the road; (rows,) meters ahead
+        self.kinds = kinds  # (rows, columns), changed by drawing
+        # In tenths of a meter, `across` from far to the left
         self.across, self.ahead = (x * 10 + 100000).astype(np.int32), (z * 10).astype(np.int32)
-        self.spots = TILE[(self.ahead[:, None] // 3) & 127, (self.across // 3) & 127]
-        self.road = kinds == _ASPHALT
+        self.spots = TILE[(self.ahead[:, None] // 3) & 127, (self.across // 3) & 127]  # fixed noise
+        self.road = kinds == _ASPHALT  # before any detail
 
 
 def _draw_patches(scene: Scene, near: _Near) -> None:

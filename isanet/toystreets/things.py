@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from isanet.toystreets.draw import (
     CAR,
@@ -30,7 +31,6 @@ _SKIN: list[Color] = [(236, 196, 166), (206, 156, 120), (150, 102, 72), (96, 64,
 
 
 def _add_tree(scene: Scene, x: float, z: float) -> None:
-    """Adds a tree, sometimes a conifer."""
     leaf, bark = scene.pick(LEAVES), scene.pick([(84, 66, 50), (70, 62, 56), (110, 98, 86)])
     trunk, crown = scene.between(1.8, 3.2), scene.between(1.1, 2.6)
     conifer = scene.chance(0.2)
@@ -59,7 +59,6 @@ def _add_tree(scene: Scene, x: float, z: float) -> None:
 
 
 def _add_bush(scene: Scene, x: float, z: float) -> None:
-    """Adds a bush."""
     leaf, wide, high = scene.pick(LEAVES), scene.between(0.5, 1.6), scene.between(0.35, 0.8)
     seed = int(scene.between(0, 128))
 
@@ -72,7 +71,6 @@ def _add_bush(scene: Scene, x: float, z: float) -> None:
 
 
 def _add_person(scene: Scene, x: float, z: float) -> None:
-    """Adds a pedestrian."""
     tall, step = scene.between(1.05, 1.95), scene.between(0.02, 0.3)
     top, legs, hair = scene.any_color(0.4), scene.any_color(0.6), scene.pick([*GRAYS[:2], *COLORS[1:4], DARK])
     skin, wide = scene.pick(_SKIN), scene.between(0.2, 0.29)
@@ -122,74 +120,75 @@ _CARS: list[_CarShape] = [
 
 def _add_car(scene: Scene, x: float, z: float, ahead: bool) -> None:
     """Adds a car along the street; `ahead`: it faces away from the camera."""
-    length, width, height, sill, begin, end = scene.pick(_CARS)
-    paint = scene.any_color(0.55)
-    half = width / 2
-    if not ahead:
-        begin, end = 1 - end, 1 - begin
-    scene.add(z, lambda: _draw_car(scene, x, z, (length, width, height, sill, begin, end), paint, ahead))
+    shape, paint = scene.pick(_CARS), scene.any_color(0.55)
+    length, width, height = shape[:3]
+    scene.add(z, lambda: _draw_car(scene, x, z, shape, paint, ahead))
     sunny = scene.name in ("sun", "dusk")
     for share in (0.12, 0.5, 0.88) if scene.weather.shadow < 256 else ():
         reach = height * 0.8 if sunny else 0.1
         at = z + length * share
-        scene.shadows.append((x, at, x + scene.sun[0] * reach, at + scene.sun[1] * reach, half * 1.12))
+        scene.shadows.append((x, at, x + scene.sun[0] * reach, at + scene.sun[1] * reach, width / 2 * 1.12))
 
 
 def _draw_car(scene: Scene, x: float, z: float, shape: _CarShape, paint: Color, ahead: bool) -> None:
-    """Draws a car along the street."""
     length, width, height, sill, begin, end = shape
+    if not ahead:
+        begin, end = 1 - end, 1 - begin
     half, lit = width / 2, scene.name in ("night", "dusk", "rain")
 
     def face(points: Sequence[tuple[float, float, float]], color: Color, shines: bool = False) -> None:
-        scene.shape([(x + dx, y, z + dz) for dx, y, dz in points], pixel(CAR, color, z, 5, shines))
+        projected = [scene.project(x + dx, y, z + dz) for dx, y, dz in points]
+        scene.polygon(projected, pixel(CAR, color, z, 5, shines))
+
+    def front(left: float, right: float, low: float, high: float, color: Color, shines: bool = False) -> None:
+        face([(left, low, 0), (right, low, 0), (right, high, 0), (left, high, 0)], color, shines)
+
+    def side(at: float, low: float, high: float, color: Color) -> None:
+        face([(at, low, 0), (at, high, 0), (at, high, length), (at, low, length)], color)
+
+    def shows(at: float, sign: int) -> bool:
+        return (scene.project(x + at, 0, z + length)[0] - scene.project(x + at, 0, z)[0]) * sign > 0
 
     glass = mix((36, 42, 50), scene.weather.bottom, 0.25)
-    front, back = begin * length, end * length
-    slope = 0.12 * length if begin > 0.1 else 0.05 * length
-    rise, inset = 0.28, half * 0.84
-    near_roof, far_roof = front + slope, back - 0.1 * length
+    fore, back = begin * length, end * length
+    near_roof, far_roof = fore + (0.12 if begin > 0.1 else 0.05) * length, back - 0.1 * length
+    rise, inset, belt = 0.28, half * 0.84, half * 0.98
     # from far to near: what is nearer hides what is farther
     for sign in (-1, 1):
         edge = sign * half
-        shows = (scene.project(x + edge, 0, z + length)[0] - scene.project(x + edge, 0, z)[0]) * sign > 0
-        if not shows:
+        if not shows(edge, sign):
             continue
         shade = 0.78 if sign * scene.sun[0] > 0 else 0.95
-        face([(edge, rise, 0), (edge, sill, 0), (edge, sill, length), (edge, rise, length)], times(paint, shade))
-        face([(edge, rise - 0.06, 0), (edge, 0.42, 0), (edge, 0.42, length), (edge, rise - 0.06, length)],
-             times(paint, shade * 0.8))  # fmt: skip
+        side(edge, rise, sill, times(paint, shade))
+        side(edge, rise - 0.06, 0.42, times(paint, shade * 0.8))
         for at in (0.18, 0.8):
             wheel = [(edge, 0.33 + dy, at * length + dz) for dz, dy in _OCTAGON]
             face(wheel, DARK)
-            face([(edge, 0.33 + (y - 0.33) * 0.5, at * length + (dz - at * length) * 0.5) for _, y, dz in wheel],
-                 (130, 130, 134))  # fmt: skip
+            hub = [(edge, 0.33 + (y - 0.33) * 0.5, at * length + (dz - at * length) * 0.5) for _, y, dz in wheel]
+            face(hub, (130, 130, 134))
     face([(-half, sill, 0), (half, sill, 0), (half, sill, length), (-half, sill, length)], times(paint, 1.12))
     for sign in (-1, 1):
-        low, high = sign * half * 0.98, sign * inset
-        shows = (scene.project(x + low, 0, z + length)[0] - scene.project(x + low, 0, z)[0]) * sign > 0
-        if shows:
-            quad = [(low, sill, front), (high, height, near_roof), (high, height, far_roof), (low, sill, back)]
-            face(quad, times(paint, 0.85))
-            face(_shrunk(quad), glass)
-    face([(-half * 0.98, sill, back), (half * 0.98, sill, back), (inset, height, far_roof),
-          (-inset, height, far_roof)], glass)  # fmt: skip
-    roof = [(-inset, height, near_roof), (inset, height, near_roof), (inset, height, far_roof)]
-    face([*roof, (-inset, height, far_roof)], times(paint, 1.15))
-    screen = [(-half * 0.98, sill, front), (half * 0.98, sill, front), (inset, height, near_roof),
-              (-inset, height, near_roof)]  # fmt: skip
+        low, high = sign * belt, sign * inset
+        if shows(low, sign):
+            window = [(low, sill, fore), (high, height, near_roof), (high, height, far_roof), (low, sill, back)]
+            face(window, times(paint, 0.85))
+            face(_shrunk(window), glass)
+    near = [(-inset, height, near_roof), (inset, height, near_roof)]
+    far = [(inset, height, far_roof), (-inset, height, far_roof)]
+    face([(-belt, sill, back), (belt, sill, back), *far], glass)
+    face([*near, *far], times(paint, 1.15))
+    screen = [(-belt, sill, fore), (belt, sill, fore), *reversed(near)]
     face(screen, times(paint, 0.92))
     face(_shrunk(screen), glass)
     for sign in (-1, 1):
-        face([(sign * half * 0.95, 0, 0), (sign * half * 0.65, 0, 0), (sign * half * 0.65, 0.4, 0),
-              (sign * half * 0.95, 0.4, 0)], DARK)  # fmt: skip
-    face([(-half, rise, 0), (half, rise, 0), (half, sill, 0), (-half, sill, 0)], paint)
-    face([(-half, rise - 0.05, 0), (half, rise - 0.05, 0), (half, 0.46, 0), (-half, 0.46, 0)], times(paint, 0.72))
+        front(sign * half * 0.95, sign * half * 0.65, 0, 0.4, DARK)
+    front(-half, half, rise, sill, paint)
+    front(-half, half, rise - 0.05, 0.46, times(paint, 0.72))
     lamp = (236, 46, 36) if ahead else (255, 250, 224)
     for sign in (-1, 1):
-        face([(sign * half * 0.97, sill - 0.28, 0), (sign * half * 0.66, sill - 0.28, 0),
-              (sign * half * 0.66, sill - 0.1, 0), (sign * half * 0.97, sill - 0.1, 0)],
-             lamp if lit else times(lamp, 0.75), lit)  # fmt: skip
-    face([(-0.26, 0.5, 0), (0.26, 0.5, 0), (0.26, 0.62, 0), (-0.26, 0.62, 0)], WHITE)
+        left, right = sign * half * 0.97, sign * half * 0.66
+        front(left, right, sill - 0.28, sill - 0.1, lamp if lit else times(lamp, 0.75), lit)
+    front(-0.26, 0.26, 0.5, 0.62, WHITE)
 
 
 _OCTAGON = [(0.33, 0.14), (0.14, 0.33), (-0.14, 0.33), (-0.33, 0.14), (-0.33, -0.14), (-0.14, -0.33), (0.14, -0.33),
@@ -199,9 +198,8 @@ _OCTAGON = [(0.33, 0.14), (0.14, 0.33), (-0.14, 0.33), (-0.33, 0.14), (-0.33, -0
 
 def _shrunk(points: Sequence[tuple[float, float, float]]) -> list[tuple[float, float, float]]:
     """A polygon shrunk towards its middle: a window in a frame."""
-    middle = [sum(values) / len(points) for values in zip(*points, strict=True)]
-    inner = [tuple(m + (v - m) * 0.8 for v, m in zip(point, middle, strict=True)) for point in points]
-    return [(x, y, z) for x, y, z in inner]
+    x0, y0, z0 = (sum(values) / len(points) for values in zip(*points, strict=True))
+    return [(x0 + (x - x0) * 0.8, y0 + (y - y0) * 0.8, z0 + (z - z0) * 0.8) for x, y, z in points]
 
 
 def _add_crossing_car(scene: Scene, x: float, z: float) -> None:
@@ -233,7 +231,6 @@ def _add_crossing_car(scene: Scene, x: float, z: float) -> None:
 
 
 def _add_lamp(scene: Scene, x: float, z: float) -> None:
-    """Adds a street lamp."""
     tall, metal, arm = scene.between(4.5, 7.5), scene.pick([*GRAYS[:7], (60, 76, 66)]), scene.between(0, 1.6)
     lit = scene.weather.lit > 50
     towards = -1 if x > 0 else 1
@@ -250,11 +247,6 @@ def _add_lamp(scene: Scene, x: float, z: float) -> None:
     scene.cast_shadow(x, z, tall, 0.09)
     if scene.weather.shadow > 256:
         scene.shadows.append((x, z, x + towards * arm, z, 3.2))
-
-
-def _add_bollard(scene: Scene, x: float, z: float, metal: Color) -> None:
-    """Adds a bollard."""
-    scene.add(z, lambda: scene.post(x, z, 0, 0.95, 0.16, pixel(POLE, metal, z)))
 
 
 def _add_light(scene: Scene, x: float, z: float) -> None:
@@ -284,7 +276,6 @@ def _add_light(scene: Scene, x: float, z: float) -> None:
 
 
 def _add_sign(scene: Scene, x: float, z: float) -> None:
-    """Adds one or two traffic signs on a post."""
     tall, metal = scene.between(1.9, 2.9), scene.pick(GRAYS[3:])
     plates = [
         (scene.pick(["round", "triangle", "diamond", "plate", "round", "board"]), scene.pick(_SIGNS),
@@ -345,10 +336,9 @@ def furnish(scene: Scene, sides: tuple[Side, Side]) -> None:
             if not scene.crossing - 5 < z < scene.crossing_end:
                 _add_car(scene, lane + scene.between(-0.3, 0.3), z, sign > 0)
             z += scene.between(8, 45)
-    if scene.chance(0.6):
-        for _ in range(int(scene.between(1, 4))):
-            x, far = scene.between(-14, 14), scene.between(0.25, 0.75)
-            _add_crossing_car(scene, x, scene.crossing + (scene.crossing_end - scene.crossing) * far)
+    for _ in range(int(scene.between(1, 4)) if scene.chance(0.6) else 0):
+        x, far = scene.between(-14, 14), scene.between(0.25, 0.75)
+        _add_crossing_car(scene, x, scene.crossing + (scene.crossing_end - scene.crossing) * far)
     for _ in range(int(scene.between(0, 5))):
         _add_person(scene, scene.between(-half, half), scene.crossing - scene.between(0.5, 2.6))
     if scene.chance(0.25):
@@ -360,7 +350,7 @@ def _off_junction(scene: Scene, z: float) -> bool:
 
 
 def _furnish_green(scene: Scene, sign: int, side: Side) -> None:
-    """Adds trees and bushes to one side; `sign`: -1 left, 1 right."""
+    """Adds trees and bushes to one side of the road; `sign`: -1 left, 1 right."""
     trees, spacing = scene.share([(0.0, 0.3), (0.5, 0.35), (0.9, 0.35)]), scene.between(6, 13)
     z = scene.between(3, 12)
     while z < 90:
@@ -392,8 +382,8 @@ def _furnish_sidewalk(scene: Scene, sign: int, side: Side) -> None:
     for _ in range(int(scene.between(0, 2.3))):
         at, z, gap = sign * (half + 0.3), scene.between(4, 20), scene.between(1.2, 2)
         metal, count = scene.pick(GRAYS), int(scene.between(3, 8))
-        for step in range(count):
-            _add_bollard(scene, at, z + step * gap, metal)
+        for bollard in (z + step * gap for step in range(count)):
+            scene.add(bollard, partial(scene.post, at, bollard, 0, 0.95, 0.16, pixel(POLE, metal, bollard)))
     for _ in range(int(scene.between(0, 8) * scene.between(0.3, 1))):
         x, z = sign * scene.between(half + 0.5, side.sidewalk + 0.1), scene.between(3.5, 9) * scene.between(1, 4)
         _add_person(scene, x, z)
