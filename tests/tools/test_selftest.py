@@ -158,7 +158,8 @@ def test_a_fault_in_preprocessing_is_found_even_if_no_label_changes(segmenter: S
 
 def test_images_that_come_in_with_red_and_blue_swapped(segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare = isanet.inference.predict.prepare
-    monkeypatch.setattr("isanet.inference.predict.prepare", lambda image, *rest: prepare(image[..., ::-1], *rest))
+    for module in ("predict", "segmenter"):
+        monkeypatch.setattr(f"isanet.inference.{module}.prepare", lambda image, *rest: prepare(image[..., ::-1], *rest))
     assert "red and blue are swapped before the network" in compared(segmenter).fault
 
 
