@@ -1,16 +1,20 @@
-"""Checking this machine: selftest, benchmark, doctor."""
+"""Trying and checking isanet on this machine: demo, selftest, benchmark, doctor."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import secrets
 import shutil
 import sys
+from pathlib import Path
 
+from isanet._files import atomic_write, keep_existing, output_errors
 from isanet._text import aligned, clean
 from isanet._version import __version__
-from isanet.cli.options import DEVICE, MODEL, PRECISIONS, AddCommand, image_size, positive_int
+from isanet.cli.options import DEVICE, MODEL, PRECISIONS, AddCommand, image_size, non_negative_int, positive_int
 from isanet.cli.printing import error_text, megabytes
 from isanet.errors import DownloadError, IsanetError
 from isanet.weights import cache
@@ -28,6 +32,12 @@ SECRET_SETTINGS = ("HF_TOKEN", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
 
 def add_commands(add_command: AddCommand) -> None:
     """Adds the commands of this file."""
+    demo = add_command("demo", _demo, "draw a street, segment it with the packaged model and score the result")
+    demo.add_argument("--seed", type=non_negative_int, help="seed of the street; default: random")
+    demo.add_argument("--output", type=Path, metavar="FILE.png", help="image to write; default: demo_SEED.png")
+    demo.add_argument("--force", action="store_true", help="replace an existing image")
+    demo.add_argument("--device", default="auto", help=DEVICE)
+
     selftest = add_command("selftest", _selftest, "run models on a drawn street and compare with the recorded answers")
     selftest.add_argument("names", nargs="+", metavar="NAME", help="models of the zoo")
     selftest.add_argument("--device", default="auto", help=DEVICE)
@@ -53,6 +63,26 @@ def add_commands(add_command: AddCommand) -> None:
     add_command("doctor", _doctor, "check versions, cache, settings and network access")
 
 
+def _demo(options: argparse.Namespace) -> int:
+    from isanet.tools.demo import demo
+
+    seed = secrets.randbelow(100_000) if options.seed is None else options.seed
+    output = options.output or Path(f"demo_{seed}.png")
+    if output.suffix.lower() != ".png":
+        raise ValueError(f"the image is a PNG; give --output a name that ends in .png, got {output}")
+    keep_existing(output, overwrite=options.force)
+    found = demo(seed, device=options.device)
+    with output_errors(output), atomic_write(output) as file:
+        found.overview.save(file, format="PNG")
+    iou = dict(zip(found.result.classes, found.matrix.iou().tolist(), strict=True))
+    rows = [(name, f"{area:.1%}", f"{iou[name]:.1%}") for name, area in found.result.areas().items()]
+    print(*aligned([("CLASS", "AREA", "IOU"), *rows]), sep="\n")
+    miou, accuracy = found.matrix.miou(), found.matrix.pixel_accuracy()
+    print(f"\nmIoU {miou:.1%}, pixel accuracy {accuracy:.1%}, on a street that the model has")
+    print(f"never seen (seed {seed}); image: {output}")
+    return 0
+
+
 def _selftest(options: argparse.Namespace) -> int:
     from isanet.tools.selftest import selftest
 
@@ -72,12 +102,10 @@ def _selftest(options: argparse.Namespace) -> int:
             print(f"{name}: recorded {where}; there was nothing to compare with yet")
         else:
             print(f"{name}: good {where}")
-        if found.agreement == found.agreement:  # not NaN: the network gave labels
-            print(
-                f"  {found.agreement:.2%} of the confident pixels have the recorded label "
-                f"(at least {found.tolerance.labels:.1%}),"
-            )
-            print(f"  the confidence differs by {found.difference:.4f} (at most {found.tolerance.confidence:.4f})")
+        if not math.isnan(found.agreement):  # the network gave labels
+            least, most = found.tolerance
+            print(f"  {found.agreement:.2%} of the confident pixels have the recorded label (at least {least:.1%}),")
+            print(f"  the confidence differs by {found.difference:.4f} (at most {most:.4f})")
     return 1 if failed else 0
 
 
@@ -144,7 +172,7 @@ def _print_versions() -> None:
 
 
 def _check_models() -> bool:
-    """Prints the state of the cache and of the packaged models; gives whether the latter are good."""
+    """Prints the state of the cache and of the packaged models; whether the latter are good."""
     from isanet.zoo import released
 
     folder = cache.home()
@@ -156,18 +184,17 @@ def _check_models() -> bool:
     good = True
     for weights in load_manifest().values():
         if weights.packaged:
+            answer = "good"
             try:
                 released.verify(weights)
             except IsanetError as error:
-                good = False
-                print(f"  in the package: {weights.name}, FAILED: {error_text(error)}")
-            else:
-                print(f"  in the package: {weights.name}, good")
+                good, answer = False, f"FAILED: {error_text(error)}"
+            print(f"  in the package: {weights.name}, {answer}")
     return good
 
 
 def _check_addresses() -> bool:
-    """Asks the addresses of one model and the Hub, and prints their answers; gives whether any answers."""
+    """Prints how the addresses of one model and the Hub answer; whether any does."""
     from isanet.weights import download, http
 
     print("addresses:")

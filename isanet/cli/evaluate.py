@@ -81,14 +81,10 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _read_mapping(path: Path) -> dict[str, list[str] | None]:
     """Which classes are merged, from a JSON file; `evaluate` checks the names."""
-
-    def unique(pairs: list[tuple[str, list[str] | None]]) -> dict[str, list[str] | None]:
-        if len(dict(pairs)) < len(pairs):
-            raise ValueError("a name appears twice")
-        return dict(pairs)
+    from isanet.weights.checkpoint import unique_keys
 
     try:
-        mapping = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
+        mapping: Any = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique_keys)
         if not isinstance(mapping, dict):
             raise ValueError("expected an object")
     except ValueError as error:

@@ -1,8 +1,9 @@
-"""The zoo and the cache: list, info, download, verify, convert, cache."""
+"""The zoo, its cache and archives: list, info, download, verify, convert, cache, pack, install."""
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -67,6 +68,16 @@ def add_commands(add_command: AddCommand) -> None:
     clear.add_argument("names", nargs="*", metavar="NAME", help="default: all")
     forget = "also forget their hashes, so that the next download is trusted on first use"
     clear.add_argument("--forget", action="store_true", help=forget)
+
+    pack = add_command("pack", _pack, "pack models into an archive for a machine without network access")
+    pack.add_argument("names", nargs="+", metavar="NAME", help="models, or backbones such as resnet50_v1c")
+    pack.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.zip", help="archive to write")
+    pack.add_argument("--force", action="store_true", help="replace an existing archive")
+
+    text = "install the models of an archive into the cache, without network access"
+    install = add_command("install", _install, text)
+    install.add_argument("archive", type=Path, metavar="FILE.zip", help="archive written by isanet pack")
+    install.add_argument("--force", action="store_true", help="replace models that are recorded with other hashes")
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -144,7 +155,7 @@ def _download(options: argparse.Namespace) -> int:
 def _verify(options: argparse.Namespace) -> int:
     from isanet.zoo import publish, released
 
-    known = {weights.name for weights in load_released().values()}
+    known = load_released()
     files = [name for name in dict.fromkeys(options.names) if name not in known and os.path.lexists(name)]
     names = [name for name in options.names if name not in files]
     if files and options.pin:
@@ -152,7 +163,7 @@ def _verify(options: argparse.Namespace) -> int:
     failed = sum(not _verify_file(Path(file)) for file in files)
     if files and not names:
         return 1 if failed else 0
-    present = [name for name, weights in load_released().items() if weights.packaged or cache.cached_file(name)]
+    present = [name for name, weights in known.items() if weights.packaged or cache.cached_file(name)]
     if not names and not present:
         raise CacheError(f"nothing is cached in {cache.home()}; `isanet download NAME` fetches a model")
     records = {}
@@ -200,8 +211,7 @@ def _verify_file(path: Path) -> bool:
 def _convert(options: argparse.Namespace) -> int:
     from isanet.zoo.pretrained import convert_file
 
-    source: Path = options.source
-    target: Path = options.target
+    source, target = options.source, options.target
     if target.suffix in (".pth", ".pt"):
         raise ValueError(f"OUT is a folder, or a file that ends in .safetensors; got {target}")
     single = target.suffix == ".safetensors"
@@ -234,6 +244,26 @@ def _cache(options: argparse.Namespace) -> int:
         freed = sum(cache.clear(weights.name, forget=options.forget) for weights in chosen if not weights.packaged)
         kept = "" if options.forget else "; hashes are kept, so a later download must still match (--forget drops them)"
         print(f"freed {megabytes(freed)}{kept}")
+    return 0
+
+
+def _pack(options: argparse.Namespace) -> int:
+    from isanet.zoo import archive
+
+    records = archive.pack(options.names, options.output, overwrite=options.force)
+    with options.output.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    print(f"{options.output}: {', '.join(records)}; {options.output.stat().st_size:,} bytes,")
+    print(f"  sha256 {digest}")
+    print(f"On the other machine: isanet install {options.output.name}")
+    return 0
+
+
+def _install(options: argparse.Namespace) -> int:
+    from isanet.zoo import archive
+
+    for name, new in archive.install(options.archive, force=options.force).items():
+        print(f"{name} is ready: {cache.cached_file(name)}" if new else f"{name} was there already, and was kept")
     return 0
 
 

@@ -9,22 +9,18 @@ from isanet.errors import MirrorsExhaustedError, OfflineError
 
 
 class LogFormatter(logging.Formatter):
-    """`isanet: MESSAGE`, without control characters."""
-
-    def __init__(self) -> None:
-        super().__init__("isanet: %(message)s")
+    """Without control characters; line breaks stay, for tracebacks and lists."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Formats a record; line breaks stay, for tracebacks and lists."""
-        return _clean_lines(super().format(record))
+        """Formats a record as `isanet: MESSAGE`."""
+        return "isanet: " + _clean_lines(super().format(record))
 
 
 def error_text(error: BaseException) -> str:
     """The message of an error on one cleaned line; a list of failed addresses stays a list, one line each."""
-    text = str(error)
     if isinstance(error, MirrorsExhaustedError | OfflineError):
-        return _clean_lines(text)
-    return clean(text) or type(error).__name__
+        return _clean_lines(str(error))
+    return clean(str(error)) or type(error).__name__
 
 
 def megabytes(size: int) -> str:
@@ -33,5 +29,4 @@ def megabytes(size: int) -> str:
 
 
 def _clean_lines(text: str) -> str:
-    lines = text.splitlines()
-    return "\n".join(" " * (len(line) - len(line.lstrip(" "))) + clean(line) for line in lines)
+    return "\n".join(" " * (len(line) - len(line.lstrip(" "))) + clean(line) for line in text.splitlines())

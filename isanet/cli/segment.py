@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from isanet._text import clean
 from isanet.cli.options import MODEL, AddCommand, add_inference_options, add_output_options
@@ -88,60 +88,47 @@ def _readable(paths: Iterable[Path]) -> Iterator[RGBImage]:
 
 
 def _segment_all(segmenter: Segmenter, plan: Mapping[Path, Mapping[str, Path]], batch_size: int) -> dict[Path, str]:
-    """Segments images while the outputs of earlier ones are written; gives the failures."""
+    """Segments images while the outputs of earlier ones are written; gives the failures.
+
+    One line is printed for each image, in the order of the images, whichever is written first.
+    """
     from tqdm import tqdm
 
-    # None: no bar unless standard error is a terminal
-    with (
-        tqdm(total=len(plan), unit="image", disable=None if len(plan) > 1 else True) as bar,
-        ThreadPoolExecutor(max_workers=2, thread_name_prefix="isanet-write") as threads,
-    ):
-        reporter = _Reporter(plan, bar)
+    failures: dict[Path, str] = {}
+    pending: deque[tuple[Path, Future[str]]] = deque()
+
+    def report_first() -> None:
+        path, future = pending.popleft()
         try:
-            for result in segmenter.stream(list(plan), batch_size=batch_size, on_error=reporter.add_failure):
-                assert result.path is not None
-                reporter.add(result.path, threads.submit(_write, result, plan[result.path]))
-        finally:  # after an error or Ctrl-C too: what was segmented before is written and reported
-            reporter.finish()
-    return reporter.failures
-
-
-class _Reporter:
-    """Reports one line for each image, in the order in which images are added, whichever is written first."""
-
-    def __init__(self, plan: Mapping[Path, Mapping[str, Path]], bar: Any) -> None:
-        self.failures: dict[Path, str] = {}
-        self._plan, self._bar = plan, bar
-        self._pending: deque[tuple[Path, Future[str]]] = deque()
-
-    def add(self, path: Path, future: Future[str]) -> None:
-        """Adds an image whose summary is the future's result; waits while too many are pending."""
-        self._pending.append((path, future))
-        while self._pending and (len(self._pending) > MAX_PENDING_WRITES or self._pending[0][1].done()):
-            self._report_first()
-
-    def add_failure(self, source: object, error: IsanetError) -> None:
-        """Adds an image that could not be segmented."""
-        future: Future[str] = Future()
-        future.set_exception(error)
-        self.add(Path(str(source)), future)
-
-    def finish(self) -> None:
-        """Waits for all pending images."""
-        while self._pending:
-            self._report_first()
-
-    def _report_first(self) -> None:
-        from tqdm import tqdm
-
-        path, future = self._pending.popleft()
-        try:
-            line = f"{path} -> {', '.join(map(str, self._plan[path].values()))}: {future.result()}"
+            line = f"{path} -> {', '.join(map(str, plan[path].values()))}: {future.result()}"
             tqdm.write(clean(line), file=sys.stdout)
         except IsanetError as error:
-            self.failures[path] = error_text(error)
-            tqdm.write(f"isanet: {self.failures[path]}", file=sys.stderr)
-        self._bar.update()
+            failures[path] = error_text(error)
+            tqdm.write(f"isanet: {failures[path]}", file=sys.stderr)
+        bar.update()
+
+    def add(path: Path, future: Future[str]) -> None:
+        pending.append((path, future))
+        while pending and (len(pending) > MAX_PENDING_WRITES or pending[0][1].done()):
+            report_first()
+
+    def add_failure(source: object, error: IsanetError) -> None:
+        future: Future[str] = Future()
+        future.set_exception(error)
+        add(Path(str(source)), future)
+
+    with (
+        tqdm(total=len(plan), unit="image", disable=None if len(plan) > 1 else True) as bar,  # None: on a terminal
+        ThreadPoolExecutor(max_workers=2, thread_name_prefix="isanet-write") as threads,
+    ):
+        try:
+            for result in segmenter.stream(list(plan), batch_size=batch_size, on_error=add_failure):
+                assert result.path is not None
+                add(result.path, threads.submit(_write, result, plan[result.path]))
+        finally:  # after an error or Ctrl-C too: what was segmented before is written and reported
+            while pending:
+                report_first()
+    return failures
 
 
 def _write(result: Segmentation, outputs: Mapping[str, Path]) -> str:

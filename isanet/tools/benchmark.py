@@ -12,8 +12,9 @@ import gc
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +36,6 @@ from isanet.model import ISANet
 BASELINE = "baseline"
 
 _Labels = NDArray[np.uint8] | NDArray[np.int32]
-_RunImage = Callable[[int], _Labels]
 
 
 class Measurement(NamedTuple):
@@ -97,15 +97,11 @@ def benchmark(
     variants = [(precision, False) for precision in precisions]
     variants += [(precision, True) for precision in precisions if compile and precision != "int8"]
     measured: list[Measurement] = []
+    total = len(sizes) * (len(variants) + 1) * len(images) * (repeats + 1)
+    disable = None if progress is None else not progress
     preprocessing = model.preprocessing
-    bar: Any = tqdm(
-        total=len(sizes) * (len(variants) + 1) * len(images) * (repeats + 1),
-        unit="image",
-        disable=None if progress is None else not progress,
-        leave=False,
-    )
     try:
-        with bar:
+        with tqdm(total=total, unit="image", disable=disable, leave=False) as bar:
             for height, width in sizes:
                 resized = [np.asarray(ImageOps.fit(Image.fromarray(image), (width, height))) for image in images]
                 edges = {"short_edge": min(height, width), "long_edge": max(height, width)}
@@ -136,41 +132,34 @@ def _measure(
     repeats: int,
     bar: Any,
 ) -> list[Measurement]:
-    """Measures the baseline and the variants at one size."""
-    eager = Segmenter(model, device=device, precision="float32")
-    prepared = [prepare(image, model.preprocessing or {}) for image in images]
-    runs: list[_RunImage] = []
+    """Measures the baseline and the variants (precision, compiled) at one size."""
+    inputs = [(image, prepare(image, model.preprocessing or {})) for image in images]
+    runs: list[partial[_Labels]] = []
     startup, memory, agreement = [], [], []
     expected: list[_Labels] = []
     for variant in (None, *variants):
         started = time.perf_counter()
-        if variant is None:
-            run = _baseline(eager, images, prepared)
-        else:
-            precision, compiled = variant
-            segmenter = Segmenter(
-                model, device=device, precision=precision, compile=compiled, calibration=list(images[:8])
-            )
-            run = _optimized(segmenter, images, prepared)
-        run(0)
+        precision, compiled = variant or ("float32", False)
+        segmenter = Segmenter(model, device=device, precision=precision, compile=compiled, calibration=images)
+        run = partial(_colored_labels, segmenter, variant is not None)
+        run(*inputs[0])
         startup.append(time.perf_counter() - started)
-        before = _start_of_peak(eager.device)
+        before = _start_of_peak(segmenter.device)
         labels = []
-        for index in range(len(images)):
-            labels.append(run(index))
+        for each in inputs:
+            labels.append(run(*each))
             bar.update()
-        memory.append(None if before is None else max(0, _peak(eager.device) - before))
+        memory.append(None if before is None else max(0, _peak(segmenter.device) - before))
         expected = expected or labels
         agreement.append(float(np.mean([np.mean(one == other) for one, other in zip(labels, expected, strict=True)])))
         runs.append(run)
     seconds: list[list[float]] = [[] for _ in runs]
-    for _ in range(repeats):
-        for index in range(len(images)):
-            for run, own in zip(runs, seconds, strict=True):
-                started = time.perf_counter()
-                run(index)
-                own.append(time.perf_counter() - started)
-                bar.update()
+    for each in inputs * repeats:
+        for run, own in zip(runs, seconds, strict=True):
+            started = time.perf_counter()
+            run(*each)
+            own.append(time.perf_counter() - started)
+            bar.update()
     names = [BASELINE, *(precision + " compiled" * compiled for precision, compiled in variants)]
     height, width = images[0].shape[:2]
     return [
@@ -179,34 +168,22 @@ def _measure(
     ]
 
 
-def _baseline(segmenter: Segmenter, images: Sequence[RGBImage], prepared: Sequence[tuple[Tensor, ...]]) -> _RunImage:
-    def run(index: int) -> _Labels:
-        with torch.inference_mode():
-            (tensor,) = prepared[index]
-            logits = segmenter.model(tensor[None].to(segmenter.device), size=images[index].shape[:2])
-            dtype = torch.uint8 if logits.shape[1] <= 256 else torch.int32
-            labels: _Labels = logits.argmax(1)[0].to(dtype).cpu().numpy()
-        _color(segmenter, labels, images[index])
-        return labels
-
-    return run
-
-
-def _optimized(segmenter: Segmenter, images: Sequence[RGBImage], prepared: Sequence[tuple[Tensor, ...]]) -> _RunImage:
-    def run(index: int) -> _Labels:
-        with torch.inference_mode():
-            (prediction,) = segmenter.predict([prepared[index]], [images[index].shape[:2]])
-        if prediction is None:
-            raise ValueError(f"in {segmenter.precision} the network gives values that are not finite; use another one")
-        labels: _Labels = prediction[0].cpu().numpy()
-        _color(segmenter, labels, images[index])
-        return labels
-
-    return run
-
-
-def _color(segmenter: Segmenter, labels: _Labels, image: RGBImage) -> None:
+def _colored_labels(segmenter: Segmenter, optimized: bool, image: RGBImage, prepared: tuple[Tensor, ...]) -> _Labels:
+    """The labels of an image, after they were colored too."""
+    size = image.shape[:2]
+    with torch.inference_mode():
+        if optimized:
+            (prediction,) = segmenter.predict([prepared], [size])
+            if prediction is None:
+                raise ValueError(
+                    f"in {segmenter.precision} the network gives values that are not finite; use another one"
+                )
+            labels: _Labels = prediction[0].cpu().numpy()
+        else:
+            logits = segmenter.model(prepared[0][None].to(segmenter.device), size=size)
+            labels = logits.argmax(1)[0].to(torch.uint8 if logits.shape[1] <= 256 else torch.int32).cpu().numpy()
     Segmentation(labels, segmenter.model.classes, segmenter.model.palette, image).colored().convert("RGB")
+    return labels
 
 
 def _start_of_peak(device: torch.device) -> int | None:
@@ -250,17 +227,9 @@ def table(measured: Sequence[Measurement]) -> list[tuple[str, ...]]:
     ]
     for each in measured:
         baseline = next(other for other in measured if other.size == each.size and other.variant == BASELINE)
-        rows.append(
-            (
-                f"{each.size[0]}x{each.size[1]}",
-                each.variant,
-                f"{each.median:.3f}",
-                f"{each.seconds[0]:.3f}",
-                f"{each.seconds[-1]:.3f}",
-                f"{baseline.median / each.median:.2f}x",
-                f"{each.startup:.1f}",
-                "-" if each.memory is None else f"{each.memory / 2**20:,.0f} MiB",
-                f"{each.agreement:.2%}",
-            )
-        )
+        size = f"{each.size[0]}x{each.size[1]}"
+        times = [f"{seconds:.3f}" for seconds in (each.median, each.seconds[0], each.seconds[-1])]
+        speed = f"{baseline.median / each.median:.2f}x"
+        memory = "-" if each.memory is None else f"{each.memory / 2**20:,.0f} MiB"
+        rows.append((size, each.variant, *times, speed, f"{each.startup:.1f}", memory, f"{each.agreement:.2%}"))
     return rows

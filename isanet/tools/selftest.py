@@ -22,8 +22,9 @@ import torch
 from numpy.typing import NDArray
 
 from isanet._files import atomic_write, write_output
+from isanet._text import listed
 from isanet._version import __version__
-from isanet.errors import CacheError, CheckpointFormatError, IntegrityError, IsanetError
+from isanet.errors import CacheError, IntegrityError, IsanetError
 from isanet.images.reading import RGBImage
 from isanet.inference import predict
 from isanet.inference.segmenter import Segmenter
@@ -99,7 +100,6 @@ class Outcome(NamedTuple):
 
     Attributes:
         agreement: Share of the confident pixels that have the recorded label; NaN where the network gave no labels.
-        confident: Share of the pixels whose recorded confidence is at least `MIN_CONFIDENCE`.
         difference: Mean difference of the confidence, over all pixels; NaN as above.
         tolerance: What was allowed.
         device: The device that it ran on.
@@ -109,7 +109,6 @@ class Outcome(NamedTuple):
     """
 
     agreement: float
-    confident: float
     difference: float
     tolerance: Tolerance
     device: str
@@ -133,10 +132,9 @@ def selftest(name: str, *, device: str = "auto", precision: str = "auto") -> Out
     """
     weights = model_info(name)
     segmenter = Segmenter(from_pretrained(name), device=device, precision=precision, calibration=[street()])
-    answer = recorded_answer(weights)
-    first = answer is None
-    if answer is None:
-        answer = _compute_answer(weights)
+    recorded = recorded_answer(weights)
+    answer = recorded or _compute_answer(weights)
+    if recorded is None:
         try:
             _write(weights, answer)
         except CacheError as error:  # other devices can still be compared in this run
@@ -147,7 +145,7 @@ def selftest(name: str, *, device: str = "auto", precision: str = "auto") -> Out
             name,
             answer_path(weights),
         )
-    return compare(segmenter, name, answer)._replace(first=first)
+    return compare(segmenter, name, answer)._replace(first=recorded is None)
 
 
 def compare(segmenter: Segmenter, name: str, answer: Answer) -> Outcome:
@@ -156,19 +154,17 @@ def compare(segmenter: Segmenter, name: str, answer: Answer) -> Outcome:
     agreement = difference = float("nan")
     fault = ""
     try:
-        now = _segment(segmenter, street())
+        agreement, difference = _differences(_segment(segmenter, street()), answer)
     except IsanetError as error:
         fault = str(error)
     else:
-        agreement, difference = _differences(now, answer)
         if not tolerance.allows(agreement, difference):
             fault = f"{1 - agreement:.2%} of the pixels have another label, the confidence differs by {difference:.4f}"
     if fault or not _input_facts(segmenter).items() <= answer.facts.items():
         fault = f"{fault or 'the input differs'}; likely cause: {_cause(segmenter, name, answer, agreement)}"
         if not (weights := model_info(name)).packaged:
             fault += f"; if the computation was changed on purpose, delete {answer_path(weights)} and run again"
-    confident = float((answer.confidence >= MIN_CONFIDENCE).mean())
-    return Outcome(agreement, confident, difference, tolerance, str(segmenter.device), segmenter.precision, fault)
+    return Outcome(agreement, difference, tolerance, str(segmenter.device), segmenter.precision, fault)
 
 
 def tolerance_of(segmenter: Segmenter) -> Tolerance:
@@ -240,22 +236,18 @@ def recorded_answer(weights: Weights) -> Answer | None:
             raise ValueError("labels or confidences do not fit the image")
         if missing := sorted({"input_shape", "input_sha256", "isanet", "torch"} - set(facts)):
             raise ValueError(f"{missing[0]} is not recorded")
-        if any(facts.get(key) != value for key, value in _binding(weights).items()):
+        if not _binding(weights).items() <= facts.items():
             raise ValueError("it was made with another file or image")
-    except FileNotFoundError as error:
-        problem: Exception = error
-    except (OSError, CheckpointFormatError, ValueError, KeyError) as error:
-        problem = error
-        if not weights.packaged:
+    except (OSError, ValueError, KeyError) as error:
+        if weights.packaged:
+            raise IntegrityError(
+                f"the recorded answer {path} in the package cannot be used ({error}): install isanet again; after "
+                f"changing the model itself, isanet.tools.selftest.record({weights.name!r}) records a new one"
+            ) from error
+        if not isinstance(error, FileNotFoundError):
             log.warning("ignoring the recorded answer %s: %s", path, error)
-    else:
-        return answer
-    if weights.packaged:
-        raise IntegrityError(
-            f"the recorded answer {path} in the package cannot be used ({problem}): install isanet again; after "
-            f"changing the model itself, isanet.tools.selftest.record({weights.name!r}) records a new one"
-        ) from problem
-    return None
+        return None
+    return answer
 
 
 def street() -> RGBImage:
@@ -316,13 +308,12 @@ def _cause(segmenter: Segmenter, name: str, answer: Answer, agreement: float) ->
             "the verified file itself gives another answer on the CPU in float32; the answer was recorded with "
             f"{made}, and this is {here}"
         )
-    state = segmenter.model.state_dict()
+    state, stored = segmenter.model.state_dict(), fresh.model.state_dict()
     changed = [
         key
-        for key, value in fresh.model.state_dict().items()
+        for key, value in stored.items()
         if key in state and not torch.equal(state[key].cpu().to(value.dtype), value)
     ]
     if changed:
-        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-        return f"the model in memory is not what is in its file: {', '.join(changed[:3])}{more} differ"
+        return f"the model in memory is not what is in its file: {listed(changed, 3)} differ"
     return f"{segmenter.device} in {segmenter.precision}: on the CPU in float32 the same model agrees"

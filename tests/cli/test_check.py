@@ -1,4 +1,4 @@
-"""doctor; selftest and benchmark are in tests/tools."""
+"""doctor; demo, selftest and benchmark are in tests/tools."""
 
 from __future__ import annotations
 

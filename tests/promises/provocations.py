@@ -807,7 +807,10 @@ def existing_output(world: World) -> Call:
     def call() -> None:
         assert run("segment", "images", "--model", NAME) == 1
         assert output.read_bytes() == b"mine"
-        assert "segmented/a_overlay.png exists and was kept; --force (overwrite=True) replaces it" in world.capture.readouterr().err
+        assert (
+            "segmented/a_overlay.png exists and was kept; --force (overwrite=True) replaces it"
+            in world.capture.readouterr().err
+        )
 
     return call
 

@@ -1,4 +1,4 @@
-"""The commands and snippets of README.md and docs/ are run, page by page; links lead somewhere; the table is current."""
+"""The commands and snippets of README.md and docs/ run, page by page; links lead somewhere; the table is current."""
 
 from __future__ import annotations
 

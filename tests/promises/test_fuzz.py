@@ -1,7 +1,7 @@
 """Real files, changed in ways that nobody thought of: each is read, or refused by a named error, at bounded cost.
 
-The same changes each time, and few of them. `ISANET_FUZZ_EXAMPLES=10000 pytest tests/promises/test_fuzz.py` tries as many others
-for each test; hypothesis then shows the smallest change that fails, which belongs into an `@example`.
+The same changes each time, and few of them. `ISANET_FUZZ_EXAMPLES=10000 pytest tests/promises/test_fuzz.py` tries as
+many others for each test; hypothesis then shows the smallest change that fails, which belongs into an `@example`.
 """
 
 from __future__ import annotations

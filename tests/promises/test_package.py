@@ -96,6 +96,7 @@ import os, sys, threading, warnings, logging
 before = dict(os.environ), list(sys.path), list(warnings.filters), list(logging.getLogger().handlers)
 known = set(sys.modules)
 import isanet
+isanet.__version__
 dir(isanet)
 assert before == (dict(os.environ), list(sys.path), list(warnings.filters), list(logging.getLogger().handlers))
 assert threading.active_count() == 1

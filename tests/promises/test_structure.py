@@ -1,4 +1,4 @@
-"""The rooms of the package: imports go down only, without a circle, and the light commands stay light.
+"""The rooms of the package: imports go down only, without a circle.
 
 All imports count: those at the top of a file, inside functions, and under TYPE_CHECKING.
 """
@@ -6,8 +6,6 @@ All imports count: those at the top of a file, inside functions, and under TYPE_
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -141,28 +139,3 @@ def test_a_circle_is_shown_with_its_path(tmp_path: Path) -> None:
 def test_no_file_of_code_is_too_long() -> None:
     lengths = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in modules(PACKAGE).items()}
     assert {name: length for name, length in lengths.items() if length > MAX_LINES} == {}
-
-
-LIGHT = {
-    "import isanet": "import isanet; isanet.__version__; dir(isanet)",
-    "isanet --help": "import isanet.cli; isanet.cli.main(['--help'])",
-    "isanet list": "import isanet.cli; isanet.cli.main(['list'])",
-    "isanet info": "import isanet.cli; isanet.cli.main(['info', 'isanet_r50_voc'])",
-    "isanet cache path": "import isanet.cli; isanet.cli.main(['cache', 'path'])",
-    "isanet cache list": "import isanet.cli; isanet.cli.main(['cache', 'list'])",
-}
-
-
-@pytest.mark.parametrize("what", LIGHT)
-def test_what_answers_at_once_imports_no_torch(what: str) -> None:
-    code = f"""
-import sys
-try:
-    {LIGHT[what]}
-except SystemExit as stop:
-    assert not stop.code, stop.code
-heavy = {{"torch", "torchvision", "numpy", "PIL", "requests", "huggingface_hub", "safetensors", "matplotlib"}}
-assert not heavy & set(sys.modules), sorted(heavy & set(sys.modules))
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr

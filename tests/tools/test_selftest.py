@@ -47,7 +47,6 @@ def test_the_packaged_model_is_good(precision: str, home: Path) -> None:
     found = selftest.selftest(MODEL, device="cpu", precision=precision)
     assert not found.fault
     assert not found.first
-    assert found.confident > 0.5
     # At most a quarter of the tolerance, which leaves room for other models and machines
     assert 1 - found.agreement <= (1 - found.tolerance.labels) / 4
     assert found.difference <= found.tolerance.confidence / 4
@@ -61,6 +60,7 @@ def test_the_packaged_answer_is_of_the_packaged_model(segmenter: Segmenter) -> N
     result = segmenter(selftest.street(), confidence=True)
     assert result.confidence is not None
     recorded = answer.confidence >= selftest.MIN_CONFIDENCE
+    assert recorded.mean() > 0.5
     assert np.array_equal(result.labels[::2, ::2][recorded], answer.labels[recorded])
     assert np.allclose(result.confidence[::2, ::2], answer.confidence, atol=1e-3)
     assert len(np.unique(answer.labels)) >= 8  # an image with one class would find little
