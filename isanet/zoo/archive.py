@@ -38,7 +38,7 @@ import numpy as np
 
 from isanet._files import atomic_write, atomic_write_all, keep_existing, output_errors
 from isanet._text import clean
-from isanet.errors import CacheError, CheckpointFormatError, CheckpointMismatchError, IntegrityError, IsanetError
+from isanet.errors import CheckpointFormatError, CheckpointMismatchError, IntegrityError, IsanetError
 from isanet.weights import cache, checkpoint, convert
 from isanet.weights.cache import Record
 from isanet.weights.manifest import Released, load_released, model_info
@@ -83,11 +83,12 @@ def pack(names: Iterable[str], target: str | os.PathLike[str], *, overwrite: boo
         CacheError: The cache cannot be used.
     """
     path = Path(target)
-    chosen = [load_released().get(name) or model_info(name) for name in dict.fromkeys(names)]
-    for weights in chosen:
+    chosen: list[Released] = []
+    for weights in (load_released().get(name) or model_info(name) for name in dict.fromkeys(names)):
         if weights.packaged:
             log.warning("%s is left out: it is packaged, every isanet has it", weights.name)
-    chosen = [weights for weights in chosen if not weights.packaged]
+        else:
+            chosen.append(weights)
     if not chosen:
         raise ValueError("there is nothing to put into the archive; `isanet list` shows the models")
     if path.resolve().parent == cache.home().resolve():
@@ -106,25 +107,11 @@ def pack(names: Iterable[str], target: str | os.PathLike[str], *, overwrite: boo
         zipfile.ZipFile(output, "w", allowZip64=False) as archive,
     ):
         for weights in chosen:
-            record, file = _read_cached(weights)
+            records[weights.name], file = released.read_verified(weights)
             _add_entry(archive, f"{weights.name}.safetensors", file.data.data)
-            models[weights.name] = {"size": len(file.data), "record": asdict(record)}
-            records[weights.name] = record
+            models[weights.name] = {"size": len(file.data), "record": asdict(records[weights.name])}
         _add_entry(archive, INDEX, json.dumps({"schema": SCHEMA, "models": models}, indent=1).encode())
     return records
-
-
-def _read_cached(weights: Released) -> tuple[Record, File]:
-    """The record and the converted file of a cached model, verified."""
-    record, path = cache.read_record(weights.name), cache.cached_file(weights.name)
-    if record is None or path is None:
-        raise CacheError(f"{weights.name} was removed from the cache while it was packed; try again")
-    try:
-        file = checkpoint.read_file(path)
-    except OSError as error:
-        raise CacheError(f"cannot read {path}: {error.strerror}; try again") from error
-    released.load_converted(weights, record, file, values=True)
-    return record, file
 
 
 def _add_entry(archive: zipfile.ZipFile, name: str, data: bytes | memoryview) -> None:

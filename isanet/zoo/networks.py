@@ -24,9 +24,13 @@ Network = TypeVar("Network", bound=nn.Module)
 
 def model_config(weights: Weights) -> dict[str, Any]:
     """The arguments of `isanet.ISANet` for one released model."""
+    return {**weights.architecture, **label_arguments(weights)}
+
+
+def label_arguments(weights: Weights) -> dict[str, Any]:
+    """Those that do not shape the network: its classes, and the preprocessing of its images."""
     space = LABEL_SPACES[weights.label_space]
     return {
-        **weights.architecture,
         "classes": list(space.classes),
         "palette": [list(color) for color in space.palette],
         "label_space": space.name,
@@ -35,12 +39,7 @@ def model_config(weights: Weights) -> dict[str, Any]:
 
 
 def meta_model(config: Mapping[str, Any]) -> ISANet:
-    """An ISANet on the meta device.
-
-    Raises:
-        ValueError: An argument is out of its range, or two contradict each other.
-        TypeError: An unknown argument.
-    """
+    """An ISANet on the meta device; raises as `isanet.ISANet` does."""
     with torch.device("meta"):
         return ISANet(**config)
 

@@ -9,32 +9,28 @@ from typing import NamedTuple
 import torch
 
 from isanet._text import clean, listed, plural, shortened
-from isanet.errors import CheckpointFormatError, IntegrityError
+from isanet.errors import IntegrityError
 from isanet.model import ISANet
 from isanet.weights import cache, checkpoint
 from isanet.weights.manifest import load_manifest, load_released
 from isanet.zoo import released
 from isanet.zoo.networks import model_config
-from isanet.zoo.pretrained import load_file
+from isanet.zoo.pretrained import load_file, read_file
 
 MAX_SHOWN = 200
 """Characters shown of a claim, which may be of any length."""
 
 
 class Origin(NamedTuple):
-    """What is known of a file.
+    """Where a file came from.
 
     Attributes:
-        path: The file; `model.safetensors` of a folder.
         sha256: Its hash.
         size: Its size in bytes.
-        claims: What its metadata says of where it came from, one printable line each; empty where it says nothing.
-            Anybody can write that.
-        findings: What comparing it with the manifest, the cache and the package has shown; empty where there was
-            nothing to compare with.
+        claims: What its metadata says about its origin, cleaned; anybody can write that.
+        findings: What comparing it with the manifest, the cache and the package has shown.
     """
 
-    path: Path
     sha256: str
     size: int
     claims: dict[str, str]
@@ -48,23 +44,19 @@ def origin(path: Path) -> Origin:
         CheckpointError: It cannot be read, or is not a model.
         IntegrityError: It claims to come from a released file whose known hash is another.
     """
-    place = path / "model.safetensors" if path.is_dir() else path
-    try:
-        file = checkpoint.read_file(place)
-    except OSError as error:
-        raise CheckpointFormatError(f"cannot read {place}: {error.strerror}") from error
+    file = read_file(path / "model.safetensors" if path.is_dir() else path)
     claims = released.recorded_provenance(checkpoint.read_checkpoint(file)[1])
     findings = _same_file(file.sha256)
     if path.is_dir() or not findings:  # else the file is known, and may be a backbone, which is no model by itself
         model = load_file(file, path / "config.json" if path.is_dir() else None)
-        findings = findings or _same_source(place, claims) + _same_tensors(claims, model)
+        findings = findings or _same_source(file.name, claims) + _same_tensors(claims, model)
         findings += _other_config(claims, model)
     shown = {shortened(key, MAX_SHOWN): shortened(value, MAX_SHOWN) for key, value in claims.items()}
-    return Origin(place, file.sha256, len(file.data), shown, findings)
+    return Origin(file.sha256, len(file.data), shown, findings)
 
 
 def _same_file(sha256: str) -> list[str]:
-    """Whether a file is byte for byte one whose hash is known."""
+    """What a file is byte for byte, if its hash is known."""
     found = []
     for weights in load_released().values():
         record = cache.read_record(weights.name)
@@ -78,8 +70,8 @@ def _same_file(sha256: str) -> list[str]:
     return found
 
 
-def _same_source(place: Path, claims: Mapping[str, str]) -> list[str]:
-    """Whether the released file that a file claims to be made from is the known one."""
+def _same_source(place: str, claims: Mapping[str, str]) -> list[str]:
+    """Whether the released file that it claims to be made from is the known one."""
     name, claimed = claims.get("name", ""), claims.get("source_sha256")
     weights = load_released().get(name)
     if weights is None or claimed is None:
@@ -98,7 +90,7 @@ def _same_source(place: Path, claims: Mapping[str, str]) -> list[str]:
 
 
 def _same_tensors(claims: Mapping[str, str], model: ISANet) -> list[str]:
-    """Whether its tensors are those of the model that a file claims to be, where that is cached or in the package."""
+    """Whether its tensors are those of the model that it claims to be, where that is cached or in the package."""
     weights = load_manifest().get(claims.get("name", ""))
     cached = None if weights is None else released.read_cached(weights)
     if weights is None or cached is None:
@@ -115,7 +107,7 @@ def _same_tensors(claims: Mapping[str, str], model: ISANet) -> list[str]:
 
 
 def _other_config(claims: Mapping[str, str], model: ISANet) -> list[str]:
-    """How the configuration of a model differs from that of the one its file claims to be: tensors do not show it."""
+    """How its configuration, which tensors do not show, differs from that of the model that it claims to be."""
     weights = load_manifest().get(claims.get("name", ""))
     if weights is None:
         return []

@@ -22,7 +22,7 @@ from isanet.weights.manifest import CHECKS, Weights, load_backbones, load_manife
 from isanet.weights.torchfile import MAX_DESCRIPTION_BYTES, File
 from isanet.zoo import released
 from isanet.zoo.classes import name_classes, replace_classes, requested_classes
-from isanet.zoo.networks import fill, meta_model
+from isanet.zoo.networks import fill, label_arguments, meta_model
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 """What a repository on the Hugging Face Hub looks like: `org/name`."""
@@ -44,8 +44,7 @@ def from_pretrained(
     Args:
         source: One of
 
-            * a name in the zoo, such as "isanet_r50_voc" (see `isanet.list_models`): fetched if it is not cached,
-              verified either way;
+            * a name in the zoo (see `isanet.list_models`): fetched if it is not cached, verified either way;
             * "org/name", a repository on the Hugging Face Hub;
             * a folder with config.json and model.safetensors, as `save_pretrained` writes it;
             * a .safetensors file;
@@ -85,7 +84,7 @@ def from_pretrained(
             model, model.provenance = network, provenance
         case Path():
             folder = found.is_dir()
-            file = _read(found / "model.safetensors" if folder else found)
+            file = read_file(found / "model.safetensors" if folder else found)
             model = load_file(file, found / "config.json" if folder else None)
         case _:
             model = _load_repository(found, revision=revision, token=token)
@@ -124,10 +123,9 @@ def from_backbone(
 ) -> ISANet:
     """A new model to be trained, on the ImageNet backbone that upstream's training started from.
 
-    The file, OpenMMLab's ResNet-V1c, is fetched if it is not cached, and verified either way. Of its sha256 only 8
-    digits are published, in its name, which show damage and no more: the whole hash of the first copy is recorded, and
-    any later copy must match. Upstream's configurations name these files (`resnet50_v1c-2cccc1ad.pth`,
-    `resnet101_v1c-e67eebb6.pth`), which take RGB images with ImageNet's mean and standard deviation.
+    The file, OpenMMLab's ResNet-V1c that upstream's configurations name, is fetched if it is not cached, and verified
+    either way. Of its sha256 only 8 digits are published, in its name, which show damage and no more: the whole hash of
+    the first copy is recorded, and any later copy must match.
 
     Args:
         backbone: "resnet50" or "resnet101".
@@ -135,8 +133,7 @@ def from_backbone(
         classes: Names of the classes; "class 0", "class 1", ... if left out.
         palette: One (red, green, blue) of 0..255 for each class; those of `isanet.labels.generic_palette` if left out.
         label_space: A key of `isanet.labels.LABEL_SPACES`, instead of `classes` and `palette`.
-        preprocessing: Keyword arguments of `isanet.images.preprocess.preprocess`. If left out, ImageNet's `mean` and
-            `std` (of values 0..255), a `short_edge` of 512 pixels and a `long_edge` of at most 2048.
+        preprocessing: Keyword arguments of `isanet.images.preprocess.preprocess`; `imagenet_preprocessing` if left out.
         progress: Show a progress bar; None shows it on a terminal and in a notebook.
         **architecture: Further arguments of `isanet.ISANet`, such as `aux_channels`; `width` is that of the file, 64.
 
@@ -150,8 +147,7 @@ def from_backbone(
         DownloadError: It could not be fetched; each subclass is one reason.
         IntegrityError: Its bytes are not the expected ones.
         CacheError: The cache cannot be used.
-        CheckpointError: The file is not a checkpoint, is unsafe, or is not that backbone; nothing of it was run or
-            kept.
+        CheckpointError: The file is not a checkpoint, is unsafe, or is not that backbone; nothing was run or kept.
     """
     trained = {each.backbone: each for each in load_backbones().values()}
     if backbone not in trained:
@@ -180,7 +176,7 @@ def from_backbone(
 
 
 def imagenet_preprocessing() -> dict[str, Any]:
-    """ImageNet's mean and deviation, which all backbones were trained with; sizes as of the VOC and ADE20K models."""
+    """ImageNet's mean and deviation (of values 0..255), which all backbones were trained with; sizes as for VOC."""
     return {"short_edge": 512, "long_edge": 2048, "mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}
 
 
@@ -199,7 +195,7 @@ def load_file(file: File, config_file: Path | None = None) -> ISANet:
         layout = convert.detect_layout(state)
         state = convert.convert(state, layout)
         if config_file is not None:
-            network = _configured(str(config_file), _read(config_file).data.tobytes())
+            network = _configured(str(config_file), read_file(config_file).data.tobytes())
         elif "config" in metadata:
             network = _configured(f"the metadata of {file.name}", metadata["config"])
         else:
@@ -214,7 +210,12 @@ def load_file(file: File, config_file: Path | None = None) -> ISANet:
     return model
 
 
-def _read(path: Path) -> File:
+def read_file(path: Path) -> File:
+    """Read a file of a model folder, or any checkpoint.
+
+    Raises:
+        CheckpointFormatError: It cannot be read.
+    """
     try:
         return checkpoint.read_file(path)
     except OSError as error:
@@ -229,14 +230,11 @@ def _inferred_config(state: Mapping[str, Tensor], raw: object) -> dict[str, Any]
     if convert.notes_align_corners(raw):
         config["align_corners"] = True
     space = label_space_for(config["num_classes"])
-    config["preprocessing"] = imagenet_preprocessing()
-    if space is not None:
-        same_classes = [weights for weights in load_manifest().values() if weights.label_space == space.name]
-        config["preprocessing"] = dict(same_classes[0].preprocessing)
-        config["classes"], config["label_space"] = list(space.classes), space.name
-        config["palette"] = [list(color) for color in space.palette]
+    if space is None:
+        config |= {"preprocessing": imagenet_preprocessing(), "palette": generic_palette(config["num_classes"])}
     else:
-        config["palette"] = [list(color) for color in generic_palette(config["num_classes"])]
+        same_classes = next(weights for weights in load_manifest().values() if weights.label_space == space.name)
+        config |= label_arguments(same_classes)
     log.info(
         "a bare file: assumed %s with %d classes (%s), align_corners=%s, images resized to a short edge of %d",
         config["backbone"],
@@ -256,24 +254,19 @@ def _configured(place: str, text: str | bytes) -> ISANet:
         config = json.loads(text)
         if not isinstance(config, dict):
             raise ValueError("expected an object")
-    except (ValueError, RecursionError) as error:
-        raise CheckpointFormatError(f"{place} is not the configuration of a model: {error}") from error
-    try:
         network = meta_model(config)
         fits, wanted = CHECKS["preprocessing"]
         if network.preprocessing is not None and not fits(network.preprocessing):
             raise ValueError(f"preprocessing: expected {wanted}")
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        # The message may quote the config, and be shown on a terminal
-        message = clean(str(error))[:500]
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # a RecursionError is a RuntimeError
+        message = clean(str(error))[:500]  # it may quote the config
         raise CheckpointFormatError(f"{place} is not the configuration of an ISANet: {message}") from error
     return network
 
 
 def _load_repository(repo_id: str, *, revision: str | None, token: str | bool | None) -> ISANet:
-    """A model from the Hugging Face Hub, or from huggingface_hub's cache of it."""
     file_path, config_path = hub.fetch_model(repo_id, revision=revision, token=token)
-    file = _read(file_path)
+    file = read_file(file_path)
     # huggingface_hub stores a large file under its hash, and never looks at it again
     stored = file_path.resolve()
     if re.fullmatch("[0-9a-f]{64}", stored.name) and file.sha256 != stored.name:

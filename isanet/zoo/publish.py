@@ -24,11 +24,7 @@ NOT_ARCHITECTURE = {"classes", "palette", "label_space", "preprocessing", "gradi
 
 
 def pin(records: Mapping[str, Record], manifest: Path) -> None:
-    """Write the hashes and sizes that were measured into a manifest.
-
-    Args:
-        records: Of released models and backbones, by name.
-        manifest: The file; replaced.
+    """Write the hashes and sizes in the records of released models and backbones, by name, into a manifest.
 
     Raises:
         ManifestError: The manifest is malformed; it is unchanged.
@@ -50,20 +46,16 @@ def pin(records: Mapping[str, Record], manifest: Path) -> None:
 def package_model(
     model: ISANet, name: str, *, metrics: Mapping[str, Any], recipe: Mapping[str, Any], license: str
 ) -> Weights:
-    """Put a small model into the package: its file, in float16, and its entry in the manifest of this checkout.
+    """Put a small model into the package: its file, in float16, and its manifest entry, which is returned.
 
     The numbers in `metrics` should be those of the file: measure `model.half().float()`, which rounds to the same.
 
     Args:
         model: With the classes and colors of a label space of `isanet.labels.LABEL_SPACES`, and its preprocessing.
-            Unchanged.
         name: Its name in the zoo; an entry and a file of the same name are replaced.
-        metrics: As of `isanet.Weights`.
-        recipe: As of `isanet.Weights`.
-        license: As of `isanet.Weights`.
-
-    Returns:
-        The entry.
+        metrics: As of `isanet.Weights`, and so `recipe` and `license`.
+        recipe: How it was trained.
+        license: Of the weights and the training data.
 
     Raises:
         ValueError: The file would be larger than `MAX_PACKAGED_BYTES`, or the model has other classes.

@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
-from pathlib import Path
 from typing import NamedTuple
 
 from torch import nn
@@ -81,9 +80,7 @@ Step = LoadPackaged | LoadCached | ConvertFile | Fetch
 
 
 def plan(weights: Released, record: Record | None, present: Container[str], *, force: bool = False) -> list[Step]:
-    """What is to be done for the network of a model or backbone: the steps in order, until one of them succeeds.
-
-    A pure function; nothing is read, fetched or written.
+    """What is to be done for a network: the steps in order, until one succeeds. Reads, fetches and writes nothing.
 
     Args:
         weights: The model or backbone.
@@ -104,8 +101,6 @@ def plan(weights: Released, record: Record | None, present: Container[str], *, f
 
 def _plan_now(weights: Released, *, force: bool = False) -> list[Step]:
     """The plan for the cache as it is."""
-    if weights.packaged:
-        return plan(weights, None, ())
     record, folder = cache.read_record(weights.name), cache.home()
     names = (*weights.file_names, *([record.file] if record is not None else []))
     return plan(weights, record, {name for name in names if (folder / name).is_file()}, force=force)
@@ -115,12 +110,10 @@ def _plan_now(weights: Released, *, force: bool = False) -> list[Step]:
 
 
 def load(weights: Released, *, progress: bool | None = None, keep: bool = False, force: bool = False) -> Loaded:
-    """A released model or backbone: from the cache, verified, or fetched, verified, converted and cached.
-
-    A packaged model is read from the package and verified; no cache is needed or written.
+    """A released model or backbone, verified: from the package, from the cache, or fetched, converted and cached.
 
     Args:
-        weights: Which model or backbone.
+        weights: Which one.
         progress: Show a progress bar; None shows it on a terminal and in a notebook.
         keep: Leave the released file in the cache too, under its own name.
         force: Fetch it again even if it is cached.
@@ -141,13 +134,11 @@ def load(weights: Released, *, progress: bool | None = None, keep: bool = False,
 
 
 def read_cached(weights: Released) -> Loaded | None:
-    """A released model or backbone without fetching or writing anything, verified; None if it is not usably cached.
-
-    A packaged model is always there.
+    """The same without fetching or writing anything; None if there is no usable cached file.
 
     Raises:
         CheckpointError: A packaged model's file cannot be read or does not fit.
-        IntegrityError: It is not the one that the manifest describes.
+        IntegrityError: A packaged model's file is not the one that the manifest describes.
     """
     first = _plan_now(weights)[0]
     return _take(weights, first) if isinstance(first, LoadPackaged | LoadCached) else None
@@ -160,7 +151,7 @@ def _take(weights: Released, step: Step, *, progress: bool | None = None, keep: 
             return _load_packaged(weights)
         case LoadCached(record):
             try:
-                return _load_cached(weights, record, values=False)
+                return _load_cached(weights, record)
             except FileNotFoundError:  # replaced since the record was read
                 pass
             except (IsanetError, OSError) as error:
@@ -197,11 +188,11 @@ def _load_packaged(weights: Released) -> Loaded:
     return Loaded(network, _provenance(weights, f"{path.name}, inside the package", file))
 
 
-def _load_cached(weights: Released, record: Record, *, values: bool) -> Loaded:
+def _load_cached(weights: Released, record: Record) -> Loaded:
     with ThreadPoolExecutor(max_workers=1) as pool:  # while the file is read and hashed
         network = pool.submit(meta_network, weights)
         file = checkpoint.read_file(cache.home() / record.file)
-    return load_converted(weights, record, file, values=values, network=network.result())
+    return load_converted(weights, record, file, values=False, network=network.result())
 
 
 def load_converted(
@@ -210,7 +201,7 @@ def load_converted(
     """What a converted file holds, after comparing it with its record and the manifest.
 
     Args:
-        weights: The model or backbone that it is said to be.
+        weights: The model or backbone that it should be.
         record: Its record.
         file: The converted file.
         values: Also look at every value: finite, and variances not negative.
@@ -247,16 +238,22 @@ def verify(weights: Released) -> Record | None:
     if weights.packaged:
         _load_packaged(weights)
         return None
+    return read_verified(weights)[0]
+
+
+def read_verified(weights: Released) -> tuple[Record, File]:
+    """The record and the converted file of a cached model, compared as by `verify`, with the same errors."""
     record = cache.read_record(weights.name)
     if record is None or not (cache.home() / record.file).is_file():
         raise CacheError(
             f"{weights.name} is not cached in {cache.home()}; fetch it with `isanet download {weights.name}`"
         )
     try:
-        _load_cached(weights, record, values=True)
+        file = checkpoint.read_file(cache.home() / record.file)
     except OSError as error:
         raise CacheError(f"cannot read {cache.home() / record.file}: {error.strerror}") from error
-    return record
+    load_converted(weights, record, file, values=True)
+    return record, file
 
 
 def _fetch(weights: Released, step: Fetch, *, progress: bool | None, keep: bool) -> Loaded:
@@ -280,11 +277,14 @@ def _fetch(weights: Released, step: Fetch, *, progress: bool | None, keep: bool)
         ):
             loaded = _convert_fetched(weights, fetched, expected)
             if keep:
-                _keep(fetched.path, weights)
+                try:
+                    fetched.path.chmod(cache.record_path(weights.name).stat().st_mode)  # it was private so far
+                    fetched.path.replace(folder / weights.file_names[0])
+                except OSError as error:
+                    raise cache.write_error(folder, error) from error
             return loaded
     failure = failures.error()
-    recorded = expected is not None and weights.sha256 is None
-    if recorded and isinstance(failure, IntegrityError | MirrorsExhaustedError):
+    if expected and not weights.sha256 and isinstance(failure, IntegrityError | MirrorsExhaustedError):
         raise type(failure)(
             f"{failure}\nsha256 {expected} was recorded when {weights.name} was first fetched; if upstream has "
             f"published a new file since, `isanet cache clear {weights.name} --forget` makes isanet accept it"
@@ -300,15 +300,6 @@ def _convert_fetched(weights: Released, fetched: download.Fetched, expected: str
     if file.sha256 != fetched.sha256:
         raise IntegrityError(f"{fetched.path} changed since it was fetched; something else writes to that folder")
     return _store(weights, _convert(weights, file, expected), fetched.url, file, expected)
-
-
-def _keep(path: Path, weights: Released) -> None:
-    """Move a fetched file to the released file's own name."""
-    try:
-        path.chmod(cache.record_path(weights.name).stat().st_mode)  # it was private so far
-        path.replace(cache.home() / weights.file_names[0])
-    except OSError as error:
-        raise cache.write_error(cache.home(), error) from error
 
 
 def _convert(weights: Released, file: File, expected: str | None) -> nn.Module:
