@@ -1,7 +1,6 @@
 """Pretrained ISANet segmentation models: download, verify, segment, fine-tune.
 
-Everything public is a name of this module, and is imported when it is first used: `isanet list` and
-`import isanet` do not wait for torch.
+Everything public is a name of this module, imported when it is first used: `import isanet` does not wait for torch.
 """
 
 from __future__ import annotations
@@ -75,7 +74,6 @@ __all__ = [
     "training",
 ]
 
-_MODULES = ("datasets", "labels", "metrics", "training")
 _MODULE_OF = {
     "ISANet": "isanet.model",
     "Recipe": "isanet.training.recipe",
@@ -96,7 +94,7 @@ _MODULE_OF = {
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'isanet' has no attribute {name!r}")
-    if name in _MODULES:
+    if name in ("datasets", "labels", "metrics", "training"):
         return import_module(f"isanet.{name}")
     value = getattr(import_module(_MODULE_OF.get(name, "isanet.errors")), name)
     globals()[name] = value

@@ -50,12 +50,7 @@ def percent_number(fraction: float) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
-    """Lines of a table: the first `left` columns aligned left, the others right, two spaces between columns.
-
-    Args:
-        rows: Cells, cleaned; as many in each row.
-        left: Number of columns that are aligned left.
-    """
+    """Lines of a table of cleaned cells, two spaces apart: the first `left` columns aligned left, the others right."""
     widths = [max(map(display_width, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

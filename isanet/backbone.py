@@ -55,11 +55,8 @@ class ResNet(nn.Module):
     def __init__(self, blocks: tuple[int, int, int, int], width: int = 64) -> None:
         super().__init__()
         stem: list[nn.Module] = []
-        for in_channels, out_channels, stride in (
-            (3, width // 2, 2),
-            (width // 2, width // 2, 1),
-            (width // 2, width, 1),
-        ):
+        half = width // 2
+        for in_channels, out_channels, stride in ((3, half, 2), (half, half, 1), (half, width, 1)):
             stem += [
                 nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False),
                 nn.BatchNorm2d(out_channels),

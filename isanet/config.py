@@ -29,7 +29,7 @@ MAX_BLOCK = 128
 MAX_CLASSES = 2**16
 """More would not fit a 16-bit label map."""
 
-_DERIVED: Any = None  # the default of what `__post_init__` derives from other arguments
+_DERIVED: Any = None  # the default of what is derived from other arguments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +86,8 @@ class ISANetConfig:
         self._check_architecture()
 
     def _check_classes(self) -> None:
-        """Check what is said of the classes, and derive what is left out."""
-        count: int | None = self.num_classes
-        names: Sequence[str] | None = self.classes
-        palette: Sequence[Sequence[int]] | None = self.palette
+        """Check the arguments about the classes, and derive what is left out."""
+        count, names, palette = self.num_classes, self.classes, self.palette
         if count is None and names is None:
             raise ValueError("ISANet needs num_classes or classes")
         if isinstance(names, str):
@@ -128,10 +126,8 @@ class ISANetConfig:
             raise ValueError(f"preprocessing must have exactly {sorted(PREPROCESSING)}, got {given}")
         if self.width % 2 or min(*channels, self.block_size) < 1:
             raise ValueError("width must be even, and all channel counts and block_size positive")
-        if self.block_size > MAX_BLOCK:
-            raise ValueError(
-                f"block_size must be at most {MAX_BLOCK}, got {self.block_size}: maps are padded to whole blocks"
-            )
+        if (block := self.block_size) > MAX_BLOCK:
+            raise ValueError(f"block_size must be at most {MAX_BLOCK}, got {block}: maps are padded to whole blocks")
 
     def to_dict(self) -> dict[str, Any]:
         """The arguments, ready for JSON, in the order in which they are declared; the caller may change them."""

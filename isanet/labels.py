@@ -55,29 +55,22 @@ class LabelSpace:
 
 
 def generic_palette(n: int) -> tuple[tuple[int, int, int], ...]:
-    """Colors for classes that have none: the VOC color map, continued beyond its 21 entries.
+    """`n` colors (red, green, blue), 0 to 255, for classes that have none: the VOC color map, continued.
 
     The bits of the index go to red, green and blue in turn, and fill each channel from its highest bit down. So
-    neighboring classes get clearly different colors, and the first colors do not depend on `n`. Source:
-    `VOClabelcolormap.m` of the PASCAL VOC development kit.
-
-    Args:
-        n: Number of colors, at least 0. (The palette of a PNG holds at most 256.)
-
-    Returns:
-        `n` colors (red, green, blue), each channel 0 to 255. The first is black. They repeat after 2**24 colors.
+    neighboring classes get clearly different colors, and the first do not depend on `n`. They repeat after 2**24.
+    Source: `VOClabelcolormap.m` of the PASCAL VOC development kit.
 
     Raises:
         ValueError: `n` is negative.
     """
     if n < 0:
         raise ValueError(f"a palette needs a number of colors of at least 0, got {n}")
-    return tuple((_every_third_bit(i), _every_third_bit(i >> 1), _every_third_bit(i >> 2)) for i in range(n))
 
+    def every_third_bit(index: int) -> int:
+        return sum((index >> (3 * k) & 1) << (7 - k) for k in range(8))
 
-def _every_third_bit(index: int) -> int:
-    """Bits 0, 3, ..., 21 of `index` as a byte, the lowest as the byte's highest."""
-    return sum((index >> (3 * k) & 1) << (7 - k) for k in range(8))
+    return tuple((every_third_bit(i), every_third_bit(i >> 1), every_third_bit(i >> 2)) for i in range(n))
 
 
 def _parse(name: str, table: str) -> LabelSpace:
@@ -209,10 +202,7 @@ _OFFICIAL_NAMES = {"voc21": "voc-ids", "ade20k150": "ade20k-ids", "cityscapes19"
 
 
 def label_space(name: str) -> LabelSpace:
-    """The label space of a name.
-
-    Args:
-        name: A key of `LABEL_SPACES` or `OFFICIAL_SPACES`, such as `"cityscapes19"` or `"cityscapes-ids"`.
+    """The label space of a name in `LABEL_SPACES` or `OFFICIAL_SPACES`.
 
     Raises:
         ValueError: There is none; the message lists the known names.
@@ -224,14 +214,9 @@ def label_space(name: str) -> LabelSpace:
 
 
 def label_space_for(num_classes: int) -> LabelSpace | None:
-    """Guesses the label space of a checkpoint from its number of classes.
+    """The space of a real dataset with exactly that many classes (21, 150 or 19), to guess that of a checkpoint.
 
-    Args:
-        num_classes: Number of output channels of the classifier.
-
-    Returns:
-        The space of a real dataset with exactly that many classes (21, 150 or 19), else None: an unknown checkpoint
-        with 11 classes need not be of ToyStreets.
+    Else None: an unknown checkpoint with 11 classes need not be of ToyStreets.
     """
     return next((LABEL_SPACES[name] for name in _OFFICIAL_NAMES if len(LABEL_SPACES[name]) == num_classes), None)
 
@@ -292,9 +277,8 @@ def merged(space: LabelSpace, groups: Groups) -> tuple[LabelSpace, tuple[int | N
 
     Args:
         space: The space to start from.
-        groups: For each new class the names of the old ones; None for a class to ignore. Names that `space` does not
-            have are skipped, since the groups may also be meant for another space (`check_groups` finds misspelled
-            names).
+        groups: Names that `space` does not have are skipped, since the groups may also be meant for another space
+            (`check_groups` finds misspelled names).
 
     Returns:
         The space of the new classes, in the order and with the color of the first of their old classes; and the new
@@ -314,15 +298,14 @@ def merged(space: LabelSpace, groups: Groups) -> tuple[LabelSpace, tuple[int | N
         members = groups.get(old) or ()
         if old not in members and any(member in space.classes for member in members):
             raise ValueError(f"{old!r} is a class already; list it among the classes that become {old!r}")
-    kept = list(dict.fromkeys(name for name in names if name is not None))
+    kept = tuple(dict.fromkeys(name for name in names if name is not None))
     if not kept:
         raise ValueError(f"all classes of {space} are ignored; leave one")
-    palette = tuple(space.palette[names.index(name)] for name in kept)
-    index = {name: position for position, name in enumerate(kept)}
-    table = tuple(None if name is None else index[name] for name in names)
-    if tuple(kept) == space.classes:
-        return space, table
-    return custom_space(kept, palette, f"{space.name}, merged"), table
+    indices = tuple(None if name is None else kept.index(name) for name in names)
+    if kept == space.classes:
+        return space, indices
+    palette = [space.palette[names.index(name)] for name in kept]
+    return custom_space(kept, palette, f"{space.name}, merged"), indices
 
 
 def check_groups(groups: Groups, *spaces: LabelSpace) -> None:
@@ -334,15 +317,17 @@ def check_groups(groups: Groups, *spaces: LabelSpace) -> None:
     """
     known = list(dict.fromkeys(name for space in spaces for name in space.classes))
     for name, members in groups.items():
-        if members is not None and (
+        if members is None:
+            members = [name]
+        if (
             not isinstance(members, Sequence)
             or isinstance(members, str)
             or not all(isinstance(m, str) for m in members)
         ):
             raise ValueError(f"the classes that become {name!r} must be a list of names, not {members!r}")
-        if members is not None and len(set(members)) < len(members):
+        if len(set(members)) < len(members):
             raise ValueError(f"a class is listed twice among those that become {name!r}: {', '.join(members)}")
-        for member in [name] if members is None else members:
+        for member in members:
             if member not in known:
                 near = get_close_matches(member, known, n=3, cutoff=0.6)
                 hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""

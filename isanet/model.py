@@ -55,11 +55,9 @@ class GroupedAttention(nn.Module):
         self.block_size = config.block_size
         # Where the dimensions of x_NCPRQS go: N, the two that make G, the two that make L, C.
         self.order = (0, 3, 5, 2, 4, 1) if grouping == "long_range" else (0, 2, 4, 3, 5, 1)
-        self.query_project = nn.Sequential(
-            ConvBNReLU(channels, key_channels, 1), ConvBNReLU(key_channels, key_channels, 1)
-        )
-        self.key_project = nn.Sequential(
-            ConvBNReLU(channels, key_channels, 1), ConvBNReLU(key_channels, key_channels, 1)
+        self.query_project, self.key_project = (
+            nn.Sequential(ConvBNReLU(channels, key_channels, 1), ConvBNReLU(key_channels, key_channels, 1))
+            for _ in range(2)
         )
         self.value_project = nn.Conv2d(channels, channels, 1, bias=config.value_bias)
         self.output_project = ConvBNReLU(channels, channels, 1)

@@ -66,8 +66,8 @@ class Protocol:
         if self.window and self.stride:
             parts = ["windows of {}x{} at stride {}x{}".format(*self.window, *self.stride)]
         numbers = ", ".join(f"{scale:g}" for scale in self.scales)
-        several = "scales" if len(self.scales) > 1 else "scale"
-        parts.append("single scale" if tuple(self.scales) == (1,) else f"{several} {numbers}")
+        scales = "scales" if len(self.scales) > 1 else "scale"
+        parts.append("single scale" if tuple(self.scales) == (1,) else f"{scales} {numbers}")
         parts.append("flip" if self.flip else "no flip")
         if self.framework != "sssegmentation":
             parts.append(f"as {self.framework}")

@@ -105,6 +105,7 @@ def save_pretrained(
     provenance: Mapping[str, str],
     *,
     new_card: bool = False,
+    repo_id: str = "ORG/NAME",
 ) -> None:
     """Write a model folder: config.json, model.safetensors and, if there is none yet, a model card (README.md).
 
@@ -116,22 +117,18 @@ def save_pretrained(
         config: The arguments of `isanet.ISANet`, as `model.config`.
         provenance: Where the weights came from, as `model.provenance`.
         new_card: Replace the card too.
+        repo_id: The repository that the card's example loads.
 
     Raises:
         OutputError: The folder cannot be written; earlier files are unchanged.
     """
     path = Path(folder)
-    card = model_card(config, provenance) if new_card or not (path / "README.md").exists() else None
-    _write_folder(path, state, config, provenance, card)
-
-
-def _write_folder(
-    path: Path, state: Mapping[str, Tensor], config: Mapping[str, Any], provenance: Mapping[str, str], card: str | None
-) -> None:
-    files = {"model.safetensors": serialized(state, config, provenance)}
-    files["config.json"] = (json.dumps(config, indent=1) + "\n").encode()
-    if card is not None:
-        files["README.md"] = card.encode()
+    files = {
+        "model.safetensors": serialized(state, config, provenance),
+        "config.json": (json.dumps(config, indent=1) + "\n").encode(),
+    }
+    if new_card or not (path / "README.md").exists():
+        files["README.md"] = model_card(config, provenance, repo_id).encode()
     try:
         path.mkdir(parents=True, exist_ok=True)
         atomic_write_all((path / name, data) for name, data in files.items())
@@ -152,9 +149,9 @@ def push_to_hub(
 
     Args:
         repo_id: `org/name`.
-        state: As of `save_pretrained`.
-        config: As of `save_pretrained`.
-        provenance: As of `save_pretrained`.
+        state: As of `save_pretrained`, and so `config` and `provenance`.
+        config: The arguments of `isanet.ISANet`.
+        provenance: Where the weights came from.
         private: Whether a new repository is private; None takes the account's default.
         token: With permission to write; None takes what huggingface_hub finds.
 
@@ -173,7 +170,7 @@ def push_to_hub(
         address = str(api.create_repo(repo_id, private=private, exist_ok=True))
         kept = ["README.md"] if api.file_exists(repo_id, "README.md") else None  # somebody may have edited it
     with TemporaryDirectory() as folder:
-        _write_folder(Path(folder), state, config, provenance, model_card(config, provenance, repo_id))
+        save_pretrained(folder, state, config, provenance, repo_id=repo_id)
         with _our_errors(repo_id):
             api.upload_folder(repo_id=repo_id, folder_path=folder, ignore_patterns=kept)
     return address

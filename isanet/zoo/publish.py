@@ -8,7 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from isanet._files import atomic_write, atomic_write_all, output_errors
+from isanet._files import atomic_write_all, output_errors, write_output
 from isanet.labels import LABEL_SPACES
 from isanet.model import ISANet
 from isanet.weights import checkpoint
@@ -38,9 +38,7 @@ def pin(records: Mapping[str, Record], manifest: Path) -> None:
         if entry is None:
             raise ValueError(f"{manifest} has no model {name!r}")
         entry.update(sha256=record.source_sha256, size=record.source_size)
-    text = _manifest_text(document, manifest)
-    with output_errors(manifest), atomic_write(manifest) as file:
-        file.write(text)
+    write_output(manifest, _manifest_text(document, manifest))
 
 
 def package_model(
@@ -91,8 +89,7 @@ def package_model(
         "license": license,
         "paper": "https://arxiv.org/abs/1907.12273",
     }
-    text = _manifest_text(document, manifest)
-    path = packaged_path(name)
+    path, text = packaged_path(name), _manifest_text(document, manifest)
     with output_errors(path):
         atomic_write_all([(path, data), (manifest, text)])
     return load_manifest()[name]
