@@ -35,101 +35,88 @@ PACKAGE = Path(__file__).parents[1]
 """The folder of the package; packaged models are under assets/."""
 
 
-@dataclass(frozen=True)
-class Weights:
+@dataclass(frozen=True, kw_only=True)
+class ReleasedFile:
+    """A file that somebody has published, and the tensors in it.
+
+    Attributes:
+        name: Its name in the manifest and in the cache.
+        layout: Layout of the tensors' names in the file: a key of `isanet.weights.convert.LAYOUTS` or
+            `BACKBONE_LAYOUTS`; "isanet" for our own.
+        urls: Its addresses, in the order in which they are tried.
+        sha256: Its hash, or None if none has been published.
+        size: Its size in bytes, or None.
+        tensors: Number of tensors that are kept of it, batch norm's counters included.
+        payload: Bytes of those tensors. The file is a little larger, or about twice as large with the optimizer's
+            state.
+        license: License of the weights, and of the training data.
+    """
+
+    name: str
+    layout: str
+    urls: tuple[str, ...]
+    sha256: str | None
+    size: int | None
+    tensors: int
+    payload: int
+    license: str
+
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        """Names under which the file is published."""
+        return tuple(dict.fromkeys(map(file_name, self.urls)))
+
+    @property
+    def known_digits(self) -> str:
+        """The published leading hexadecimal digits of the file's sha256: all 64, 8 or none."""
+        return self.sha256 or ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights(ReleasedFile):
     """One released model, as weights.json describes it.
 
     Attributes:
-        name: Its name in the zoo.
         architecture: Arguments of `isanet.ISANet` that shape the network.
         label_space: Its classes: a key of `isanet.labels.LABEL_SPACES`.
         preprocessing: Arguments of `isanet.images.preprocess.preprocess`.
-        layout: Layout of the tensors' names in the released file: a key of `isanet.weights.convert.LAYOUTS`; "isanet"
-            if it is packaged.
         packaged: Whether its file is in the package: `assets/<name>.safetensors`, in our own layout. Then there are no
             `urls`, `sha256` and `size` are known, and floating-point tensors may be float16.
-        urls: Addresses of the released file, in the order in which they are tried.
         log_urls: Addresses of the training log.
-        sha256: Hash of the released file, or None if none has been published.
-        size: Its size in bytes, or None.
-        tensors: Number of tensors of the model.
-        payload: Bytes of those tensors. The file is a little larger, or about twice as large with the optimizer's
-            state.
         parameters: Number of parameters, auxiliary head included.
         metrics: `dataset`, `split`, `miou` (0..1) and the `protocol` by which it was measured, a key of
             `isanet.protocols.PROTOCOLS`.
         recipe: How it was trained.
-        license: License of the weights, and of the training data.
         paper: Address of the paper.
     """
 
-    name: str
     architecture: Mapping[str, Any]
     label_space: str
     preprocessing: Mapping[str, Any]
-    layout: str
     packaged: bool
-    urls: tuple[str, ...]
     log_urls: tuple[str, ...]
-    sha256: str | None
-    size: int | None
-    tensors: int
-    payload: int
     parameters: int
     metrics: Mapping[str, Any]
     recipe: Mapping[str, Any]
-    license: str
     paper: str
 
-    @property
-    def file_names(self) -> tuple[str, ...]:
-        """Names under which the released file is published."""
-        return _file_names(self.urls)
 
-    @property
-    def known_digits(self) -> str:
-        """The published leading hexadecimal digits of the released file's sha256: all 64, or none."""
-        return self.sha256 or ""
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """A backbone pretrained on ImageNet, as weights.json describes it.
+@dataclass(frozen=True, kw_only=True)
+class Backbone(ReleasedFile):
+    """A backbone pretrained on ImageNet, as weights.json describes it; the file also has ImageNet's classifier.
 
     Attributes:
-        name: Its name in the manifest and in the cache.
         backbone: The network: a key of `isanet.config.BACKBONES`, of width 64.
-        layout: Layout of the tensors' names in the released file: a key of `isanet.weights.convert.BACKBONE_LAYOUTS`.
-        urls: Addresses of the released file, in the order in which they are tried.
-        sha256_prefix: First 8 hexadecimal digits of the released file's sha256, with which its name ends. They reveal
-            damage; 32 bits are too few against forgery.
-        sha256: All 64, or None if they have not been published.
-        size: Size of the released file in bytes, or None.
-        tensors: Number of tensors of the backbone, batch norm's counters included.
-        payload: Bytes of those tensors; the file also has ImageNet's classifier.
-        license: License of the weights, and of the training data.
+        sha256_prefix: First 8 hexadecimal digits of the file's sha256, with which its name ends. They reveal damage; 32
+            bits are too few against forgery.
     """
 
-    name: str
     backbone: str
-    layout: str
-    urls: tuple[str, ...]
     sha256_prefix: str
-    sha256: str | None
-    size: int | None
-    tensors: int
-    payload: int
-    license: str
     packaged: ClassVar[bool] = False
 
     @property
-    def file_names(self) -> tuple[str, ...]:
-        """Names under which the released file is published."""
-        return _file_names(self.urls)
-
-    @property
-    def known_digits(self) -> str:
-        """The published leading hexadecimal digits of the released file's sha256: all 64, or 8."""
+    def known_digits(self) -> str:  # noqa: D102  inherited
         return self.sha256 or self.sha256_prefix
 
 
@@ -226,9 +213,8 @@ def unknown_model(name: str) -> str:
     """The message for a name that is not in the zoo."""
     names = list(load_manifest())
     near = get_close_matches(name, names, n=3, cutoff=0.5)
-    return f"no model {name!r} in the zoo; " + (
-        f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names)}"
-    )
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names)}"
+    return f"no model {name!r} in the zoo; {hint}"
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -248,9 +234,8 @@ def _parse(document: Any) -> tuple[dict[str, Weights], dict[str, Backbone]]:
         raise ManifestError(f"schema: expected {SCHEMA}, got {schema!r}; a newer isanet may read it")
     if set(document) != {"schema", "weights", "backbones"}:
         raise ManifestError(f"expected exactly the keys 'schema', 'weights' and 'backbones', got {sorted(document)}")
-    for section in ("weights", "backbones"):
-        if not isinstance(document[section], dict):
-            raise ManifestError(f"{section}: expected an object of entries by name")
+    if wrong := [key for key in ("weights", "backbones") if not isinstance(document[key], dict)]:
+        raise ManifestError(f"{wrong[0]}: expected an object of entries by name")
     weights = {name: Weights(**_entry(name, entry, Weights)) for name, entry in document["weights"].items()}
     backbones = {name: Backbone(**_entry(name, entry, Backbone)) for name, entry in document["backbones"].items()}
     if both := sorted(set(weights) & set(backbones)):  # they share the cache
@@ -260,18 +245,16 @@ def _parse(document: Any) -> tuple[dict[str, Weights], dict[str, Backbone]]:
             raise ManifestError(f"{model.name}.packaged: expected no urls, a sha256, a size and the layout 'isanet'")
         if not (model.packaged or model.urls):
             raise ManifestError(f"{model.name}.urls: expected at least one, because the model is not packaged")
-    for backbone in backbones.values():
+    for name, backbone in backbones.items():
         digits = backbone.sha256_prefix
-        if not backbone.urls or not all(name.endswith(f"-{digits}.pth") for name in backbone.file_names):
-            raise ManifestError(
-                f"{backbone.name}.urls: expected at least one, of files whose names end in -{digits}.pth"
-            )
+        if not backbone.urls or not all(file.endswith(f"-{digits}.pth") for file in backbone.file_names):
+            raise ManifestError(f"{name}.urls: expected at least one, of files whose names end in -{digits}.pth")
         if not backbone.known_digits.startswith(digits):
-            raise ManifestError(f"{backbone.name}.sha256: expected one that starts with {digits}")
+            raise ManifestError(f"{name}.sha256: expected one that starts with {digits}")
     return weights, backbones
 
 
-def _entry(name: str, entry: Any, kind: type[Weights] | type[Backbone]) -> dict[str, Any]:
+def _entry(name: str, entry: Any, kind: type[ReleasedFile]) -> dict[str, Any]:
     """The checked values of an entry."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9_]{0,99}", name):
         raise ManifestError(f"a name has lower-case letters, digits and '_' only, got {name!r}")
@@ -289,8 +272,19 @@ def _entry(name: str, entry: Any, kind: type[Weights] | type[Backbone]) -> dict[
     return {"name": name, **{key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}}
 
 
-def _file_names(urls: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(map(file_name, urls)))
+# --- what each field must be
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether it has no NaN and no infinity, which Python's JSON allows and the standard does not."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return all(map(_is_finite, inside))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value.strip() != ""
 
 
 def _matches(value: Any, pattern: str) -> bool:
@@ -306,43 +300,28 @@ def _are_urls(value: Any) -> bool:
     return isinstance(value, list) and all(map(_is_url, value))
 
 
-def _is_finite(value: Any) -> bool:
-    """Whether it has no NaN and no infinity, which Python's JSON allows and the standard does not."""
-    if isinstance(value, float):
-        return math.isfinite(value)
-    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return all(_is_finite(part) for part in inside)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and value.strip() != ""
-
-
 def _is_positive(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return type(value) is int and value > 0
 
 
 def _is_metrics(value: Any) -> bool:
-    keys = {"dataset", "split", "miou", "protocol"}
-    if not isinstance(value, dict) or set(value) != keys:
+    if not isinstance(value, dict) or set(value) != {"dataset", "split", "miou", "protocol"}:
         return False
-    miou = value["miou"]
-    texts = all(_is_text(value[key]) for key in keys - {"miou"})
-    return texts and value["protocol"] in PROTOCOLS and isinstance(miou, float) and 0 <= miou <= 1
+    miou, texts = value["miou"], (value["dataset"], value["split"], value["protocol"])
+    return all(map(_is_text, texts)) and texts[2] in PROTOCOLS and isinstance(miou, float) and 0 <= miou <= 1
+
+
+def _is_triple(value: Any) -> bool:
+    is_list = isinstance(value, list) and len(value) == 3
+    return is_list and all(type(x) in (int, float) and abs(x) < 1e6 for x in value)
 
 
 def _is_preprocessing(value: Any) -> bool:
     if not isinstance(value, dict) or set(value) != {"short_edge", "long_edge", "mean", "std"}:
         return False
-    triples = all(
-        isinstance(value[key], list)
-        and len(value[key]) == 3
-        and all(type(x) in (int, float) and abs(x) < 1e6 for x in value[key])
-        for key in ("mean", "std")
-    )
-    edges = all(_is_positive(value[key]) and value[key] <= MAX_EDGE for key in ("short_edge", "long_edge"))
-    small = edges and value["short_edge"] * value["long_edge"] <= MAX_INPUT_PIXELS
-    return triples and small and min(value["std"]) > 0
+    short, long, std = value["short_edge"], value["long_edge"], value["std"]
+    edges = _is_positive(short) and _is_positive(long) and max(short, long) <= MAX_EDGE
+    return edges and short * long <= MAX_INPUT_PIXELS and all(map(_is_triple, (value["mean"], std))) and min(std) > 0
 
 
 CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
