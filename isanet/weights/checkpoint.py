@@ -95,18 +95,18 @@ def read_checkpoint(file: File) -> tuple[object, dict[str, str]]:
         UnsafeCheckpointError: It names something beyond plain tensors and containers.
     """
     head = file.data[:512].tobytes()
-    if head.startswith(b"PK\x03\x04"):
-        return read_archive(file), {}
-    if head.startswith(LEGACY_MAGIC):
-        return read_legacy(file), {}
+    with errors_mention(file):
+        if head.startswith(b"PK\x03\x04"):
+            return read_archive(file), {}
+        if head.startswith(LEGACY_MAGIC):
+            return read_legacy(file), {}
     if head[8:9] == b"{" and 0 < int.from_bytes(head[:8], "little") < len(file.data):
         return read_safetensors(file)
-    raise CheckpointFormatError(
-        f"{file.name} ({len(file.data):,} bytes) is not a checkpoint: it looks like {looks_like(head)}"
-    )
+    size, what = len(file.data), looks_like(head)
+    raise CheckpointFormatError(f"{file.name} ({size:,} bytes) is not a checkpoint: it looks like {what}")
 
 
-# --- safetensors --------------------------------------------------------------------------------------------
+# --- safetensors
 
 
 def read_safetensors(file: File) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -117,10 +117,8 @@ def read_safetensors(file: File) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     length = int.from_bytes(file.data[:8].tobytes(), "little")
     if len(file.data) < 8 or length > min(len(file.data) - 8, MAX_DESCRIPTION_BYTES):
-        start = file.data[:512].tobytes()
-        raise CheckpointFormatError(
-            f"{file.name} is not a safetensors file, or a truncated one: it looks like {looks_like(start)}"
-        )
+        what = looks_like(file.data[:512].tobytes())
+        raise CheckpointFormatError(f"{file.name} is not a safetensors file, or a truncated one: it looks like {what}")
     data = file.data[8 + length :]
     tensors: dict[str, Tensor] = {}
     end = 0
@@ -131,16 +129,11 @@ def read_safetensors(file: File) -> tuple[dict[str, Tensor], dict[str, str]]:
             raise ValueError(f"{len(header):,} tensors; no ISANet has over {MAX_TENSORS:,}")
         if not all(isinstance(text, str) for pair in metadata.items() for text in pair):
             raise ValueError("metadata is not text")
-        entries = sorted(
-            ((*entry["data_offsets"], name), entry["dtype"], entry["shape"]) for name, entry in header.items()
-        )
-        for (start, stop, name), dtype_name, shape in entries:
-            dtype = SAFETENSORS_DTYPES[dtype_name]
-            if (
-                type(shape) is not list
-                or len(shape) > 8
-                or min([n if type(n) is int else -1 for n in (start, stop, *shape)]) < 0
-            ):
+        places = sorted((*entry["data_offsets"], name) for name, entry in header.items())
+        for start, stop, name in places:
+            dtype, shape = SAFETENSORS_DTYPES[header[name]["dtype"]], header[name]["shape"]
+            numbers = type(shape) is list and all(type(n) is int and n >= 0 for n in (start, stop, *shape))
+            if not numbers or len(shape) > 8:
                 raise ValueError(f"the tensor {name[:80]!r} has an impossible shape or position")
             if start != end or stop != start + math.prod(shape) * dtype.itemsize or stop > len(data):
                 raise ValueError(
@@ -162,9 +155,8 @@ def serialize(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes
         state: Tensors by name, on any device.
         metadata: Texts by name.
     """
-    data = save(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, {"format": "pt", **metadata}
-    )
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    data = save(tensors, {"format": "pt", **metadata})
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))  # safetensors writes them in random order
@@ -181,7 +173,7 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-# --- fitting tensors to a model -----------------------------------------------------------------------------
+# --- fitting tensors to a model
 
 
 def fit_state_dict(
@@ -227,10 +219,8 @@ def fit_state_dict(
             elif name.endswith("running_var") and (tensor < 0).any():
                 problems.append(f"{name} has a negative variance")
     if problems:
-        more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise CheckpointMismatchError(
-            f"the checkpoint does not fit the model, which is unchanged: {'; '.join(problems[:5])}{more}"
-        )
+        first = "; ".join(problems[:5]) + (f", and {len(problems) - 5} more" if len(problems) > 5 else "")
+        raise CheckpointMismatchError(f"the checkpoint does not fit the model, which is unchanged: {first}")
     return fitting
 
 

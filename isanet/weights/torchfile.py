@@ -95,6 +95,10 @@ class _Storage:
     """None in the first pass over the older format, whose bytes come after the pickle."""
 
 
+TAKEN = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2, "STACK_GLOBAL": 2, "REDUCE": 2, "BUILD": 1}
+"""How many values the instructions take from the stack that take a fixed number."""
+
+
 class _PickleReader:
     """Builds containers and views from a pickle, and nothing else.
 
@@ -122,6 +126,8 @@ class _PickleReader:
             items: list[Any] = []
             if opcode.name in ("TUPLE", "APPENDS", "SETITEMS"):  # these take everything since the last MARK
                 items, stack = stack, marked.pop()
+            elif count := TAKEN.get(opcode.name):
+                items = [stack.pop() for _ in range(count)][::-1]
             match opcode.name:
                 case "PROTO" | "FRAME":
                     pass
@@ -130,10 +136,8 @@ class _PickleReader:
                 case "MARK":
                     marked.append(stack)
                     stack = []
-                case "NONE":
-                    stack.append(None)
-                case "NEWTRUE" | "NEWFALSE":
-                    stack.append(opcode.name == "NEWTRUE")
+                case "NONE" | "NEWTRUE" | "NEWFALSE":
+                    stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[opcode.name])
                 case "BININT" | "BININT1" | "BININT2" | "INT" | "LONG1" | "LONG4":
                     if argument.bit_length() > 128:  # arithmetic on larger ones is slow
                         raise CheckpointFormatError("it has an integer of more than 128 bits")
@@ -150,34 +154,26 @@ class _PickleReader:
                     memo[len(memo)] = stack[-1]
                 case "BINGET" | "LONG_BINGET":
                     stack.append(memo[argument])
-                case "EMPTY_TUPLE" | "TUPLE":
+                case "EMPTY_TUPLE" | "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
                     stack.append(tuple(items))
-                case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                    items = [stack.pop() for _ in range(int(opcode.name[-1]))]
-                    stack.append(tuple(reversed(items)))
                 case "EMPTY_LIST":
                     stack.append([])
                 case "EMPTY_DICT":
                     stack.append({})
-                case "APPEND":
-                    value = stack.pop()
-                    _expect(stack[-1], list).append(value)
-                case "APPENDS":
+                case "APPEND" | "APPENDS":
                     _expect(stack[-1], list).extend(items)
-                case "SETITEM":
-                    value, key = stack.pop(), stack.pop()
-                    _insert(_expect(stack[-1], dict), [(key, value)])
-                case "SETITEMS":
+                case "SETITEM" | "SETITEMS":
                     _insert(_expect(stack[-1], dict), zip(items[::2], items[1::2], strict=True))
-                case "GLOBAL" | "STACK_GLOBAL":
-                    stack.append(_checked_name(argument.split(" ", 1) if argument else [stack.pop(-2), stack.pop()]))
+                case "GLOBAL":
+                    stack.append(_checked_name(argument.split(" ", 1)))
+                case "STACK_GLOBAL":
+                    stack.append(_checked_name(items))
                 case "BINPERSID":
                     stack.append(self.storage(stack.pop()))
                 case "REDUCE":
-                    arguments, name = _expect(stack.pop(), tuple), _expect(stack.pop(), _Name)
-                    stack.append(self.call(name.text, arguments))
+                    name, arguments = items
+                    stack.append(self.call(_expect(name, _Name).text, _expect(arguments, tuple)))
                 case "BUILD":  # a state dict's `_metadata`, which is not needed
-                    stack.pop()
                     _expect(stack[-1], dict)
                 case _:
                     what = "" if argument is None else f" for {str(argument)[:200]!r}"
@@ -205,24 +201,20 @@ class _PickleReader:
         if type(reference) is not tuple or len(reference) < 5 or reference[0] != "storage":
             raise CheckpointFormatError("it refers to something that is not a storage")
         kind, key, numel = _expect(reference[1], _Name).text, _expect(reference[2], str), _expect(reference[4], int)
-        dtype = STORAGES.get(kind.removeprefix("torch."))
+        dtype, shown = STORAGES.get(kind.removeprefix("torch.")), f"the storage {key[:80]!r}"
         if dtype is None or numel < 0:
-            raise CheckpointFormatError(f"it describes the storage {key[:80]!r} wrongly: {numel} elements of {kind}")
+            raise CheckpointFormatError(f"it describes {shown} wrongly: {numel} elements of {kind}")
         if len(reference) > 5 and reference[5] is not None:
-            raise CheckpointFormatError(
-                f"its storage {key[:80]!r} is a view of another, as only torch before 0.4 wrote"
-            )
+            raise CheckpointFormatError(f"{shown} is a view of another, as only torch before 0.4 wrote")
         if self.requested.setdefault(key, (dtype, numel)) != (dtype, numel):
-            raise CheckpointFormatError(f"it describes the storage {key[:80]!r} twice, differently")
+            raise CheckpointFormatError(f"it describes {shown} twice, differently")
         if self.storages is None:
             return _Storage(None)
         if key not in self.typed:
             data = self.storages.get(key)
             if data is None or len(data) != numel * dtype.itemsize:
                 found = "is missing" if data is None else f"has {len(data):,}"
-                raise CheckpointFormatError(
-                    f"its storage {key[:80]!r} should have {numel * dtype.itemsize:,} bytes, but {found}"
-                )
+                raise CheckpointFormatError(f"{shown} should have {numel * dtype.itemsize:,} bytes, but {found}")
             self.typed[key] = _Storage(typed(data, dtype))  # once: it may have to be copied
         return self.typed[key]
 
@@ -288,24 +280,19 @@ def typed(data: Bytes, dtype: torch.dtype) -> Tensor:
 def read_archive(file: File) -> object:
     """The contents of a file in the format since torch 1.6: a zip archive of one pickle and its storages."""
     memory = file.data.data
-    try:
-        entries = read_directory(
-            lambda start, size: memory[start : start + size].tobytes(), len(memory), max_bytes=MAX_DESCRIPTION_BYTES
-        )
-    except CheckpointFormatError as error:
-        raise CheckpointFormatError(f"{file.name}: {error}") from error
+    entries = read_directory(
+        lambda start, size: memory[start : start + size].tobytes(), len(memory), max_bytes=MAX_DESCRIPTION_BYTES
+    )
     records: dict[str, Bytes] = {}
     for full_name, entry in entries.items():
         name = full_name.partition("/")[2] or full_name
         if name in records:
-            raise CheckpointFormatError(f"{file.name}: the entry {clean(name)[:200]!r} appears twice")
+            raise CheckpointFormatError(f"the entry {clean(name)[:200]!r} appears twice")
         records[name] = file.data[entry.start : entry.start + entry.size]
     if "data.pkl" not in records:
-        raise CheckpointFormatError(
-            f"{file.name} is a zip archive, but not one that torch.save wrote: no data.pkl in it"
-        )
-    if records.get("byteorder", np.frombuffer(b"little", np.uint8)).tobytes() != b"little":
-        raise CheckpointFormatError(f"{file.name} was written on a big-endian machine")
+        raise CheckpointFormatError("it is a zip archive, but not one that torch.save wrote: no data.pkl in it")
+    if "byteorder" in records and records["byteorder"].tobytes() != b"little":
+        raise CheckpointFormatError("it was written on a big-endian machine")
     storages = {name.removeprefix("data/"): data for name, data in records.items() if name.startswith("data/")}
     return _unpickle(file, records["data.pkl"], storages)[0]
 
@@ -317,21 +304,19 @@ def read_legacy(file: File) -> object:
     position += length
     system, _, length = _unpickle(file, file.data[position:], {})
     if not isinstance(system, dict) or system.get("little_endian") is not True:
-        raise CheckpointFormatError(f"{file.name} was not written on a little-endian machine")
+        raise CheckpointFormatError("it was not written on a little-endian machine")
     tensors = file.data[position + length :]
     _, requested, length = _unpickle(file, tensors, None)  # finds the storages, whose bytes come later
     keys, _, skipped = _unpickle(file, tensors[length:], {})
     if not isinstance(keys, list) or any(type(key) is not str for key in keys) or sorted(keys) != sorted(requested):
-        raise CheckpointFormatError(f"{file.name}: its list of storages does not match its tensors")
+        raise CheckpointFormatError("its list of storages does not match its tensors")
     rest = tensors[length + skipped :]
     storages: dict[str, Bytes] = {}
     for key in keys:
         dtype, numel = requested[key]
         end = 8 + numel * dtype.itemsize
         if end > len(rest) or int.from_bytes(rest[:8].tobytes(), "little") != numel:
-            raise CheckpointFormatError(
-                f"{file.name} is truncated, or lies about the storage {key[:80]!r}; fetch it again"
-            )
+            raise CheckpointFormatError(f"it is truncated, or lies about the storage {key[:80]!r}; fetch it again")
         storages[key], rest = rest[8:end], rest[end:]
     return _unpickle(file, tensors, storages)[0]
 
@@ -343,11 +328,11 @@ def _unpickle(
     reader = _PickleReader(storages, MAX_SHARING * len(file.data))
     try:
         contents, length = reader.load(data[:MAX_DESCRIPTION_BYTES].tobytes())
-        return contents, reader.requested, length
-    except (UnsafeCheckpointError, CheckpointFormatError) as error:
-        raise type(error)(f"{file.name}: {error}") from error
+    except (UnsafeCheckpointError, CheckpointFormatError):
+        raise
     except Exception as error:  # a broken pickle may raise anything
         raise CheckpointFormatError(
-            f"{file.name}: its pickle is broken, or has over {MAX_DESCRIPTION_BYTES:,} bytes "
+            f"its pickle is broken, or has over {MAX_DESCRIPTION_BYTES:,} bytes "
             f"({type(error).__name__}: {error}); fetch it again"
         ) from error
+    return contents, reader.requested, length
