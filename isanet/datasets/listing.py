@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
@@ -93,32 +93,38 @@ def files_by_key(folder: Path, *endings: str) -> dict[str, Path]:
         raise DatasetError(f"there is no folder {folder}; {contents(above)}")
     found: dict[str, Path] = {}
     lower = tuple(ending.lower() for ending in endings)
-    try:
-        for place, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            here = Path(place)
-            below = here.relative_to(folder)
-            if here.is_symlink() and any((folder / one).resolve() == here.resolve() for one in below.parents):
-                raise DatasetError(f"the link {here} leads back to a folder that it is in; remove it")
-            prefix = "" if here == folder else f"{below.as_posix()}/"
-            for name in names:
-                ending = next((ending for ending in lower if name.lower().endswith(ending)), None)
-                if ending is None or name.startswith("."):
-                    continue
-                path, key = here / name, unicodedata.normalize("NFC", prefix + name[: -len(ending)])
-                if key in found:
-                    raise DatasetError(
-                        f"{found[key]} and {path} differ in nothing but the suffix or the encoding of accents; remove "
-                        "one of them"
-                    )
-                found[key] = path
-    except OSError as error:
-        raise DatasetError(f"{folder} cannot be read: {error}") from error
+    for place, _, names in walk(folder):
+        below = place.relative_to(folder)
+        if place.is_symlink() and any((folder / one).resolve() == place.resolve() for one in below.parents):
+            raise DatasetError(f"the link {place} leads back to a folder that it is in; remove it")
+        for name in names:
+            ending = next((ending for ending in lower if name.lower().endswith(ending)), None)
+            if ending is None:
+                continue
+            path = place / name
+            key = unicodedata.normalize("NFC", (below / name).as_posix()[: -len(ending)])
+            if key in found:
+                raise DatasetError(
+                    f"{found[key]} and {path} differ in nothing but the suffix or the encoding of accents; remove one "
+                    "of them"
+                )
+            found[key] = path
     return dict(sorted(found.items()))
 
 
-def _raise(error: OSError) -> None:
-    raise error
+def walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """`os.walk` that follows links and skips hidden files and folders.
+
+    Raises:
+        DatasetError: The folder or one in it cannot be read.
+    """
+
+    def fail(error: OSError) -> None:
+        raise DatasetError(f"{folder} cannot be read: {error}") from error
+
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield Path(place), folders, [name for name in names if not name.startswith(".")]
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:

@@ -1,6 +1,7 @@
 """Check a folder of masks: what they hold, whether they fit their images, and how `Folder` reads them.
 
-Every mask is opened once. What follows from its values and colors is said by `isanet.datasets.mask_findings`.
+Every mask is opened once, and how they encode classes is concluded from all of them. Where they allow two readings, the
+finding names both.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ import io
 import os
 import re
 import unicodedata
-from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +22,28 @@ from PIL import Image
 
 from isanet._files import write_output
 from isanet._text import aligned, clean, listed, percent, plural, shortened
+from isanet.datasets.listing import walk
 from isanet.datasets.mask_findings import (
+    CITYSCAPES,
     CITYSCAPES_IDS,
     MAX_COLORS,
+    Counts,
     Finding,
-    MaskEncoding,
     MaskStats,
-    Occurrences,
-    diagnose,
+    color_finding,
+    diagnose_values,
     finding,
+    ignored_values,
+    palette_finding,
 )
 from isanet.errors import DatasetError, ImageError
 from isanet.images.masks import COLOR_MODES, VALUE_MODES, Color, open_mask, packed, unpacked
-from isanet.images.reading import SUFFIXES, open_header
-from isanet.labels import LabelSpace
+from isanet.images.reading import SUFFIXES, exif_orientation, open_header
+from isanet.labels import IGNORED, LabelSpace
 from isanet.viz.charts import Bar, share_chart, to_png
 
 __all__ = ["Finding", "MaskCheck", "ValueCount", "check_masks"]
 
-_MAX_VALUES = 70_000  # counted: all that 16 bits have, so that only 32-bit files can exceed it
-_MAX_VALUES_PER_FILE = 1024  # masks of classes have fewer; bounds the memory for other files
 _MAX_ROWS, _NUM_FREQUENT = 256, 50  # of more values, only the most frequent are shown
 
 # Of Cityscapes' annotations, the files *_labelIds are read; the others show objects or are made from those
@@ -57,9 +60,6 @@ _FILE_FINDINGS = {
     "no-mask": "Images without a mask (even if the list of a split leaves them out).",
     "not-labelIds": "Not checked, since isanet.datasets.Cityscapes reads only the files *_labelIds.png.",
 }
-_Problem = tuple[str, str, str]
-"""A key of `_FILE_FINDINGS`, the name of the file, and a detail."""
-
 _HATCHED = {"ignored": ("white", "////", "#808080"), "stray": ("#ffd0d0", "xxxx", "#c00000")}
 
 
@@ -140,19 +140,19 @@ class MaskCheck:
         counts = self.values or self.colors
         if not counts:
             raise DatasetError(f"there is nothing to draw: no mask in {self.folder} could be read")
-        shown, total = _most_frequent(counts), sum(count.pixels for count in counts)
+        shown = _shares(counts)
         lines = [self.folder, f"{plural(sum(self.formats.values()), 'mask')}, share of pixels"]
         if self.unreadable:
             lines.append(f"{len(self.unreadable):,} of {self.files:,} masks unreadable")
         if len(shown) < len(counts):
             lines.append(f"{len(shown)} of {len(counts):,} values, the most frequent")
         bars = []
-        for count in shown:
+        for count, share in shown:
             value = str(count.value) if self.values else f"#{count.value:06x}"
             role = count.role if count.role in _HATCHED else ""
             label = "  ".join(filter(None, (shortened(count.name), role, value)))
             look = _HATCHED.get(role, (count.color or "#4878a8", "", "black"))
-            bars.append(Bar(label, count.pixels / total, percent(count.pixels / total), *look))
+            bars.append(Bar(label, share, percent(share), *look))
         return Image.open(io.BytesIO(to_png(share_chart(bars, *lines), dpi=100))).convert("RGB")
 
     def save_histogram(self, path: str | os.PathLike[str]) -> None:
@@ -167,20 +167,21 @@ class MaskCheck:
         write_output(Path(path), stream.getvalue())
 
 
-def _most_frequent(counts: Sequence[ValueCount]) -> Sequence[ValueCount]:
-    if len(counts) <= _MAX_ROWS:
-        return counts
-    return sorted(counts, key=lambda count: -count.pixels)[:_NUM_FREQUENT]
+def _shares(counts: Sequence[ValueCount]) -> list[tuple[ValueCount, float]]:
+    """What is shown of the counts, each with its share of all pixels."""
+    total, shown = sum(count.pixels for count in counts), counts
+    if len(counts) > _MAX_ROWS:
+        shown = sorted(counts, key=lambda count: -count.pixels)[:_NUM_FREQUENT]
+    return [(count, count.pixels / total) for count in shown]
 
 
 def _table(head: str, counts: Sequence[ValueCount]) -> list[str]:
     if not counts:
         return []
-    shown, total = _most_frequent(counts), sum(count.pixels for count in counts)
-    rows, meanings = [(head, "PIXELS", "SHARE", "FILES")], ["CLASS"]
-    for count in shown:
+    shown, rows, meanings = _shares(counts), [(head, "PIXELS", "SHARE", "FILES")], ["CLASS"]
+    for count, share in shown:
         value = f"#{count.value:06x}" if head == "COLOR" else str(count.value)
-        rows.append((value, f"{count.pixels:,}", percent(count.pixels / total), f"{count.files:,}"))
+        rows.append((value, f"{count.pixels:,}", percent(share), f"{count.files:,}"))
         role = f"({count.role})" if count.role in _HATCHED else ""
         meanings.append(" ".join(filter(None, (clean(count.name), role))))
     lines = [f"{row}  {meaning}".rstrip() for row, meaning in zip(aligned(rows, left=0), meanings, strict=True)]
@@ -209,7 +210,7 @@ def check_masks(
         progress: Show a progress bar on standard error; None: if that is a terminal.
 
     Raises:
-        DatasetError: A folder is missing or has no image in it.
+        DatasetError: A folder is missing, cannot be read, or has no image in it.
         ValueError: `classes` is a number below 1, or `folder` and `images` are the same.
     """
     num_classes, space = (len(classes), classes) if isinstance(classes, LabelSpace) else (classes, None)
@@ -218,77 +219,84 @@ def check_masks(
     root, image_root = Path(folder), None if images is None else Path(images)
     if image_root is not None and image_root.resolve() == root.resolve():
         raise ValueError(f"images and masks are in the same folder {root}; put each in its own folder")
-    masks = {path.relative_to(root): path for path in _find(root, "masks", apart_from=image_root)}
-    official_ids = any(path.stem.endswith("_labelIds") for path in masks)
-    problems = [
-        ("not-labelIds", path.as_posix(), "") for path in masks if official_ids and not path.stem.endswith("_labelIds")
+    found = _find(root, "masks", image_root)
+    label_ids = [name for name in found if _is_label_ids(name)]
+    masks = label_ids or found
+    image_names = [] if image_root is None else _find(image_root, "images", root)
+    images_by_key = None if image_root is None else {_key(name): image_root / name for name in image_names}
+    stats = _read_all(root, masks, images_by_key, progress)
+    if label_ids:
+        stats.problems["not-labelIds"] = {name: "" for name in found if not _is_label_ids(name)}
+    keys = set(map(_key, masks))
+    stats.problems["no-mask"] = {name: "" for name in image_names if _key(name) not in keys}
+    totals = {"no-mask": len(image_names), "not-labelIds": len(found)}
+    findings = [
+        finding(kind, text.format(listed(problems.values(), 3)), list(problems), totals.get(kind, len(masks)))
+        for kind, text in _FILE_FINDINGS.items()
+        if (problems := stats.problems[kind])
     ]
-    masks = {path: masks[path] for path in masks if not official_ids or path.stem.endswith("_labelIds")}
-    images_by_key: dict[str, Path] | None = None
-    if image_root is not None:
-        found = _find(image_root, "images", apart_from=root)
-        images_by_key = {_key(path.relative_to(image_root)): path for path in found}
-        keys = set(map(_key, masks))
-        problems += [("no-mask", path.name, "") for key, path in images_by_key.items() if key not in keys]
-    stats, unreadable = _read_all(masks, images_by_key, problems, progress)
-    encoding, pixel_findings = diagnose(stats, num_classes, space, official_ids=official_ids)
-    findings = (*_file_findings(problems, len(masks), len(images_by_key or ())), *pixel_findings)
-    values, colors, formats = _value_counts(stats, encoding), _color_counts(stats, space), stats.formats.most_common()
-    return MaskCheck(str(folder), len(masks), dict(formats), stats.area, values, colors, findings, unreadable)
+    values: tuple[ValueCount, ...] = ()
+    if stats.values.files:
+        kind, text, fix = diagnose_values(stats, num_classes, space, official_ids=bool(label_ids))
+        values = tuple(_value_counts(stats.values, kind, fix, num_classes, space))
+        stray = {count.value for count in values if count.role == "stray"}
+        names = (stats.values.files_with(stray) if kind == "stray" else []) or list(stats.values.files)
+        findings.append(finding(kind, text, names, len(stats.values.files), fix))
+    if stats.problems["palette"]:
+        findings.append(palette_finding(stats))
+    if stats.colors.files:
+        findings.append(color_finding(stats.colors, num_classes, space))
+    return MaskCheck(
+        folder=str(folder),
+        files=len(masks),
+        formats=dict(stats.formats.most_common()),
+        pixels=stats.num_pixels,
+        values=values,
+        colors=tuple(_color_counts(stats.colors, space)),
+        findings=tuple(findings),
+        unreadable=stats.problems["unreadable"],
+    )
 
 
-def _read_all(
-    masks: Mapping[Path, Path], images: Mapping[str, Path] | None, problems: list[_Problem], progress: bool | None
-) -> tuple[MaskStats, dict[str, str]]:
-    """Statistics of the masks, and why the others cannot be used; adds to the problems."""
+def _read_all(root: Path, masks: Sequence[str], images: Mapping[str, Path] | None, progress: bool | None) -> MaskStats:
+    """Count the pixels of the masks, and compare them with their images."""
     from tqdm import tqdm
 
-    stats, unreadable = MaskStats(), {}
-    for relative, path in tqdm(masks.items(), unit="mask", disable=None if progress is None else not progress):
-        name = relative.as_posix()
+    stats = MaskStats()
+    for name in tqdm(masks, unit="mask", disable=None if progress is None else not progress):
         try:
-            mask = open_mask(path)
+            mask = open_mask(root / name)
             if mask.mode not in (*VALUE_MODES, *COLOR_MODES):
-                raise DatasetError(f"{path} has mode {mask.mode}, which is neither one channel of values nor RGB")
+                raise DatasetError(f"{name} has mode {mask.mode}, which is neither one channel of values nor RGB")
         except DatasetError as error:
-            unreadable[name] = clean(str(error).replace(str(path), name))
-            problems.append(("unreadable", name, ""))
+            stats.problems["unreadable"][name] = clean(str(error).replace(str(root / name), name))
             continue
-        _add(stats, name, mask)
-        if images is not None and (problem := _compare(name, mask, images.get(_key(relative)))):
-            problems.append(problem)
-    return stats, unreadable
+        _count(stats, name, mask)
+        if images is not None and (problem := _compare(mask, images.get(_key(name)))):
+            kind, detail = problem
+            stats.problems[kind][name] = f"{name} {detail}"
+    return stats
 
 
-def _file_findings(problems: Sequence[_Problem], num_masks: int, num_images: int) -> Iterator[Finding]:
-    for kind, text in _FILE_FINDINGS.items():
-        if names := [name for problem, name, _ in problems if problem == kind]:
-            details = sorted(detail for problem, _, detail in problems if problem == kind)
-            of = {"no-mask": num_images, "not-labelIds": num_masks + len(names)}.get(kind, num_masks)
-            yield finding(kind, text.format(listed(details, 3)), names, of)
-
-
-def _find(root: Path, what: str, apart_from: Path | None) -> list[Path]:
-    """The files below `root` with the suffix of an image, sorted, except those below `apart_from`."""
+def _find(root: Path, what: str, apart_from: Path | None) -> list[str]:
+    """Paths in `root` of the files with the suffix of an image, sorted, except those below `apart_from`."""
     if not root.is_dir():
         raise DatasetError(f"there is no folder {root} to look for {what} in")
-    apart = None if apart_from is None or apart_from.resolve() in root.resolve().parents else apart_from.resolve()
-    seen: set[Path | None] = {apart}
-    found: list[Path] = []
+    seen = set() if apart_from is None else {apart_from.resolve()}
+    found: list[str] = []
     others: Counter[str] = Counter()
-    for folder, folders, names in os.walk(root, followlinks=True):
-        if (real := Path(folder).resolve()) in seen:  # a link may lead back to a folder above it
+    for folder, folders, names in walk(root):
+        if (real := folder.resolve()) in seen:  # a link may lead back to a folder above it
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for path in (Path(folder, name) for name in names):
-            if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
-                found.append(path)
+        for path in (folder.relative_to(root) / name for name in names):
+            if path.suffix.lower() in SUFFIXES:
+                found.append(path.as_posix())
             else:
                 others[path.suffix.lower() or path.name] += 1
     if not found:
-        present = ", ".join(f"{count:,} {suffix}" for suffix, count in others.most_common(4))
+        present = listed((f"{count:,} {suffix}" for suffix, count in others.most_common()), 4)
         raise DatasetError(
             f"there are no {what} under {root}: no file there ends in {', '.join(sorted(SUFFIXES))}"
             + (f"; found were {present}" if present else "; it is empty")
@@ -296,88 +304,88 @@ def _find(root: Path, what: str, apart_from: Path | None) -> list[Path]:
     return sorted(found)
 
 
-def _key(path: Path) -> str:
+def _is_label_ids(name: str) -> bool:
+    return name.rpartition(".")[0].endswith("_labelIds")
+
+
+def _key(name: str) -> str:
     """What an image and its mask have in common."""
-    return unicodedata.normalize("NFC", path.with_name(_PARTNER.sub("", path.stem)).as_posix())
+    return unicodedata.normalize("NFC", _PARTNER.sub("", name.rpartition(".")[0]))
 
 
-def _add(stats: MaskStats, name: str, mask: Image.Image) -> None:
-    """Count one mask."""
+def _count(stats: MaskStats, name: str, mask: Image.Image) -> None:
     stats.formats[f"{mask.format}, mode {mask.mode}"] += 1
-    stats.area += mask.width * mask.height
-    into, limit = (stats.colors, MAX_COLORS) if mask.mode in COLOR_MODES else (stats.values, _MAX_VALUES)
+    stats.num_pixels += mask.width * mask.height
     if mask.mode in COLOR_MODES:
-        colors = mask.convert("RGB").getcolors(MAX_COLORS) or []
-        counts = {int(packed(color)): count for count, color in colors}
-    elif mask.mode in ("L", "P"):
+        colors = mask.convert("RGB").getcolors(MAX_COLORS) or ()
+        stats.colors.add(name, {int(packed(color)): count for count, color in colors})
+        return
+    if mask.mode in ("L", "P"):
         counts = {value: count for value, count in enumerate(mask.histogram()) if count}
     else:
-        values, times = np.unique(np.asarray(mask), return_counts=True)
-        counts = dict(zip(map(int, values), times.tolist(), strict=True))
-    for value, count in counts.items():
-        if value in into.pixels or len(into.pixels) < limit:
-            into.pixels[value] += count
-    into.files[name] = array("q", sorted(counts)[:_MAX_VALUES_PER_FILE])
+        values, times = np.unique(np.asarray(mask, np.int32), return_counts=True)
+        counts = dict(zip(values.tolist(), times.tolist(), strict=True))
+    stats.values.add(name, counts)
     if mask.mode == "P":
-        stats.palette_files.append(name)
-        table = np.reshape(mask.getpalette("RGB") or [], (-1, 3)).tolist()
-        colors_of = {index: (red, green, blue) for index, (red, green, blue) in enumerate(table) if index in counts}
-        if any(stats.palette.setdefault(index, color) != color for index, color in colors_of.items()):
-            stats.palettes_differ.append(name)
+        stats.problems["palette"][name] = ""
+        for index, (red, green, blue) in enumerate(np.reshape(mask.getpalette("RGB") or [], (-1, 3)).tolist()):
+            if index in counts and stats.palette.setdefault(index, (red, green, blue)) != (red, green, blue):
+                stats.problems["palettes-differ"][name] = ""
 
 
-def _compare(name: str, mask: Image.Image, image_path: Path | None) -> _Problem | None:
+def _compare(mask: Image.Image, image_path: Path | None) -> tuple[str, str] | None:
     """What is wrong between a mask and its image, which is turned upright when it is read."""
     if image_path is None:
-        return "no-image", name, ""
-    turned = False
+        return "no-image", ""
     try:
         with image_path.open("rb") as stream:
             image = open_header(stream, image_path)
             stored = image.size
             # Pillow decodes the whole of a PNG for an orientation that may stand behind its pixels
-            if image.format != "PNG" or "exif" in image.info or stored != mask.size:
-                turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            header_tells = image.format != "PNG" or "exif" in image.info or stored != mask.size
+            turned = header_tells and exif_orientation(image) in (5, 6, 7, 8)
     except (ImageError, OSError):
-        return "image-unreadable", name, ""
-    except Exception:  # a damaged EXIF block counts as none, as when the image is read
-        turned = False
+        return "image-unreadable", ""
     width, height = stored[::-1] if turned else stored
-    detail = f"{name} is {mask.width}x{mask.height}, its image {width}x{height}"
     if mask.size == (width, height):
         return None
-    return "exif" if turned and mask.size == stored else "size", name, detail
+    kind = "exif" if turned and mask.size == stored else "size"
+    return kind, f"is {mask.width}x{mask.height}, its image {width}x{height}"
 
 
-def _counts(
-    held: Occurrences, order: Iterable[int], describe: Callable[[int], tuple[str, str, Color | None]]
-) -> tuple[ValueCount, ...]:
-    files = Counter(value for values in held.files.values() for value in values)
-    return tuple(ValueCount(value, held.pixels[value], files[value], *describe(value)) for value in order)
+def _value_counts(
+    values: Counts, kind: str, fix: Mapping[str, Any], num_classes: int | None, space: LabelSpace | None
+) -> Iterator[ValueCount]:
+    """The values, with their roles as a finding of this kind, with these arguments of `Folder`, reads them."""
+    ids: Sequence[int] = range(num_classes or 0)
+    ignored = ignored_values(num_classes)
+    names: Mapping[int, str] = {}
+    if kind == "official-ids":
+        ids, space = CITYSCAPES.official_ids, CITYSCAPES
+        names = dict(enumerate(CITYSCAPES_IDS.classes))
+        ignored = {*names, IGNORED}
+    elif kind == "not-classes":
+        ignored = set()
+    elif kind not in ("shifted-unsure", "stray"):
+        ids, ignored = fix.get("ids", ids), set(fix.get("ignore", ignored))
+    index_of = {value: index for index, value in enumerate(ids)}
+    files = Counter(chain.from_iterable(values.files.values()))
+    for value in sorted(values.pixels):
+        role, name, color = "stray" if index_of else "unknown", "", None
+        if value in index_of:
+            role = "class"
+            if space is not None:
+                name, color = space.classes[index_of[value]], space.palette[index_of[value]]
+        elif value in ignored:
+            role, name = "ignored", names.get(value, "")
+        yield ValueCount(value, values.pixels[value], files[value], role, name, color)
 
 
-def _value_counts(stats: MaskStats, encoding: MaskEncoding) -> tuple[ValueCount, ...]:
-    """The values, with the names of the classes as the encoding reads them."""
-    ids, space = {value: index for index, value in enumerate(encoding.ids or ())}, encoding.space
-
-    def describe(value: int) -> tuple[str, str, Color | None]:
-        if value in ids:
-            index = ids[value]
-            return ("class", space.classes[index], space.palette[index]) if space else ("class", "", None)
-        if value in encoding.ignored:
-            is_id = encoding.kind == "official-ids" and value < len(CITYSCAPES_IDS)
-            return "ignored", CITYSCAPES_IDS.classes[value] if is_id else "", None
-        return "stray" if ids else "unknown", "", None
-
-    return _counts(stats.values, sorted(stats.values.pixels), describe)
-
-
-def _color_counts(stats: MaskStats, space: LabelSpace | None) -> tuple[ValueCount, ...]:
+def _color_counts(colors: Counts, space: LabelSpace | None) -> Iterator[ValueCount]:
     """The colors, with the names of the expected classes that have them."""
+    files = Counter(chain.from_iterable(colors.files.values()))
     names = dict(zip(space.palette, space.classes, strict=True)) if space else {}
-
-    def describe(code: int) -> tuple[str, str, Color | None]:
+    for code, pixels in colors.pixels.most_common():
         color = unpacked(code)
-        return "class" if color in names else "unknown", names.get(color, ""), color
-
-    return _counts(stats.colors, [code for code, _ in stats.colors.pixels.most_common()], describe)
+        role = "class" if color in names else "unknown"
+        yield ValueCount(code, pixels, files[code], role, names.get(color, ""), color)

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 
 from isanet._files import looks_like
 from isanet.errors import ImageError
@@ -34,7 +34,6 @@ SUFFIXES = frozenset(
 )
 """Lower-case suffixes by which images are found in a folder. Reading goes by content, not by suffix."""
 
-_EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -200,6 +199,15 @@ def open_header(stream: BinaryIO, path: Path) -> Image.Image:
     )
 
 
+def exif_orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 2 to 8 if the image is stored turned or mirrored; 1 also for a damaged block."""
+    try:
+        orientation: int = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # OpenCV ignores it too
+        return 1
+    return orientation
+
+
 def _pixels(image: Image.Image, name: str, max_pixels: int) -> RGBImage:
     """Decode, convert to RGB by the rule of the mode, apply the EXIF orientation."""
     check_size(*image.size, name, max_pixels)
@@ -212,10 +220,7 @@ def _pixels(image: Image.Image, name: str, max_pixels: int) -> RGBImage:
         raise ImageError(
             f"{name} cannot be decoded ({_describe(error)}); the file is cut short or damaged: fetch or export it again"
         ) from error
-    try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:  # a damaged EXIF block; OpenCV ignores it too
-        orientation = 1
+    orientation = exif_orientation(image)
     if orientation in _UPRIGHT:
         rgb = rgb.transpose(_UPRIGHT[orientation])
     return np.array(rgb, dtype=np.uint8, order="C")

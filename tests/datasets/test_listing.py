@@ -104,15 +104,20 @@ def test_unicode_forms_of_a_name_are_one_name(tmp_path: Path) -> None:
     assert Folder(tmp_path, "list").keys == [composed]
 
 
-def test_a_folder_that_cannot_be_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    replicas.folder(tmp_path, nested=True)
+def refuse_folder(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes folders of this name unreadable; permissions do not stop root."""
     scandir = os.scandir
 
-    def refusing(path: Any) -> Any:  # permissions do not stop root
-        if Path(path).name == "b":
+    def refusing(path: Any) -> Any:
+        if Path(path).name == name:
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refusing)
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replicas.folder(tmp_path, nested=True)
+    refuse_folder("b", monkeypatch)
     with pytest.raises(DatasetError, match=r"images cannot be read: .*Permission denied: .*images/b"):
         Folder(tmp_path)

@@ -17,6 +17,7 @@ from isanet.datasets import Folder
 from isanet.datasets.mask_check import Finding, MaskCheck, check_masks
 from isanet.errors import DatasetError, OutputError
 from isanet.labels import IGNORED, LABEL_SPACES, OFFICIAL_SPACES, LabelSpace, custom_space, generic_palette
+from tests.datasets.test_listing import refuse_folder
 
 VOC, ADE, CITY = (LABEL_SPACES[name] for name in ("voc21", "ade20k150", "cityscapes19"))
 VOC_PALETTE = [channel for color in generic_palette(255) for channel in color] + [224, 224, 192]
@@ -225,6 +226,21 @@ def test_black_and_white(tmp_path: Path, classes: int | None) -> None:
     assert (read_with(finding.fix, tmp_path, mask, names(2)) == np.searchsorted([0, 255], mask)).all()
 
 
+@pytest.mark.parametrize(("value", "ignored", "dtype"), [(1, 255, np.uint8), (7, 255, np.uint8), (0, 65535, np.uint16)])
+def test_one_value_and_255_are_probably_two_classes(tmp_path: Path, value: int, ignored: int, dtype: type) -> None:
+    mask = tiles([value, ignored], dtype=dtype)
+    finding = the(checked(tmp_path / "masks", mask), "one-plus-255" if value else "black-and-white")
+    assert finding.fix == f"ids=({value}, {ignored}), ignore=()"
+    assert f"{ignored} is one of them and not ignored" in finding.text
+    assert (read_with(finding.fix, tmp_path, mask, names(2)) == (mask == ignored)).all()
+    few = the(checked(tmp_path / "masks", mask, classes=9), "one-plus-255" if value else "black-and-white")
+    assert (few.fix, "9 classes are expected" in few.text) == ("", True)
+
+
+def test_one_class_and_255_are_one_class_if_one_is_expected(tmp_path: Path) -> None:
+    assert kinds(checked(tmp_path, tiles([0, 255]), classes=1)) == {"plain"}
+
+
 def test_values_with_gaps_may_be_gray_levels(tmp_path: Path) -> None:
     finding = the(checked(tmp_path, tiles([0, 50, 100, 150, 200])), "plain")
     assert "with gaps (if each value is a class, ids=(0, 50, 100, 150, 200) is right)" in finding.text
@@ -261,6 +277,9 @@ def test_the_ignored_value_of_16_bits(tmp_path: Path) -> None:
     finding = the(checked(tmp_path / "masks", mask, classes=3), "plain")
     assert (finding.fix, finding.option) == ("ignore=(65535,)", "--ignore 65535")
     assert (read_with(finding.fix, tmp_path, mask, names(3)) == np.where(mask > 2, IGNORED, mask)).all()
+    from_1 = tiles([1, 2, 3, 65535], dtype=np.uint16)
+    finding = the(checked(tmp_path / "masks", from_1, classes=3), "shifted")
+    assert (read_with(finding.fix, tmp_path, from_1, names(3)) == np.where(from_1 > 3, IGNORED, from_1 - 1)).all()
 
 
 def test_depths_are_not_classes(tmp_path: Path) -> None:
@@ -316,6 +335,14 @@ def test_unknown_colors_are_listed(tmp_path: Path) -> None:
         ((90, 80, 70), 192),
         ((0, 0, 0), 96),
     ]
+
+
+def test_black_and_white_in_rgb(tmp_path: Path) -> None:
+    mask = tiles([0, 1])
+    pixels = painted([(0, 0, 0), (255, 255, 255)], mask)
+    finding = the(checked(tmp_path / "masks", pixels), "black-and-white")
+    assert (finding.fix, finding.option) == ("colors=((0, 0, 0), (255, 255, 255))", "--colors 000000,ffffff")
+    assert (read_with(finding.fix, tmp_path, pixels, names(2)) == mask).all()
 
 
 def test_hundreds_of_colors_are_not_classes(tmp_path: Path) -> None:
@@ -380,6 +407,14 @@ def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
     assert check_masks(tmp_path / "masks", progress=False).files == 1
 
 
+def test_a_sub_folder_that_cannot_be_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "a.png", tiles([0, 1]))
+    save(tmp_path / "b" / "a.png", tiles([0, 1]))
+    refuse_folder("b", monkeypatch)
+    with pytest.raises(DatasetError, match=f"^{tmp_path} cannot be read: .*Permission denied: .*/b"):
+        check_masks(tmp_path, progress=False)
+
+
 @pytest.mark.parametrize("present", [[], ["a.npy", "b.npy"], [".hidden.png"]])
 def test_a_folder_without_masks(tmp_path: Path, present: list[str]) -> None:
     for name in present:
@@ -413,7 +448,7 @@ def test_sizes_against_the_images(tmp_path: Path) -> None:
         options = {"exif": exif} if exif else {}
         save(tmp_path / f"images/sub/{name}.jpg", np.zeros((*image, 3), np.uint8), **options)
         save(tmp_path / f"masks/sub/{name}.png", tiles([0, 1], mask))
-    save(tmp_path / "images/alone.jpg", np.zeros((4, 4, 3), np.uint8))
+    save(tmp_path / "images/sub/alone.jpg", np.zeros((4, 4, 3), np.uint8))
     save(tmp_path / "masks/lonely.png", tiles([0, 1]))
     save(tmp_path / "masks/sub/good.tif", tiles([0, 1], (20, 30)))
     (tmp_path / "images/broken.jpg").touch()
@@ -422,7 +457,7 @@ def test_sizes_against_the_images(tmp_path: Path) -> None:
     assert {kind: the(check, kind).examples for kind in kinds(check) - {"plain"}} == {
         "exif": ("sub/lying.png",),
         "size": ("sub/smaller.png", "sub/swapped.png"),
-        "no-mask": ("alone.jpg",),
+        "no-mask": ("sub/alone.jpg",),
         "no-image": ("lonely.png",),
         "image-unreadable": ("broken.png",),
     }
