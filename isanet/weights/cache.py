@@ -112,10 +112,7 @@ def parse_record(name: str, values: Any) -> Record:
 def cached_file(name: str) -> Path | None:
     """The path of a model's converted file, not verified; None if it is not cached."""
     record = read_record(name)
-    if record is None:
-        return None
-    path = home() / record.file
-    return path if path.is_file() else None
+    return home() / record.file if record and (home() / record.file).is_file() else None
 
 
 def write_record(name: str, record: Record) -> None:
@@ -162,7 +159,7 @@ def clear(name: str, *, forget: bool = False) -> int:
                 freed += path.lstat().st_size
                 path.unlink()
             if forget:
-                (home() / f"{name}.json").unlink(missing_ok=True)
+                record_path(name).unlink(missing_ok=True)
                 selftest_path(name).unlink(missing_ok=True)
         except OSError as error:
             raise write_error(home(), error) from error

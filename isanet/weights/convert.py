@@ -54,13 +54,10 @@ MMSEGMENTATION: dict[str, str] = {
 
 LAYOUTS: dict[str, dict[str, str]] = {"sssegmentation": SSSEGMENTATION, "mmsegmentation": MMSEGMENTATION}
 
-# mmcv's ResNetV1c, as OpenMMLab published it; our backbone has its names
-MMCV_V1C: dict[str, str | None] = {
-    **{part: part for part in ("stem", "layer1", "layer2", "layer3", "layer4")},
-    "fc": None,  # the classifier of ImageNet's 1000 classes
+BACKBONE_LAYOUTS: dict[str, dict[str, str | None]] = {
+    # mmcv's ResNetV1c, as OpenMMLab published it; our backbone has its names. `fc` is ImageNet's classifier
+    "mmcv_v1c": {"stem": "stem", **{f"layer{i}": f"layer{i}" for i in (1, 2, 3, 4)}, "fc": None}
 }
-
-BACKBONE_LAYOUTS: dict[str, dict[str, str | None]] = {"mmcv_v1c": MMCV_V1C}
 
 LANDMARKS = {
     "sssegmentation": "global_relation.value_project.weight",
@@ -92,16 +89,12 @@ def unwrap(checkpoint: object) -> dict[str, Tensor]:
     for wrapper in WRAPPERS:
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
+    expected = f"expected a state dict of named tensors, or one under {' or '.join(WRAPPERS)}; got {_describe(state)}"
     if not isinstance(state, Mapping) or not state:
-        raise CheckpointFormatError(
-            f"expected a state dict, or one under {' or '.join(WRAPPERS)}; got {_describe(state)}"
-        )
-    others = [name for name, value in state.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
-    if others:
-        raise CheckpointFormatError(
-            f"expected a state dict of named tensors, or one under {' or '.join(WRAPPERS)}; "
-            f"got {_describe(state)}, of which {repr(others[0])[:MAX_NAME]} is not a tensor"
-        )
+        raise CheckpointFormatError(expected)
+    for name, value in state.items():
+        if not (isinstance(name, str) and isinstance(value, Tensor)):
+            raise CheckpointFormatError(f"{expected}, of which {repr(name)[:MAX_NAME]} is not a tensor")
     # Names reach terminals and logs, where control characters do harm
     if odd := [name for name in state if len(name) > MAX_NAME or not name.isprintable()]:
         raise CheckpointFormatError(f"{odd[0][:MAX_NAME]!r} cannot be the name of a tensor")
@@ -165,9 +158,7 @@ def rename(
     Raises:
         CheckpointMismatchError: A name is not in the table, or two names become one.
     """
-    renamed: dict[str, Tensor] = {}
-    unknown: list[str] = []
-    dropped = 0
+    renamed, unknown, dropped = dict[str, Tensor](), list[str](), 0
     prefixes = sorted(table, key=len, reverse=True)
     for name, value in state.items():
         prefix = next((p for p in prefixes if name.startswith(p + ".")), None)

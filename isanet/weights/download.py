@@ -27,7 +27,6 @@ from pathlib import Path
 from urllib.parse import urlunsplit
 
 from isanet.errors import (
-    CacheError,
     CheckpointError,
     DownloadError,
     IntegrityError,
@@ -36,8 +35,9 @@ from isanet.errors import (
     OfflineError,
 )
 from isanet.weights import http
+from isanet.weights.cache import write_error
 from isanet.weights.partfile import Limits, PartFile
-from isanet.weights.url import file_name, is_allowed, redacted, split
+from isanet.weights.url import file_name, is_allowed, local_path, redacted, split
 
 log = logging.getLogger("isanet")
 
@@ -108,11 +108,11 @@ def fetch(
 
     Args:
         url: Retried as long as that may help.
-        folder: Where the temporary file is made; created if missing.
-        sha256: 64 hex digits; None accepts the bytes that TLS protected, and measures.
+        folder: Of the temporary file; created if missing.
+        sha256: 64 hex digits; None accepts the bytes that TLS protected.
         size: Exact number of bytes; None accepts what the server announces.
         max_size: Number of bytes never to exceed.
-        deadline: Of all addresses together, as `deadline_from_now` gives it; None starts anew.
+        deadline: Of all addresses together, from `deadline_from_now`; None starts anew.
         progress: Show a progress bar on standard error; None shows it on a terminal and in a notebook.
         limits: None takes `Limits()`.
 
@@ -196,10 +196,7 @@ class Failures:
 
 def _copy(url: str, part: PartFile) -> None:
     """Copy a file:// address; a link is followed there, because the user chose it."""
-    from urllib.request import url2pathname
-
-    parts = split(url)
-    source = Path(url2pathname(parts.path)) if parts and parts.netloc in {"", "localhost"} else None
+    source = local_path(url)
     try:
         if source is None or not source.is_file():  # a pipe would block for ever
             raise NetworkError("there is no such file")
@@ -220,8 +217,7 @@ def _temporary_file(folder: Path) -> Iterator[tuple[io.FileIO, Path]]:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(prefix=".isanet-", suffix=".part", dir=folder)
     except OSError as error:
-        advice = "set ISANET_HOME to a folder that you may write to"
-        raise CacheError(f"cannot write to {folder}: {error.strerror}; {advice}") from error
+        raise write_error(folder, error) from error
     try:
         with io.FileIO(descriptor, "wb") as file:  # unbuffered: a full disk shows at the write
             yield file, Path(name)

@@ -17,14 +17,13 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
 from isanet._version import __version__
 from isanet.errors import IntegrityError, NetworkError
 from isanet.weights.partfile import WEB_PAGE, PartFile, RetryError
-from isanet.weights.url import is_allowed, redacted
+from isanet.weights.url import is_allowed, is_loopback, local_path, redacted
 
 if TYPE_CHECKING:
     import requests
@@ -47,12 +46,10 @@ def probe(url: str) -> str:
     Raises:
         NetworkError: It cannot be reached within ten seconds, or refuses.
     """
-    from urllib.request import url2pathname
-
     import requests
 
     if url.startswith("file:"):
-        if not Path(url2pathname(urlsplit(url).path)).exists():
+        if (path := local_path(url)) is None or not path.exists():
             raise NetworkError("is not there")
         return "is there"
     if not is_allowed(url, plain=True):
@@ -235,6 +232,11 @@ def _session(check: Callable[[], None]) -> requests.Session:
             self.fp = io.BufferedReader(_PacedReader(buffered.detach(), check))
 
     class Adapter(requests.adapters.HTTPAdapter):
+        def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
+            if is_loopback(urlsplit(request.url or "").hostname or ""):
+                kwargs["proxies"] = {}
+            return super().send(request, *args, **kwargs)
+
         def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
             pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
             pool.ConnectionCls = type("Connection", (type(pool).ConnectionCls,), {"response_class": Response})
@@ -270,8 +272,7 @@ def _retry_cause(error: Exception, part: PartFile) -> str:
     temporary = (of_requests.ConnectionError, of_requests.Timeout, of_urllib3.HTTPError)
     handshake = (of_requests.ProxyError, of_requests.ConnectTimeout, of_requests.SSLError)
     unreached = isinstance(error, handshake) or isinstance(root, of_urllib3.NewConnectionError)
-    if not isinstance(error, temporary) or (
-        unreached and not part.max_reached
-    ):  # after progress, a lost network may return
-        raise NetworkError(f"cannot be reached: {cause}") from None
-    return cause
+    # After progress, a lost network may return
+    if isinstance(error, temporary) and (part.max_reached or not unreached):
+        return cause
+    raise NetworkError(f"cannot be reached: {cause}") from None

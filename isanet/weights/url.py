@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 from ipaddress import ip_address
+from pathlib import Path
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 
@@ -22,10 +23,14 @@ def is_allowed(url: str, *, plain: bool) -> bool:
     parts = split(url)
     if parts is None or not parts.hostname:
         return False
-    loopback = parts.hostname == "localhost"
+    return parts.scheme == "https" or (plain and parts.scheme == "http" and is_loopback(parts.hostname))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine."""
     with suppress(ValueError):
-        loopback = loopback or ip_address(parts.hostname).is_loopback
-    return parts.scheme == "https" or (plain and parts.scheme == "http" and loopback)
+        return ip_address(host).is_loopback
+    return host == "localhost"
 
 
 def redacted(url: str) -> str:
@@ -40,3 +45,11 @@ def file_name(url: str) -> str:
     """The last part of an address's path."""
     parts = split(url)
     return "" if parts is None else parts.path.rpartition("/")[2]
+
+
+def local_path(url: str) -> Path | None:
+    """The path of a file:// address; None for another machine's."""
+    from urllib.request import url2pathname
+
+    parts = split(url)
+    return Path(url2pathname(parts.path)) if parts and parts.netloc in {"", "localhost"} else None

@@ -101,31 +101,17 @@ def _find_directory(read: Read, size: int, *, exact: bool) -> tuple[int, int, in
         here = count
     if disk or first_disk or here != count or offset + length != directory_end:
         raise CheckpointFormatError(
-            "its directory does not lie where the file ends, in one piece: it was cut, or there is something else "
-            "before it"
+            "its directory does not lie where the file ends, in one piece: it was cut, or there is something else before it"
         )
     return offset, length, count
 
 
 def _locate(read: Read, fixed: bytes, raw_name: bytes, end: int, directory: int, what: str, *, exact: bool) -> Entry:
-    """Where an entry's data are: after the `end` of the entry before, and before the directory.
+    """Where the data of an entry of the directory are: after the `end` of the entry before, and before the directory.
 
-    Args:
-        read: Reads bytes of the archive.
-        fixed: The 46 bytes before the entry's name in the directory.
-        raw_name: The name.
-        end: Where the entry before ends.
-        directory: Where the directory starts.
-        what: The entry, for messages.
-        exact: As of `read_directory`.
+    `fixed` are the 46 bytes before its name in the directory; `what` it is called in messages.
     """
-    fields = struct.unpack("<4s6H3I5H2I", fixed)
-    flags, method, crc, packed, size, disk, mode, header_start = (
-        *fields[3:5],
-        *fields[7:10],
-        *fields[13:14],
-        *fields[15:],
-    )
+    flags, method, crc, packed, size, disk, mode, header_start = struct.unpack("<8x2H4x3I6xH2x2I", fixed)
     if flags & 1:
         raise CheckpointFormatError(f"{what} is encrypted")
     if method != zipfile.ZIP_STORED or packed != size:

@@ -486,6 +486,15 @@ def test_no_credentials_are_sent_or_shown(
     assert "pssst" not in caplog.text + str(caught.value) + repr(caught.value.__cause__)
 
 
+def test_loopback_is_never_sent_to_a_proxy(server: FileServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert_whole(get(server, folder), folder)
+    assert http.probe(server.url + NAME) == "answers 200 OK"
+    with pytest.raises(NetworkError, match="cannot be reached"):
+        fetch_first(["https://example.com/name.pth"], folder, max_size=10, limits=QUICK)
+
+
 # --- certificates
 
 
