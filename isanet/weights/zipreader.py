@@ -101,7 +101,7 @@ def _find_directory(read: Read, size: int, *, exact: bool) -> tuple[int, int, in
         here = count
     if disk or first_disk or here != count or offset + length != directory_end:
         raise CheckpointFormatError(
-            "its directory does not lie where the file ends, in one piece: it was cut, or there is something else before it"
+            "its directory does not lie where the file ends, in one piece: it was cut, or has something else before it"
         )
     return offset, length, count
 

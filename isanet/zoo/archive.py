@@ -38,7 +38,7 @@ import numpy as np
 
 from isanet._files import atomic_write, atomic_write_all, keep_existing, output_errors
 from isanet._text import clean
-from isanet.errors import CheckpointFormatError, CheckpointMismatchError, IntegrityError, IsanetError
+from isanet.errors import CheckpointFormatError, CheckpointMismatchError, IntegrityError
 from isanet.weights import cache, checkpoint, convert
 from isanet.weights.cache import Record
 from isanet.weights.manifest import Released, load_released, model_info
@@ -99,17 +99,13 @@ def pack(names: Iterable[str], target: str | os.PathLike[str], *, overwrite: boo
     needed = sum(cached.stat().st_size for each in chosen if (cached := cache.cached_file(each.name)))
     if needed > zipfile.ZIP64_LIMIT - (64 << 10) * len(chosen):
         raise ValueError(f"an archive holds at most 2 GiB, these models have {needed:,} bytes; pack fewer into one")
-    models: dict[str, dict[str, Any]] = {}
-    records: dict[str, Record] = {}
-    with (
-        output_errors(path),
-        atomic_write(path) as output,
-        zipfile.ZipFile(output, "w", allowZip64=False) as archive,
-    ):
+    records, sizes = dict[str, Record](), dict[str, int]()
+    with output_errors(path), atomic_write(path) as output, zipfile.ZipFile(output, "w", allowZip64=False) as archive:
         for weights in chosen:
             records[weights.name], file = released.read_verified(weights)
             _add_entry(archive, f"{weights.name}.safetensors", file.data.data)
-            models[weights.name] = {"size": len(file.data), "record": asdict(records[weights.name])}
+            sizes[weights.name] = len(file.data)
+        models = {name: {"size": sizes[name], "record": asdict(record)} for name, record in records.items()}
         _add_entry(archive, INDEX, json.dumps({"schema": SCHEMA, "models": models}, indent=1).encode())
     return records
 
@@ -198,8 +194,7 @@ def _read_index(stream: BinaryIO, entries: dict[str, Entry], known: dict[str, Re
         raise CheckpointFormatError(f"its index {INDEX} is damaged; copy the archive again")
     try:
         index = json.loads(data.decode(), object_pairs_hook=checkpoint.unique_keys)
-        schema = index["schema"]
-        if type(schema) is not int or schema != SCHEMA:
+        if type(schema := index["schema"]) is not int or schema != SCHEMA:
             raise ValueError(f"expected schema {SCHEMA}, got {str(schema)[:20]!r}; a newer isanet may read it")
         if set(index) != {"schema", "models"} or not index["models"]:
             raise ValueError("expected exactly the keys 'schema' and 'models', and a model")
@@ -216,8 +211,6 @@ def _read_index(stream: BinaryIO, entries: dict[str, Entry], known: dict[str, Re
             # Twice: a released file in half precision is converted to float32
             if entry.size > (most := 2 * known[name].payload + MAX_DESCRIPTION_BYTES):
                 raise ValueError(f"{name} has {entry.size:,} bytes; the manifest allows at most {most:,}")
-    except IsanetError:
-        raise
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointFormatError(f"its index {INDEX} is not usable: {clean(str(error))[:500]}") from error
     if unexpected := sorted(set(entries) - {INDEX} - {f"{name}.safetensors" for name in records}):
@@ -245,8 +238,12 @@ def _check_model(weights: Released, record: Record, file: File, path: Path) -> R
     """The record for the cache, if the file passes; it says that the model came by this archive."""
     _, provenance = released.load_converted(weights, record, file, values=True)
     name, source = weights.name, provenance.get("source", "")
-    expected = {"name": name, "source_sha256": record.source_sha256, "layout": record.layout}
-    expected["converter_version"] = str(record.converter)
+    expected = {
+        "name": name,
+        "source_sha256": record.source_sha256,
+        "layout": record.layout,
+        "converter_version": str(record.converter),
+    }
     # "(by ...)" is what an earlier archive added
     same_source = record.source == source or record.source.startswith(f"{source} (by ")
     unexpected = provenance.keys() - {*expected, "source", "isanet_version"}
@@ -262,23 +259,22 @@ def _check_model(weights: Released, record: Record, file: File, path: Path) -> R
 
 def _is_installed(weights: Released, record: Record) -> bool:
     """Whether the cache has the same model, intact; IntegrityError if another one is recorded."""
-    recorded = cache.read_record(weights.name)
+    recorded, path = cache.read_record(weights.name), cache.record_path(weights.name)
+    if recorded is None and path.exists():
+        raise IntegrityError(
+            f"the record {path} of {weights.name} cannot be read, so nothing can be compared with it; --force "
+            "(force=True) replaces it"
+        )
     if recorded is None:
-        if (path := cache.record_path(weights.name)).exists():
-            raise IntegrityError(
-                f"the record {path} of {weights.name} cannot be read, so nothing can be compared with it; --force "
-                "(force=True) replaces it"
-            )
         return False
-    if recorded.source_sha256 == record.source_sha256:
+    what, here, there = "released file", recorded.source_sha256, record.source_sha256
+    if here == there:
         if recorded.converter != record.converter:
             return False  # an older conversion, of no use to this isanet
         if released.read_cached(weights) is not None:
             return True
         if recorded.file_sha256 == record.file_sha256:
             return False
-    what, here, there = "released file", recorded.source_sha256, record.source_sha256
-    if here == there:
         what, here, there = "converted file", recorded.file_sha256, record.file_sha256
     raise IntegrityError(
         f"the {what} of {weights.name} had sha256 {here} when it was recorded here on {recorded.date}, and the archive "
