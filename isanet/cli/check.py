@@ -48,10 +48,8 @@ def add_commands(add_command: AddCommand) -> None:
     benchmark.add_argument("model", metavar="MODEL", help=MODEL)
     images = "files, folders or glob patterns; default: drawn streets"
     benchmark.add_argument("--images", nargs="+", metavar="IMAGE", help=images)
-    sizes = "image sizes; default: 512x512 1024x2048"
-    benchmark.add_argument(
-        "--sizes", nargs="+", type=image_size, default=[(512, 512), (1024, 2048)], metavar="HEIGHTxWIDTH", help=sizes
-    )
+    sizes, default = "image sizes; default: 512x512 1024x2048", [(512, 512), (1024, 2048)]
+    benchmark.add_argument("--sizes", nargs="+", type=image_size, default=default, metavar="HEIGHTxWIDTH", help=sizes)
     precisions = f"{', '.join(PRECISIONS)}; default: those that suit the device"
     benchmark.add_argument("--precisions", nargs="+", choices=PRECISIONS, metavar="NAME", help=precisions)
     benchmark.add_argument("--compile", action="store_true", help="also measure compiled networks; takes minutes")

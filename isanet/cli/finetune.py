@@ -28,19 +28,6 @@ if TYPE_CHECKING:
 
 def add_commands(add_command: AddCommand) -> None:
     """Adds the commands of this file."""
-    _add_finetune(add_command)
-    check = add_command("check-masks", _check_masks, "check a folder of masks and suggest how to read it")
-    check.add_argument("folder", type=Path, metavar="DIR", help="folder of masks")
-    check.add_argument("--images", type=Path, metavar="DIR", help="images to compare sizes with")
-    check.add_argument(
-        "--classes", type=class_names_or_number, help="comma-separated names, a label space, or a number"
-    )
-    check.add_argument("--output", type=Path, metavar="FILE.png", help="write a histogram of the values")
-    check.add_argument("--force", action="store_true", help="replace an existing histogram")
-    check.add_argument("--json", action="store_true", help="all findings, as JSON")
-
-
-def _add_finetune(add_command: AddCommand) -> None:
     finetune = add_command("finetune", _finetune, "fine-tune a model on your own images and masks, or on a benchmark")
     finetune.add_argument("root", metavar="DATA", help=DATA)
     start = finetune.add_mutually_exclusive_group(required=True)
@@ -48,14 +35,8 @@ def _add_finetune(add_command: AddCommand) -> None:
     start.add_argument("--backbone", help="ImageNet backbone to start from: resnet50 or resnet101")
     add_output_options(finetune, "finetuned", force="discard the earlier run and start over")
     finetune.add_argument("--recipe", metavar="NAME|FILE", help="recipe of a model of the zoo, or a recipe.json")
-    finetune.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="override recipe fields: epochs=20 lr=0.001 crop=[256,256]",
-    )
+    fields = "override recipe fields: epochs=20 lr=0.001 crop=[256,256]"
+    finetune.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help=fields)
     finetune.add_argument("--split", help="training split; default: train, or all of a folder without that split")
     finetune.add_argument("--val-data", metavar="DIR", help="validation dataset; default: DATA")
     val_split = "validation split; default: val, or images held out of a folder without that split"
@@ -66,6 +47,15 @@ def _add_finetune(add_command: AddCommand) -> None:
     tracker = "experiment tracker such as tensorboard or wandb; may be repeated"
     finetune.add_argument("--tracker", action="append", default=[], help=tracker)
     add_dataset_options(finetune)
+
+    check = add_command("check-masks", _check_masks, "check a folder of masks and suggest how to read it")
+    check.add_argument("folder", type=Path, metavar="DIR", help="folder of masks")
+    check.add_argument("--images", type=Path, metavar="DIR", help="images to compare sizes with")
+    classes = "comma-separated names, a label space, or a number"
+    check.add_argument("--classes", type=class_names_or_number, help=classes)
+    check.add_argument("--output", type=Path, metavar="FILE.png", help="write a histogram of the values")
+    check.add_argument("--force", action="store_true", help="replace an existing histogram")
+    check.add_argument("--json", action="store_true", help="all findings, as JSON")
 
 
 def _finetune(options: argparse.Namespace) -> int:

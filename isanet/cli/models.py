@@ -190,7 +190,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _verify_file(path: Path) -> bool:
-    """Prints where a model's folder or file came from; gives whether it is good."""
+    """Prints where a model's folder or file came from; returns whether it is good."""
     from isanet.zoo.origin import origin
 
     try:

@@ -21,11 +21,11 @@ DATA = "folder with VOC, ADE20K, Cityscapes, or your own images and masks"
 DEVICE = "auto, cpu, cuda, cuda:1 or mps; default: auto"
 
 Run = Callable[[argparse.Namespace], int]
-"""Runs a command with its options; gives the exit code."""
+"""Runs a command with its options; returns the exit code."""
 
 
 AddCommand = Callable[[str, Run, str], argparse.ArgumentParser]
-"""Adds a command: its name, the function that runs it, its one-line help; gives its parser."""
+"""Adds a command: its name, the function that runs it, its one-line help; returns its parser."""
 
 
 def add_output_options(parser: argparse.ArgumentParser, folder: str, *, force: str) -> None:
@@ -51,20 +51,17 @@ def add_dataset_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=non_negative_int, metavar="N", help=workers)
     parser.add_argument("--layout", default="auto", choices=LAYOUTS, help="dataset layout; default: detected")
     parser.add_argument("--sbd", metavar="DIR", help="folder with SBD, for VOC's trainaug split")
-    own = parser.add_argument_group("your own images and masks")
-    names = "comma-separated class names, or a label space"
-    own.add_argument("--classes", type=class_names, metavar="NAMES", help=names)
-    ids = "mask values of the classes: 1-150, 0,255 or official"
-    own.add_argument("--ids", type=mask_values, metavar="VALUES", help=ids)
-    ignore = "mask values to ignore, or rest, or none; default: 255"
-    own.add_argument("--ignore", type=ignored_values, metavar="VALUES", help=ignore)
-    own.add_argument("--colors", type=colors, help="mask colors of the classes: #ff0000,#00ff00 or a label space")
+    add = parser.add_argument_group("your own images and masks").add_argument
+    add("--classes", type=class_names, metavar="NAMES", help="comma-separated class names, or a label space")
+    add("--ids", type=mask_values, metavar="VALUES", help="mask values of the classes: 1-150, 0,255 or official")
+    add("--ignore", type=ignored_values, metavar="VALUES", help="mask values to ignore, or rest, or none; default: 255")
+    add("--colors", type=colors, help="mask colors of the classes: #ff0000,#00ff00 or a label space")
 
 
 def dataset_options(options: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of `isanet.datasets.open_dataset` for what `add_dataset_options` added."""
-    given = {name: getattr(options, name) for name in ("sbd", "classes", "ids", "ignore", "colors")}
-    return {"layout": options.layout, **{name: value for name, value in given.items() if value is not None}}
+    names = ("layout", "sbd", "classes", "ids", "ignore", "colors")
+    return {name: value for name in names if (value := getattr(options, name)) is not None}
 
 
 def positive_int(text: str) -> int:

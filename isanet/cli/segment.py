@@ -88,7 +88,7 @@ def _readable(paths: Iterable[Path]) -> Iterator[RGBImage]:
 
 
 def _segment_all(segmenter: Segmenter, plan: Mapping[Path, Mapping[str, Path]], batch_size: int) -> dict[Path, str]:
-    """Segments images while the outputs of earlier ones are written; gives the failures.
+    """Segments images while the outputs of earlier ones are written; returns the failures.
 
     One line is printed for each image, in the order of the images, whichever is written first.
     """
@@ -132,6 +132,6 @@ def _segment_all(segmenter: Segmenter, plan: Mapping[Path, Mapping[str, Path]], 
 
 
 def _write(result: Segmentation, outputs: Mapping[str, Path]) -> str:
-    """Writes the outputs of one image; gives its largest classes in words."""
+    """Writes the outputs of one image; returns its largest classes in words."""
     write_outputs(result, outputs)
     return ", ".join(f"{name} {100 * share:.0f} %" for name, share in list(result.areas().items())[:4])
