@@ -6,5 +6,5 @@ from isanet.cli import main
 
 
 def run(*arguments: object) -> int:
-    """Run `isanet ARGUMENTS`; gives the exit code."""
+    """Run `isanet ARGUMENTS`; returns the exit code."""
     return main([str(argument) for argument in arguments])

@@ -8,7 +8,7 @@ import pytest
 
 
 def full_at(monkeypatch: pytest.MonkeyPatch, file: int) -> None:
-    """The disk has no space for the `file`-th file, counted from 1, that is flushed to it; it has for all others."""
+    """The disk has no space for the `file`-th file that is flushed to it, counted from 1; the others succeed."""
     fsync, flushed = os.fsync, []
 
     def flush(descriptor: int) -> None:

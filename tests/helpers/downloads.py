@@ -18,7 +18,7 @@ def fetch_first(
     limits: Limits | None = None,
     **how: Any,
 ) -> Fetched:
-    """The file of the first address that gives one that passes `check`, renamed so that it stays."""
+    """The first file that passes `check`, renamed so that it stays."""
     failures = Failures(urls[0].partition("?")[0].rpartition("/")[2], folder)
     deadline = deadline_from_now(limits)
     for url in addresses(urls):

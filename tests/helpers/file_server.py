@@ -240,7 +240,7 @@ def void(_: object) -> None:
 
 
 class FileServer:
-    """A server on 127.0.0.1 for a `with`; `tls` is a (certificate, key) pair of PEM files."""
+    """A server on 127.0.0.1, as a context manager; `tls` is a (certificate, key) pair of PEM files."""
 
     def __init__(self, tls: tuple[Path, Path] | None = None) -> None:
         self.files: dict[str, bytes | Path] = {}

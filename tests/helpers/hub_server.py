@@ -55,7 +55,7 @@ def _json(value: object, status: int = 200, headers: Mapping[str, str] | None = 
 
 
 class Blob:
-    """A file's content, with the names that Git and Git LFS give it."""
+    """A file's content, with its hashes in Git and Git LFS."""
 
     def __init__(self, path: str, data: bytes) -> None:
         self.data, self.lfs, stored = data, uses_lfs(path, len(data)), data
@@ -128,7 +128,7 @@ class HubServer:
         self.close()
 
     def add_repo(self, repo_id: str, files: dict[str, bytes], private: bool = False, revision: str = "main") -> str:
-        """Commit `files` as the whole content of a branch, in a repository made if need be; returns the commit."""
+        """Commit `files` as the whole content of a branch, creating the repository if need be; returns the commit."""
         with self._lock:
             repo = self._repos.setdefault(repo_id, Repo(private))
             repo.private = private
@@ -300,7 +300,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _serve  # noqa: N815 - the names that the base class looks up
 
     def _body(self) -> bytes:
-        """Read all of the body, whatever the answer will be: the connection is used again."""
+        """Read all of the body, whatever the answer will be: the connection is reused."""
         if self.headers.get("Transfer-Encoding") != "chunked":
             return self.rfile.read(int(self.headers.get("Content-Length", 0)))
         chunks = [b""]

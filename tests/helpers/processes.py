@@ -1,4 +1,4 @@
-"""Processes of their own, for what cannot be tried in this one."""
+"""Other Python processes, for what cannot be tested in this one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def python(code: str, **settings: str) -> subprocess.Popen[str]:
 
 
 def output(process: subprocess.Popen[str], timeout: float = 240) -> str:
-    """What it prints; it must end well."""
+    """What the process prints; it must succeed."""
     with process:
         try:
             out, err = process.communicate(timeout=timeout)

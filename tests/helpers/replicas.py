@@ -2,7 +2,7 @@
 
 Every image is painted in the colors of its classes (`paint`), so that the classes can be told from the pixels alone:
 exactly from PNG, by the nearest color from the JPEG files. Class indices, keys and sizes are known (`Replica`); equal
-seeds give equal files.
+seeds make equal files.
 """
 
 from __future__ import annotations
@@ -247,7 +247,7 @@ def folder(
 
 
 def spring(replica: Replica, traps: Iterable[str]) -> None:
-    """Spoils the first sample of a replica by some of `TRAPS`."""
+    """Damages the first sample of a replica with some of `TRAPS`."""
     for name in traps:
         TRAPS[name](replica)
 

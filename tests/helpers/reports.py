@@ -1,4 +1,4 @@
-"""A small report with known figures, and what reads its page."""
+"""A small report with known figures, and a parser for its page."""
 
 from __future__ import annotations
 

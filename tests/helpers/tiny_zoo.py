@@ -79,7 +79,7 @@ def backbone_state(backbone: str = "resnet14") -> dict[str, Tensor]:
 def publish_backbone(
     manifest_file: Path, files: dict[str, bytes | Path], data: bytes, backbone: str = "resnet14"
 ) -> str:
-    """Put a backbone's file on a server, under a name that tells its hash, and its entry into a manifest.
+    """Put a backbone's file on a server, whose name contains its hash, and its entry into a manifest.
 
     Returns the file's name. The entry's own address refuses every connection.
     """
@@ -112,13 +112,13 @@ def upstream_file(folder: Path, **architecture: Any) -> Path:
 
 
 def logits(model: ISANet) -> Tensor:
-    """Of one small image."""
+    """Logits of one small image."""
     with torch.inference_mode():
         return model(stand_in.image(40, 50))
 
 
 def expected_logits() -> Tensor:
-    """Those of the tiny model, without any of the code that loads models."""
+    """Logits of the tiny model, computed without the code that loads models."""
     state = upstream_state()
     model = ISANet(**ARCHITECTURE)
     model.load_state_dict(convert.convert(state, "sssegmentation"))

@@ -1,4 +1,4 @@
-"""Files that are not a checkpoint of the tiny model, and what is said of them."""
+"""Files that are not a checkpoint of the tiny model, and what the error says."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def spoiled(state: dict[str, Tensor], change: dict[str, Tensor | None]) -> dict[
 
 
 class Calls:
-    """A pickle that would run a command when it is loaded freely."""
+    """A pickle that would run a command in `pickle.load`."""
 
     def __reduce__(self) -> Any:
         import os

@@ -1,6 +1,6 @@
-"""What is done to a user in test_hostile.py: one function for each kind of misfortune, for real.
+"""How test_hostile.py provokes what may go wrong: one function for each kind of failure, for real.
 
-A provocation makes its preparations in a `World` and gives the call that is then judged.
+A provocation makes its preparations in a `World` and returns the call that is then judged.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from tests.helpers.tiny_zoo import FILE_NAME, NAME
 ADDRESS = f"/{FILE_NAME}"
 OTHER_ADDRESS = "/isanet_tiny.pth"
 QUICK = Limits(connect=5, read=2, window=1, window_bytes=50_000, retries=2, backoff=0.01, deadline=20)
-BOUND = 120.0  # seconds for any call here, most of them for machines with other things to do
+BOUND = 120.0  # seconds for any call here; generous, for busy machines
 CLASSES = ("sky", "land", "water", "house")
 
 
@@ -73,7 +73,7 @@ class World:
         return isanet.from_pretrained(NAME)
 
     def fail(self, *faults: Fault | str) -> None:
-        """What the next requests get; those after them are served."""
+        """The next requests get these faults; later ones are served."""
         self.server.plan[ADDRESS] = list(faults)
 
     def enter(self, **changes: Any) -> None:
@@ -83,7 +83,7 @@ class World:
         (self.tmp / "weights.json").write_text(json.dumps(document))
 
     def pin(self) -> None:
-        """The manifest knows the bytes."""
+        """Put the hash and size of the released file into the manifest."""
         self.enter(sha256=sha256(self.released).hexdigest(), size=len(self.released))
 
     def two_addresses(self) -> None:
@@ -118,7 +118,7 @@ class World:
         return path
 
     def files(self) -> dict[Path, bytes | str]:
-        """All files of this machine but locks; of a link where it leads, for it must stay one."""
+        """Content of all files but locks; of a link its target, because it must stay a link."""
         paths = [path for path in self.tmp.rglob("*") if path.is_symlink() or path.is_file()]
         return {
             path: str(path.readlink()) if path.is_symlink() else path.read_bytes()
@@ -135,7 +135,7 @@ Provocation = Callable[[World], Call]
 
 
 def answers(*faults: Fault | str, pinned: bool = False, **patience: Any) -> Provocation:
-    """The server goes wrong so often, then serves."""
+    """The server answers with these faults, then serves."""
 
     def provoke(world: World) -> Call:
         if pinned:
@@ -182,7 +182,7 @@ def not_resumed(*again: Fault) -> Provocation:
 
 
 def other_version() -> bytes:
-    """The same network, trained anew."""
+    """The same network, trained again."""
     state = tiny_zoo.upstream_state()
     return tiny_zoo.saved({"epoch": 60, "model": {**state, "decoder.1.bias": state["decoder.1.bias"] + 1}})
 
@@ -199,7 +199,7 @@ def changed_object(world: World) -> Call:
 
 
 def stitched(world: World) -> Call:
-    """A server that goes on with other bytes under the old tag: only the hash of the whole can tell."""
+    """A server that continues with other bytes under the old tag: only the hash of the whole file can tell."""
     world.pin()
     tag = f'"{sha256(world.released).hexdigest()[:16]}"'
 
@@ -219,7 +219,7 @@ def flipped(world: World) -> Call:
 
 
 def next_address(*faults: Fault | str) -> Provocation:
-    """The first address goes wrong, the second has the file."""
+    """The first address fails, the second has the file."""
 
     def provoke(world: World) -> Call:
         world.two_addresses()
@@ -291,7 +291,7 @@ def never_better(world: World) -> Call:
 
 
 def token_to_another_host(world: World) -> Call:
-    """The Hub sends on to another server, as it does for large files."""
+    """The Hub redirects to another server, as it does for large files."""
     folder = world.tmp / "pushed"
     world.load().save_pretrained(folder)
     repo_id = f"org/hostile-{os.getpid()}-{time.monotonic_ns()}"
@@ -348,7 +348,7 @@ def offline_and_not(world: World) -> Call:
 
 
 def full_disk(size: str, *faults: Fault | str) -> Provocation:
-    """A cache on a real disk of so many bytes."""
+    """A cache on a real disk of this size."""
 
     def provoke(world: World) -> Call:
         disk = world.tmp / "disk"
@@ -366,7 +366,7 @@ def full_disk(size: str, *faults: Fault | str) -> Provocation:
 
 
 def limited_files(size: int) -> Provocation:
-    """No file may grow beyond this, as under a quota."""
+    """No file may grow beyond this size, as under a quota."""
 
     def provoke(world: World) -> Call:
         return partial(within, size, world.load)
@@ -375,7 +375,7 @@ def limited_files(size: int) -> Provocation:
 
 
 def within(size: int, call: Call) -> object:
-
+    """The result of a call during which no file may grow beyond `size` bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -386,7 +386,7 @@ def within(size: int, call: Call) -> object:
 
 @contextmanager
 def read_only(folder: Path) -> Iterator[None]:
-    """The folder may be read by anyone, and written by nobody, whom root becomes for a while."""
+    """Nobody can write to the folder, not even root, who becomes another user meanwhile."""
     if folder.exists():
         for path in [*folder.iterdir(), folder]:
             path.chmod(0o555 if path.is_dir() else 0o444)
@@ -478,7 +478,7 @@ def killed(world: World) -> Call:
             time.sleep(0.01)
         process.kill()
     (part,) = world.home.glob(".isanet-*.part")
-    os.utime(part, (0, 0))  # after an hour the next download takes it away
+    os.utime(part, (0, 0))  # older than an hour: the next download removes it
     return world.load
 
 
@@ -525,7 +525,7 @@ def flip(data: bytes) -> bytes:
 
 
 def planted(name: str) -> Provocation:
-    """A link to a file of the user, where the cache will write."""
+    """A link to one of the user's files, where the cache will write."""
 
     def provoke(world: World) -> Call:
         cached = world.cached()
@@ -564,7 +564,7 @@ def swapped_after_hashing(world: World) -> Call:
 
 
 def opened(data: bytes) -> Provocation:
-    """A file that somebody gave to the user, whom the environment lets run pickles."""
+    """An untrusted file, in an environment that allows pickles."""
 
     def provoke(world: World) -> Call:
         world.patch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
@@ -578,7 +578,7 @@ def opened(data: bytes) -> Provocation:
             finally:
                 peak = tracemalloc.get_traced_memory()[1]
                 tracemalloc.stop()
-                assert peak < 100 << 20, "of memory"
+                assert peak < 100 << 20, "it took too much memory"
                 assert not (world.tmp / hostile.MARKER).exists(), "it was run"
 
         return call
@@ -596,7 +596,7 @@ BIAS = "decoder.1.bias"
 
 
 def with_tensors(changes: dict[str, Any]) -> bytes:
-    """The released file with other tensors in the place of some; None takes one away."""
+    """The released file with some tensors replaced; None removes one."""
     state = {**tiny_zoo.upstream_state(), **changes}
     return tiny_zoo.saved({"model": {key: value for key, value in state.items() if value is not None}})
 
@@ -613,7 +613,7 @@ def released_with(changes: dict[str, Any]) -> Provocation:
 
 
 def segmented(make: Callable[[World], Any], size: tuple[int, int] | None = None, **options: Any) -> Provocation:
-    """An image goes through the model; `size` is what the labels must have."""
+    """An image is segmented; `size` is what the labels must have."""
 
     def provoke(world: World) -> Call:
         segmenter, source = isanet.Segmenter(NAME, **options), make(world)
@@ -628,7 +628,7 @@ def segmented(make: Callable[[World], Any], size: tuple[int, int] | None = None,
 
 
 def equal_to(make: Callable[[World], tuple[Any, Any]]) -> Provocation:
-    """An image of some kind, and the RGB array that it must be taken for."""
+    """An image of some kind, and the RGB array that it must be read as."""
 
     def provoke(world: World) -> Call:
         segmenter, (source, expected) = isanet.Segmenter(NAME), make(world)
@@ -655,7 +655,7 @@ def saved_as(image: Image.Image, name: str, **options: Any) -> Callable[[World],
 
 
 def huge_png() -> bytes:
-    """The head of an image of 60,000 x 60,000 in a small file."""
+    """The header of an image of 60,000 x 60,000 pixels, in a small file."""
     buffer = io.BytesIO()
     Image.new("1", (8, 8)).save(buffer, "png")
     data = bytearray(buffer.getvalue())
@@ -694,7 +694,7 @@ def kinds() -> dict[str, Provocation]:
 
 
 def own_folder(*traps: str, write: Callable[[Path, Any], object] = replicas.save, **options: Any) -> Provocation:
-    """All samples of a folder of one's own are read, and are what was drawn."""
+    """All samples of your own folder are read, and are what was drawn."""
 
     def provoke(world: World) -> Call:
         replica = replicas.folder(world.tmp / "mine", write=write, traps=traps)[None]
@@ -702,8 +702,8 @@ def own_folder(*traps: str, write: Callable[[Path, Any], object] = replicas.save
         def call() -> None:
             data = datasets.Folder(world.tmp / "mine", **options)
             assert data.keys == replica.keys
-            for place, key in enumerate(data.keys):
-                np.testing.assert_array_equal(data.read(place)[1], replica.masks[key])
+            for index, key in enumerate(data.keys):
+                np.testing.assert_array_equal(data.read(index)[1], replica.masks[key])
 
         return call
 
@@ -830,7 +830,7 @@ def input_as_output(world: World) -> Call:
 
 
 def outputs_whole(world: World) -> Call:
-    """An overlay that the disk does not hold."""
+    """An overlay for which there is no space."""
     world.cached()
     world.image("images/a.png", (200, 200))
 

@@ -1,7 +1,7 @@
 """Files made to harm their readers: each is refused by name, runs nothing and costs little.
 
-Beside what tests/weights/test_checkpoint.py has, one instruction or record at a time, these go the whole way of
-`from_pretrained`, and a hook of the interpreter watches that nothing is imported, opened, executed or started.
+Unlike tests/weights/test_checkpoint.py, which changes one instruction or record at a time, these go through all of
+`from_pretrained`, and an audit hook watches that nothing is imported, opened, executed or started.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def watched() -> None:
-    """What is imported at first use is imported, and the hook, which cannot be taken away again, is there."""
+    """What is imported at first use is imported, and the audit hook, which cannot be removed, is installed."""
     for data in (archive(tensor()), legacy(tensor()), safetensors({"a": entry()}, FOUR_FLOATS)):
         checkpoint.read_checkpoint(File("good.pth", np.frombuffer(data, np.uint8), ""))
     meta_model({"num_classes": 2})
@@ -84,7 +84,7 @@ def watched() -> None:
 
 @pytest.fixture
 def file_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The file that a payload would leave behind, in the folder where it would."""
+    """The file that a payload would leave in the working folder."""
     monkeypatch.chdir(tmp_path)
     for code in (0xF0, 0xF00, 0xF0000):
         copyreg._inverted_registry[code] = ("os", "system")  # type: ignore[attr-defined]
@@ -95,7 +95,7 @@ def file_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 
 def refused(data: bytes) -> CheckpointError:
-    """The error that the whole way from bytes to a model gives; nothing happened, and it took little memory."""
+    """The error that loading a model from these bytes raises; nothing was run, and it took little memory."""
     global seen
     file = File("hostile.pth", np.frombuffer(bytearray(data), np.uint8), "")
     tracemalloc.start()
@@ -241,7 +241,7 @@ def test_a_pickle_that_lies(file_left: Path, case: str, container: Any) -> None:
 
 def test_one_storage_under_many_names_does_not_multiply(file_left: Path) -> None:
     piece = b"}(" + b"".join(text(f"a{i}") + tensor() for i in range(1000)) + b"u"
-    assert type(refused(archive(piece))) is CheckpointFormatError  # an unknown layout, or shown too often
+    assert type(refused(archive(piece))) is CheckpointFormatError  # an unknown layout, or a storage used too often
     state = {f"t{i}": torch.ones(4) for i in range(2)}
     file = File("x", np.frombuffer(archive(b"}(" + text("t0") + tensor() + text("t1") + tensor() + b"u"), np.uint8), "")
     fitting = checkpoint.fit_state_dict(checkpoint.read_checkpoint(file)[0], state)  # type: ignore[arg-type]
@@ -289,7 +289,7 @@ END = struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 1, 1, 46, 0, 0)
 
 
 def zip64(**lies: int) -> bytes:
-    """A good archive with zip64's end records, of which some numbers are others."""
+    """A good archive with zip64's end records, some of whose numbers are changed."""
     values = {
         "count": 2,
         "size": len(GOOD) - 22 - GOOD.index(b"PK\x01\x02"),

@@ -1,7 +1,7 @@
-"""Crash: processes that fetch a model are killed, hundreds of times, and the cache is the old good one or the new.
+"""Crash: processes that fetch a model are killed, hundreds of times, and the cache is then the good old one or the new.
 
 A process dies at its n-th step that touches the cache or the network, for every n; or as its file reaches a certain
-byte, where the kernel kills it (a limit on the size of files); or at a moment drawn at random. Eight at a time, each in
+byte, where the kernel kills it (a limit on the size of files); or at a random moment. Eight at a time, each in
 a cache of its own, or all in one.
 """
 
@@ -64,7 +64,7 @@ def fetch(home, point, version):
     '''The work of a process that dies at a point: (kind, number).'''
     def work():
         os.environ["ISANET_HOME"] = str(home)
-        released.__version__ = f"0.{version}"  # so that every conversion gives another file
+        released.__version__ = f"0.{version}"  # so that every conversion writes another file
         kind, fatal = point
         if kind == "step":
             killed_at_step(fatal, waiting=home != SHARED)
@@ -78,7 +78,7 @@ def fetch(home, point, version):
     return work
 
 def ended(pids):
-    '''Waits for all, and gives which were killed.'''
+    '''Waits for all; returns which were killed.'''
     global longest
     started, killed = time.monotonic(), []
     for pid in pids:

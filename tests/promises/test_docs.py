@@ -46,7 +46,7 @@ WITH_PYTHON = [page for page in PAGES if blocks(page, "python")]
 
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with what the pages speak of, and torch.hub's cache with a checkout in it."""
+    """A folder with the files that the pages mention, and torch.hub's cache with a checkout in it."""
     folder = tmp_path / "work"
     folder.mkdir()
     shutil.copy(ROOT / "examples" / "chelsea.jpg", folder / "photo.jpg")
@@ -167,7 +167,7 @@ def test_versions_agree() -> None:
     assert f"[Unreleased] - {version}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
-def test_the_table_is_the_manifests(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_is_that_of_the_manifest(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["list", "--markdown"]) == 0
     table = capsys.readouterr().out
     between = re.search(r"<!-- models: .*?-->\n(.*?)<!-- end of models -->", README, re.S)
@@ -175,7 +175,7 @@ def test_the_table_is_the_manifests(capsys: pytest.CaptureFixture[str]) -> None:
     assert between[1] == table, "the README's table is stale: `make table` prints the new one"
 
 
-def test_figures_in_the_text_are_the_codes() -> None:
+def test_figures_in_the_text_are_those_of_the_code() -> None:
     from isanet.images import reading
 
     assert f"{reading.MAX_PIXELS:,} pixels" in README
@@ -193,7 +193,7 @@ def test_example_of_areas(tiny: FileServer, tmp_path: Path, capsys: pytest.Captu
         assert sum(map(float, row[1:])) == pytest.approx(1, abs=0.01)
 
 
-def test_protocols_of_the_text_are_those_that_there_are() -> None:
+def test_the_protocols_in_the_text_are_those_of_the_code() -> None:
     table = re.search(r"\| `--protocol` \|.*?\n\n", PAGES["docs/evaluation.md"], re.S)
     assert table is not None
     names = re.findall(

@@ -54,7 +54,7 @@ fuzz = settings(
     max_examples=int(ASKED or 200),
     derandomize=not ASKED,
     database=None,
-    deadline=None,  # time is measured below, as the process's own, whatever else the machine does
+    deadline=None,  # CPU time is bounded below, whatever else the machine does
     suppress_health_check=list(HealthCheck),
 )
 
@@ -138,7 +138,7 @@ def altered(draw: st.DrawFn, document: Any) -> Any:
 
 
 def as_json(draw: st.DrawFn, document: Any) -> bytes:
-    """A changed document as text, at times broken as such too."""
+    """A changed document as text, sometimes with broken syntax."""
     data = json.dumps(draw(altered(document))).encode()
     return draw(damaged(data, b'{"a":' * 2000)) if draw(st.integers(0, 3)) == 0 else data
 
@@ -147,7 +147,7 @@ def as_json(draw: st.DrawFn, document: Any) -> bytes:
 
 
 def peak() -> int:
-    """Most memory in bytes that this process had since `clear_refs` was last written; 0 where nobody counts it."""
+    """Peak memory of this process in bytes since `clear_refs` was last written; 0 where the system does not tell."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     return next((int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM")), 0)
@@ -155,7 +155,7 @@ def peak() -> int:
 
 @contextmanager
 def bounded(size: int, *errors: type[Exception], extra: int = 0) -> Iterator[None]:
-    """The body raises nothing but these errors, with messages fit for a terminal, at little cost."""
+    """The body raises no other errors, and their messages are fit for a terminal; its cost is bounded."""
     if sys.platform == "linux":
         Path("/proc/self/clear_refs").write_text("5")
     before, started = peak(), time.process_time()
@@ -191,7 +191,7 @@ FILES = {
 
 
 def check_checkpoint(data: bytes) -> None:
-    """It is read whole, as some model, or refused; what is read lies in memory that is there."""
+    """It is read in full, as some model, or refused; no tensor reaches beyond its storage."""
     file = File("file.pth", np.frombuffer(bytearray(data), np.uint8), sha256(data).hexdigest())
     with bounded(len(data), CheckpointError):
         contents, _ = checkpoint.read_checkpoint(file)
@@ -335,7 +335,7 @@ def path(tmp_path: Path) -> Path:
 
 @fuzz
 @given(content=st.composite(as_json)(SHORT_MANIFEST))
-@example(content=json.dumps({"schema": "x" * 4000}).encode())  # it was shown whole
+@example(content=json.dumps({"schema": "x" * 4000}).encode())  # once shown in full
 def test_a_manifest_of_other_values(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with bounded(len(content), ManifestError):
@@ -345,15 +345,15 @@ def test_a_manifest_of_other_values(path: Path, content: bytes) -> None:
 
 @fuzz
 @given(content=st.composite(as_json)(OURS.config))
-@example(content=json.dumps({**OURS.config, "dropout": float("nan")}).encode())  # it was taken
-@example(content=json.dumps({**OURS.config, "\x1b[2J": 1}).encode())  # it was shown as it is
+@example(content=json.dumps({**OURS.config, "dropout": float("nan")}).encode())  # once accepted
+@example(content=json.dumps({**OURS.config, "\x1b[2J": 1}).encode())  # once shown uncleaned
 def test_a_config_of_other_values(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.safetensors").write_bytes(FILES["ours"])
     (tmp_path / "config.json").write_bytes(content)
     with bounded(len(content) + len(FILES["ours"]), CheckpointError):
         model = isanet.from_pretrained(tmp_path)
         assert model.config == json.loads(json.dumps(model.config))
-        if model.preprocessing is not None:  # what it says can be used
+        if model.preprocessing is not None:  # it can be used
             preprocess.preprocess(np.zeros((1, 1, 3), np.uint8), **{**model.preprocessing, "short_edge": 1})
 
 
@@ -424,7 +424,7 @@ IMAGES = {
 
 
 def repaired(data: bytes) -> bytes:
-    """A PNG with the right sum after each chunk, without which nothing in the chunk is looked at."""
+    """A PNG with the right checksum after each chunk, without which decoders skip the chunk."""
     place, result = 8, bytearray(data[:8])
     while place + 12 <= len(data):
         length = min(int.from_bytes(data[place : place + 4], "big"), len(data) - place - 12)

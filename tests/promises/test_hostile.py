@@ -1,8 +1,8 @@
 """What may go wrong, and what then happens: the promises of data/HOSTILE.md, each provoked for real.
 
-`TABLE` has the sentences of that document in its order, and below each what is done to a user (see provocations.py),
-what comes of it, and what the message names. After every call the same is looked at: earlier files are as they were; a
-call that failed left no file at all, one that succeeded none in part; and it did not take for ever.
+`TABLE` has the sentences of that document in its order, and below each how it is provoked (see provocations.py), what
+comes of it, and what the message names. After every call the same is checked: earlier files are as they were; a call
+that failed left no new file, one that succeeded no partial file; and it ended in time.
 """
 
 from __future__ import annotations
@@ -439,7 +439,7 @@ ROWS = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore:.*TORCH_FORCE")  # torch says what it makes of the variables
+@pytest.mark.filterwarnings("ignore:.*TORCH_FORCE")  # torch warns of these variables
 @pytest.mark.parametrize("entry", ROWS)
 def test_what_is_promised(world: World, entry: Row) -> None:
     call = entry.provoke(world)

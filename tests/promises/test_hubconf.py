@@ -178,7 +178,7 @@ def run(script: str, home: Path, cwd: Path, **settings: str) -> Any:
 
 @pytest.fixture(scope="module")
 def answers(hub_home: Path, upstream: bytes, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """What one process saw of the hub, that had the checkout, another repository and a mirror on loopback."""
+    """What one process saw of a hub with the checkout, another repository and a mirror on loopback."""
     with FileServer() as server:
         server.files[f"/{tiny_zoo.FILE_NAME}"] = upstream
         settings = {"ISANET_MIRROR": server.url, "OPTIONS": json.dumps(OPTIONS)}
@@ -302,7 +302,7 @@ def declared() -> list[str]:
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 OPTIONAL = set().union(*(names_of(PROJECT["optional-dependencies"][extra]) for extra in ("train", "sbd")))
-CHARTS = {"matplotlib"}  # drawn by reports alone: torch.hub should not refuse a model for want of it
+CHARTS = {"matplotlib"}  # for reports only: torch.hub should not refuse a model because it is missing
 SOURCES = sorted((ROOT / "isanet").rglob("*.py"))
 
 

@@ -116,7 +116,7 @@ def test_a_child_of_the_module_is_not_imported_by_asking_for_another() -> None:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of this checkout, with the litter of one that is worked in."""
+    """A copy of this checkout, with the litter of development."""
     target = tmp_path_factory.mktemp("package") / "checkout"
     shutil.copytree(ROOT, target, ignore=shutil.ignore_patterns(".git", ".*_cache", "__pycache__", "dist", "build"))
     (target / "isanet" / "assets" / "isanet_stand_in.safetensors").write_bytes(b"a packaged model")

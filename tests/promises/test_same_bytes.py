@@ -35,7 +35,7 @@ LOADING = {"read_file", "read_checkpoint", "read_safetensors", "_read", "read_ca
 
 
 def content(value: float) -> bytes:
-    """A model's file, every tensor of which has one value."""
+    """A model file in which every tensor has the same single value."""
     model = isanet.ISANet(**tiny_zoo.ARCHITECTURE, preprocessing=pretrained.imagenet_preprocessing())
     for tensor in (*model.parameters(), *model.buffers()):
         torch.nn.init.constant_(tensor.detach(), value)
@@ -56,7 +56,7 @@ def one_value(tensors: Any) -> float | None:
 
 
 class AtLine:
-    """`act` before the line of that number, of those of `LOADING` that the body comes to for the first time."""
+    """Calls `act` before the `number`-th line of the functions in `LOADING`, each counted when first reached."""
 
     def __init__(self, number: int, act: Callable[[], object]) -> None:
         self.number, self.act = number, act

@@ -34,20 +34,20 @@ from tests.helpers.file_server import (
 SEED, DOWNLOADS, AT_ONCE = 20, 400, 8
 SIZE = 100_000
 LIMITS = Limits(connect=2, read=0.2, window=0.4, window_bytes=10_000, retries=2, backoff=0.01, deadline=6)
-SLACK = 10.0  # seconds beyond the deadline, of which a busy machine may take some
+SLACK = 10.0  # seconds beyond the deadline, for a busy machine
 
 
-def place(numbers: random.Random) -> int:
+def offset(numbers: random.Random) -> int:
     return numbers.randrange(1, SIZE)
 
 
 # Name: how often, and the fault
 BROKEN_OFF: dict[str, tuple[int, Callable[[random.Random], Fault | str]]] = {
-    "cut": (6, lambda numbers: cut(place(numbers))),
-    "cut in chunks": (2, lambda numbers: cut(place(numbers), framing="chunked")),
-    "reset": (4, lambda numbers: reset(place(numbers))),
-    "short": (2, lambda numbers: serving(announce=numbers.randrange(1, 99), limit=place(numbers))),
-    "stall": (2, lambda numbers: stall(place(numbers))),
+    "cut": (6, lambda numbers: cut(offset(numbers))),
+    "cut in chunks": (2, lambda numbers: cut(offset(numbers), framing="chunked")),
+    "reset": (4, lambda numbers: reset(offset(numbers))),
+    "short": (2, lambda numbers: serving(announce=numbers.randrange(1, 99), limit=offset(numbers))),
+    "stall": (2, lambda numbers: stall(offset(numbers))),
 }
 """What a resume mends."""
 
@@ -102,7 +102,7 @@ class Outcome(NamedTuple):
 
 
 def soaked(folder: Path) -> list[Outcome]:
-    """All downloads, some at a time; whatever is neither a verified file nor a named error fails."""
+    """Runs all downloads, several at a time; fails on anything but a verified file or a named error."""
     cases = [planned(number) for number in range(DOWNLOADS)]
     with FileServer() as server:
         for case in cases:

@@ -38,7 +38,7 @@ def test_every_variant_at_every_size(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = [(64, 128), (96, 64)]
     rows = benchmark(model, [image(), image(1)], sizes=sizes, device="cpu", repeats=2, progress=False)
     assert [(row.size, row.variant) for row in rows] == [
-        (size, way) for size in sizes for way in ("baseline", "float32", "bfloat16", "int8")
+        (size, variant) for size in sizes for variant in ("baseline", "float32", "bfloat16", "int8")
     ]
     assert set(seen) == {(1, 3, 64, 128), (1, 3, 96, 64)}  # images are not resized again
     for row in rows:
