@@ -1,8 +1,8 @@
 """One file over https: resumed against the same object only, every wait bounded.
 
 A server that trickles must end in a bounded error, but a socket's timeout starts again with each byte. So each read
-from the socket, of headers, chunk sizes and body alike, is preceded by a check of the clock (`_PacedReader`). For the
-TLS handshake and for each TLS record the timeout holds as a whole.
+from the socket, of headers, chunk sizes and body alike, is preceded by a check of the clock (`_session`). For the TLS
+handshake and for each TLS record the timeout holds as a whole.
 
 Network errors are raised `from None`: the exceptions of requests quote whole addresses, which may hold secrets.
 """
@@ -10,7 +10,6 @@ Network errors are raised `from None`: the exceptions of requests quote whole ad
 from __future__ import annotations
 
 import http.client
-import io
 import logging
 import random
 import re
@@ -197,25 +196,6 @@ def _retry_after(value: str) -> float | None:
 # --- the connection
 
 
-class _PacedReader(io.RawIOBase):
-    """What a socket receives, with a check before each read."""
-
-    def __init__(self, raw: io.RawIOBase, check: Callable[[], None]) -> None:
-        self.raw = raw
-        self.check = check
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        self.check()
-        return self.raw.readinto(buffer)
-
-    def close(self) -> None:
-        self.raw.close()
-        super().close()
-
-
 def _session(check: Callable[[], None]) -> requests.Session:
     """A session with the user's proxies and certificates, but no credentials and no redirects of its own.
 
@@ -228,8 +208,14 @@ def _session(check: Callable[[], None]) -> requests.Session:
     class Response(http.client.HTTPResponse):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            buffered: Any = self.fp
-            self.fp = io.BufferedReader(_PacedReader(buffered.detach(), check))
+            raw: Any = self.fp.raw
+            receive: Callable[[Any], int | None] = raw.readinto
+
+            def checked_receive(buffer: Any) -> int | None:
+                check()
+                return receive(buffer)
+
+            raw.readinto = checked_receive
 
     class Adapter(requests.adapters.HTTPAdapter):
         def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:

@@ -95,8 +95,8 @@ class _Storage:
     """None in the first pass over the older format, whose bytes come after the pickle."""
 
 
-TAKEN = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2, "STACK_GLOBAL": 2, "REDUCE": 2, "BUILD": 1}
-"""How many values the instructions take from the stack that take a fixed number."""
+OPERANDS = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2, "STACK_GLOBAL": 2, "REDUCE": 2}
+"""How many values these instructions take from the stack."""
 
 
 class _PickleReader:
@@ -126,7 +126,7 @@ class _PickleReader:
             items: list[Any] = []
             if opcode.name in ("TUPLE", "APPENDS", "SETITEMS"):  # these take everything since the last MARK
                 items, stack = stack, marked.pop()
-            elif count := TAKEN.get(opcode.name):
+            elif count := OPERANDS.get(opcode.name):
                 items = [stack.pop() for _ in range(count)][::-1]
             match opcode.name:
                 case "PROTO" | "FRAME":
@@ -174,6 +174,7 @@ class _PickleReader:
                     name, arguments = items
                     stack.append(self.call(_expect(name, _Name).text, _expect(arguments, tuple)))
                 case "BUILD":  # a state dict's `_metadata`, which is not needed
+                    stack.pop()
                     _expect(stack[-1], dict)
                 case _:
                     what = "" if argument is None else f" for {str(argument)[:200]!r}"
