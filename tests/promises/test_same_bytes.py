@@ -30,7 +30,7 @@ from tests.helpers import tiny_zoo
 from tests.helpers.file_server import FileServer
 from tests.helpers.hub_server import HubServer
 
-LOADING = {"read_file", "read_checkpoint", "read_safetensors", "_read", "read_cached", "read_record", "_load_cached"}
+LOADING = {"read_file", "read_checkpoint", "read_safetensors", "read_cached", "read_record", "_load_cached"}
 """The functions that stand between a path and its tensors."""
 
 
@@ -109,7 +109,7 @@ def test_a_file_changed_at_any_line_is_the_old_or_the_new_one_or_refused(tmp_pat
         replaced(path, CONTENTS[1.0])
         with AtLine(number, lambda: CHANGES[change](path)) as at_line:
             try:
-                file = pretrained._read(path)
+                file = pretrained.read_file(path)
                 tensors = checkpoint.read_checkpoint(file)[0]
             except IsanetError as error:
                 ends.add(type(error))
@@ -198,7 +198,7 @@ def test_a_path_that_another_process_writes_to(tmp_path: Path) -> None:
     with writer(path, *CONTENTS.values()):
         while time.monotonic() < stop:
             try:
-                file = pretrained._read(path)
+                file = pretrained.read_file(path)
                 tensors = checkpoint.read_checkpoint(file)[0]
             except IsanetError as error:
                 ends.add(type(error))
