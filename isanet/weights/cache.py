@@ -10,7 +10,6 @@ Standard library only, except for filelock.
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -93,9 +92,7 @@ def parse_record(name: str, values: Any) -> Record:
     """A record from parsed JSON.
 
     Raises:
-        ValueError: A value is malformed.
-        KeyError: A field is missing.
-        TypeError: It is not an object.
+        ValueError: A value is malformed; KeyError or TypeError if it is not an object with all fields.
     """
     record = Record(**{field.name: values[field.name] for field in fields(Record)})
     for field in fields(Record):
@@ -207,14 +204,15 @@ def lock(name: str) -> Iterator[None]:
         held.release()
 
 
-def write_error(folder: Path, error: OSError, needed: int = 0) -> CacheError:
-    """The error for a cache folder that cannot be written, or whose disk has no room for `needed` bytes."""
-    if needed and error.errno == errno.ENOSPC:
-        return CacheError(
-            f"the disk of {folder} is full: {needed:,} bytes needed, {shutil.disk_usage(folder).free:,} free; "
-            "nothing was kept. Free some space, or set ISANET_HOME to another folder"
-        )
+def write_error(folder: Path, error: OSError | None, needed: int | str = 0, partial: int = 0) -> CacheError:
+    """The error for a cache folder that cannot be written; None if its disk has no room for `needed` bytes.
+
+    `partial` bytes on it are about to be deleted.
+    """
+    cause = str(error.strerror or error) if error else "not enough space"
+    if needed:
+        cause += f"; {needed} bytes needed, {shutil.disk_usage(folder).free + partial} free"
     return CacheError(
-        f"cannot write to the cache folder {folder}: {error.strerror or error}; "
-        "nothing was changed. Set ISANET_HOME to a folder that can be written"
+        f"cannot write to the cache folder {folder}: {cause}; nothing was changed. "
+        "Free some space, or set ISANET_HOME to a folder that can be written"
     )

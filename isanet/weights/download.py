@@ -209,11 +209,8 @@ def _copy(url: str, part: PartFile) -> None:
 
 @contextmanager
 def _temporary_file(folder: Path) -> Iterator[tuple[io.FileIO, Path]]:
-    """A new file in `folder`, removed after the body unless it was renamed.
-
-    mkstemp creates exclusively, with an unpredictable name: a planted link is never followed.
-    """
-    try:
+    """A new file in `folder`, removed after the body unless it was renamed."""
+    try:  # mkstemp creates exclusively, with an unpredictable name: a planted link is never followed
         folder.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(prefix=".isanet-", suffix=".part", dir=folder)
     except OSError as error:

@@ -71,8 +71,7 @@ def download(url: str, part: PartFile) -> None:
     """Download an address into a part file, with retries and resumes as long as they may help.
 
     Raises:
-        NetworkError: The address is neither https nor http on loopback, cannot be reached, breaks off, stalls or
-            refuses, or the deadline has passed.
+        NetworkError: It is not https (http on loopback), cannot be reached, breaks off, stalls or refuses.
         IntegrityError: It sends other bytes.
         CacheError: The file cannot be written.
     """
@@ -199,8 +198,7 @@ def _retry_after(value: str) -> float | None:
 def _session(check: Callable[[], None]) -> requests.Session:
     """A session with the user's proxies and certificates, but no credentials and no redirects of its own.
 
-    Args:
-        check: Called before each read from a socket; what it raises ends the request.
+    `check` is called before each read from a socket; what it raises ends the request.
     """
     import requests
     import requests.adapters

@@ -14,6 +14,7 @@ from typing import Any
 
 from isanet._files import is_web_page
 from isanet.errors import CacheError, IntegrityError, NetworkError
+from isanet.weights.cache import write_error
 
 WEB_PAGE = "an HTML page came instead of the file (a parked domain, a captive portal?)"
 
@@ -115,14 +116,9 @@ class PartFile:
             raise self.disk_error(error) from error
 
     def disk_error(self, error: OSError | None = None) -> CacheError:
-        """The error for a file that the disk, a quota or a limit on sizes does not let grow."""
+        """The error for a file that cannot be written, or would not fit."""
         needed = self.total or self.expected_size or f"up to {self.max_size}"
-        free = shutil.disk_usage(self.folder).free + self.size  # as it will be without the partial file
-        cause = error.strerror if error else "not enough space"
-        return CacheError(
-            f"cannot write to {self.folder}: {cause}; {needed} bytes needed, {free} free; nothing was kept; "
-            "free some space, or set ISANET_HOME to a folder on another disk"
-        )
+        return write_error(self.folder, error, needed, partial=self.size)
 
     # --- time
 
