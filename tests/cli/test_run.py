@@ -131,6 +131,13 @@ def test_a_closed_pipe_is_no_error_of_ours() -> None:
     assert result.stderr == ""
 
 
+@pytest.mark.parametrize(("closed", "code"), [("list >&-", 0), ("list 2>&-", 0), ("info nothing >&- 2>&-", 1)])
+def test_closed_standard_streams_are_no_traceback(closed: str, code: int) -> None:
+    command = f"{sys.executable} -m isanet.cli {closed}"
+    result = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (code, "")
+
+
 def test_failed_addresses_are_a_list(tiny: FileServer, capsys: pytest.CaptureFixture[str]) -> None:
     tiny.files.clear()
     assert run("download", tiny_zoo.NAME, "--quiet") == 1
