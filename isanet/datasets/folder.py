@@ -171,22 +171,26 @@ def _integers(name: str, values: Iterable[int]) -> list[int]:
         raise DatasetError(f"{name} must be whole numbers, got {values!r}") from error
 
 
+def split_paths(root: Path, images: str, split: str) -> tuple[Path, Path, Path]:
+    """What a split may be: a folder of images, or one of two lists."""
+    return root / images / split, root / f"{split}.txt", root / "splits" / f"{split}.txt"
+
+
 def _find_split(root: Path, images: str, split: str | None) -> tuple[str, Path | None]:
     """The sub-folder to search and the list of keys, see `Folder`."""
     if split is None:
         return ".", None
-    lists = [path for path in (root / f"{split}.txt", root / "splits" / f"{split}.txt") if path.is_file()]
-    folders = [path for path in [root / images / split] if path.is_dir()]
-    if len(lists) + len(folders) > 1:
-        raise DatasetError(f"the split {split!r} is there twice: {' and '.join(map(str, folders + lists))}; rename one")
-    if not lists and not folders:
+    found = [path for path in split_paths(root, images, split) if path.exists()]
+    if len(found) > 1:
+        raise DatasetError(f"the split {split!r} is there twice: {' and '.join(map(str, found))}; rename one")
+    if not found:
         others = {path.stem for path in [*root.glob("[!.]*.txt"), *root.glob("splits/[!.]*.txt")]} - {"classes"}
         others |= {path.name for path in root.glob(f"{images}/[!.]*") if path.is_dir()}
         raise DatasetError(
             f"{root} has no split {split!r}, neither a folder {images}/{split} nor a list {split}.txt; "
             + (f"it has: {', '.join(sorted(others))}" if others else "it has none: leave out split for all of it")
         )
-    return (split, None) if folders else (".", lists[0])
+    return (split, None) if found[0].is_dir() else (".", found[0])
 
 
 def _key(entry: str, images: Mapping[str, Path]) -> str:

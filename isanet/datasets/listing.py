@@ -53,9 +53,10 @@ def existing_folder(path: PathLike) -> Path:
     """
     try:
         folder = Path(path).expanduser()
-    except RuntimeError as error:
+        is_folder = folder.is_dir()
+    except (OSError, RuntimeError) as error:  # a folder above may not be read; "~somebody" has no home
         raise DatasetError(f"{path} cannot be found: {error}") from error
-    if not folder.is_dir():
+    if not is_folder:
         reason = "is a file, not a folder: if it is an archive, unpack it" if folder.exists() else "does not exist"
         raise DatasetError(f"{folder} {reason} (working folder: {Path.cwd()})")
     return folder

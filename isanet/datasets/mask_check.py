@@ -280,7 +280,11 @@ def _read_all(root: Path, masks: Sequence[str], images: Mapping[str, Path] | Non
 
 def _find(root: Path, what: str, apart_from: Path | None) -> list[str]:
     """Paths in `root` of the files with the suffix of an image, sorted, except those below `apart_from`."""
-    if not root.is_dir():
+    try:
+        is_folder = root.is_dir()
+    except OSError as error:  # a folder above cannot be read
+        raise DatasetError(f"{root} cannot be read: {error}") from error
+    if not is_folder:
         raise DatasetError(f"there is no folder {root} to look for {what} in")
     seen = set() if apart_from is None else {apart_from.resolve()}
     found: list[str] = []

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from isanet.datasets.base import Options, SegmentationDataset
-from isanet.datasets.folder import Folder
+from isanet.datasets.folder import Folder, split_paths
 from isanet.datasets.listing import PathLike, contents, existing_folder, has_folders
 from isanet.datasets.official import ADE20K, VOC2012, Cityscapes, OfficialDataset
 from isanet.errors import DatasetError
@@ -116,6 +116,4 @@ def open_train_and_val(
 
 def _has_split(root: Path, split: str, options: Mapping[str, Any]) -> bool:
     """Whether a `Folder` has a split, see there."""
-    images = str(options.get("images", "images"))
-    paths = (root / f"{split}.txt", root / "splits" / f"{split}.txt", root / images / split)
-    return any(path.exists() for path in paths)
+    return any(path.exists() for path in split_paths(root, options.get("images", "images"), split))

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import ExifTags, Image
 
 from isanet.errors import DatasetError, ImageError
-from isanet.images.reading import MAX_PIXELS, check_size, open_header
+from isanet.images.reading import MAX_PIXELS, check_size, exif_orientation, open_header
 from isanet.labels import IGNORED
 
 Mask = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.int32]
@@ -35,10 +35,9 @@ def open_mask(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> 
     """Open and decode a mask in the mode that the file has.
 
     Raises:
-        DatasetError: The file is missing, not a regular file, not an image, damaged, too large, or a JPEG, which
-            changes labels at every edge; or decoding would change its values: gray of 2 or 4 bits, a PGM with another
-            maximum than 255 or 65535, inverted values (PBM, TIFF's MinIsWhite), 16-bit colors, transparent colors, an
-            EXIF orientation.
+        DatasetError: The file is missing, not a regular file, not an image, damaged, too large, or a JPEG; or its
+            values are not certain: gray of 2 or 4 bits, a PGM with another maximum than 255 or 65535, inverted values
+            (PBM, TIFF's MinIsWhite), 16-bit colors, transparent colors, an EXIF orientation.
     """
     path = Path(path)
     try:
@@ -51,15 +50,15 @@ def open_mask(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> 
             check_size(*image.size, str(path), max_pixels)
             wrong = _altered(image)  # before loading: Pillow then turns a TIFF upright and drops the orientation
             image.load()
-            wrong = wrong or _turned_or_transparent(image)
-            if wrong:
+            if wrong := wrong or _turned(exif_orientation(image)) or _transparent(image):
                 raise DatasetError(f"the mask {path} {wrong}")
             return image
-    except (ImageError, FileNotFoundError) as error:
-        message = str(error) if isinstance(error, ImageError) else f"there is no mask {path}"
-        raise DatasetError(message) from error
     except DatasetError:
         raise
+    except ImageError as error:
+        raise DatasetError(str(error)) from error
+    except FileNotFoundError as error:
+        raise DatasetError(f"there is no mask {path}") from error
     except Exception as error:  # decoders raise nearly anything on damaged data
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise DatasetError(f"the mask {path} cannot be read ({reason}); fetch or export it again") from error
@@ -90,15 +89,12 @@ def _turned(orientation: object) -> str:
     return f"has an EXIF orientation ({orientation}), which some programs apply and others do not; save it upright"
 
 
-def _turned_or_transparent(image: Image.Image) -> str:
-    """Like `_altered`, by what is known only after decoding."""
-    colored = image.mode in COLOR_MODES and image.has_transparency_data
-    if colored and image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
-        return "has transparent pixels, whose class is not known; save it without alpha"
-    try:
-        return _turned(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # a damaged EXIF block counts as none, as in images
+def _transparent(image: Image.Image) -> str:
+    """Why a decoded mask with transparent pixels is refused; empty if it has none."""
+    may_be = image.mode in COLOR_MODES and image.has_transparency_data
+    if not may_be or image.convert("RGBA").getchannel("A").getextrema() == (255, 255):
         return ""
+    return "has transparent pixels, whose class is not known; save it without alpha"
 
 
 def read_mask(path: str | os.PathLike[str], *, colors: Colors | None = None, max_pixels: int = MAX_PIXELS) -> Mask:
@@ -120,10 +116,10 @@ def read_mask(path: str | os.PathLike[str], *, colors: Colors | None = None, max
         DatasetError: The file cannot be read (see `open_mask`), it is RGB but `colors` is not given, it has a color
             that is not listed, or `colors` is not as described.
     """
-    listed = None if colors is None else checked_colors(colors)
+    colors = None if colors is None else checked_colors(colors)
     image = open_mask(path, max_pixels=max_pixels)
     if image.mode in VALUE_MODES:
-        if listed is not None:
+        if colors is not None:
             raise DatasetError(f"the mask {path} holds values, not colors (mode {image.mode}); leave out colors")
         values = np.asarray(image)
         return values.astype(np.uint8) if values.dtype == bool else values
@@ -132,13 +128,13 @@ def read_mask(path: str | os.PathLike[str], *, colors: Colors | None = None, max
             f"the mask {path} has mode {image.mode}; expected one channel of class values: export it as 8-bit PNG"
         )
     pixels = np.asarray(image.convert("RGB"))
-    if listed is None:
+    if colors is None:
         gray = bool((pixels[..., :1] == pixels).all())
         raise DatasetError(
             f"the mask {path} is in colors (mode {image.mode}), and which color is which class is not known; "
             + ("all its channels are equal: save one of them" if gray else "pass colors, one for each class")
         )
-    return _by_color(packed(pixels), listed, path)
+    return _by_color(packed(pixels), colors, path)
 
 
 def checked_colors(colors: Iterable[Iterable[int]]) -> tuple[Color, ...]:

@@ -45,7 +45,7 @@ def preprocess(
         short_edge: See `target_size`.
         long_edge: See `target_size`.
         mean: Of red, green, blue, on the scale 0..255.
-        std: Of red, green, blue, on the scale 0..255, positive.
+        std: The same, positive.
 
     Returns:
         (3, h, w) float32, C-contiguous, `(resized - mean) / std`, with (h, w) = `target_size(H, W, ...)`.
@@ -74,9 +74,8 @@ def _resize(image: RGBImage, height: int, width: int) -> RGBImage:
 
     Bilinear without antialiasing, half-pixel centers. OpenCV computes uint8 in fixed point
     (modules/imgproc/src/resize.cpp, HResizeLinear and VResizeLinear): weights of 11 bits, and products whose lowest
-    bits are dropped. The exact bilinear value, rounded to the nearest level (what `torch.nn.functional.interpolate`
-    gives), differs from it by one level in about one pixel of eight. Builds of OpenCV that use another vendor's kernel
-    instead of that code may also differ from this by one level.
+    bits are dropped. `torch.nn.functional.interpolate`, rounded, and builds of OpenCV with another vendor's kernel
+    differ by one level in some pixels (torch: about one of eight).
     """
     if image.shape[:2] == (height, width):
         return image

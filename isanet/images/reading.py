@@ -93,11 +93,11 @@ def read_image(
             raise ImageError(f"{path} is not a regular file; save the image to one first")
         with path.open("rb") as stream:
             return _pixels(open_header(stream, path), str(path), max_pixels)
+    except ImageError:
+        raise
     except FileNotFoundError as error:
         raise ImageError(f"{path} does not exist; check the path (working folder: {Path.cwd()})") from error
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        if isinstance(error, ImageError):
-            raise
         raise ImageError(f"{path} cannot be opened: {error}; check the path and its permissions") from error
 
 
@@ -126,26 +126,26 @@ def check_array(array: NDArray[Any], max_pixels: int | None) -> RGBImage:
     Raises:
         ImageError: It is not; the message gives the expression that converts it.
     """
-    fix = ""
-    if array.ndim == 2:
-        fix = "for a gray image pass np.stack([array] * 3, axis=-1)"
-    elif array.ndim == 4:
-        fix = "for a batch pass list(array)"
-    elif array.ndim == 3 and array.shape[2] != 3:
-        if array.shape[0] == 3:
-            fix = "for (3, H, W) pass array.transpose(1, 2, 0)"
-        elif array.shape[2] == 4:
-            fix = "to drop alpha pass array[..., :3]"
-        elif array.shape[2] == 1:
-            fix = "for a gray image pass np.repeat(array, 3, axis=2)"
+    fixes = []
+    match array.shape:
+        case (_, _):
+            fixes.append("for a gray image pass np.stack([array] * 3, axis=-1)")
+        case (_, _, _, _):
+            fixes.append("for a batch pass list(array)")
+        case (_, _, 3):
+            pass
+        case (3, _, _):
+            fixes.append("for (3, H, W) pass array.transpose(1, 2, 0)")
+        case (_, _, 4):
+            fixes.append("to drop alpha pass array[..., :3]")
+        case (_, _, 1):
+            fixes.append("for a gray image pass np.repeat(array, 3, axis=2)")
     if array.dtype != np.uint8:
         scale = "(array * 255).round()" if array.dtype.kind == "f" else "array"
-        fix += ("; " if fix else "") + f"for uint8 pass {scale}.astype(np.uint8), after making sure of its range"
-    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
-        raise ImageError(
-            f"expected a uint8 RGB array of shape (H, W, 3), got {array.dtype} of shape {array.shape}"
-            + (f"; {fix}" if fix else "")
-        )
+        fixes.append(f"for uint8 pass {scale}.astype(np.uint8), after making sure of its range")
+    if array.shape[2:] != (3,) or array.dtype != np.uint8:
+        found = f"got {array.dtype} of shape {array.shape}"
+        raise ImageError("; ".join([f"expected a uint8 RGB array of shape (H, W, 3), {found}", *fixes]))
     if array.size == 0:
         raise ImageError(f"the array is empty: its shape is {array.shape}; an image has at least one pixel")
     if max_pixels is not None:
@@ -169,10 +169,7 @@ def check_size(width: int, height: int, name: str, max_pixels: int) -> None:
 
 
 def open_header(stream: BinaryIO, path: Path) -> Image.Image:
-    """Like `Image.open(stream, formats=FORMATS)`: reads the header, decodes nothing.
-
-    `Image.open` itself warns of, or refuses, large images by a limit of its own before the size is known, and
-    silencing a warning is not thread-safe.
+    """Like `Image.open(stream, formats=FORMATS)`, which warns of large images or refuses them by a limit of its own.
 
     Raises:
         ImageError: It is not an image of a known format, or its header is damaged.

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from isanet.datasets import ADE20K, VOC2012, Cityscapes, Folder
+from isanet.datasets.mask_check import check_masks
 from isanet.errors import DatasetError
 from tests.datasets.test_base import check
 from tests.helpers import replicas
@@ -121,3 +122,18 @@ def test_a_folder_that_cannot_be_read_is_an_error(tmp_path: Path, monkeypatch: p
     refuse_folder("b", monkeypatch)
     with pytest.raises(DatasetError, match=r"images cannot be read: .*Permission denied: .*images/b"):
         Folder(tmp_path)
+
+
+def test_a_folder_below_one_that_cannot_be_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stat = Path.stat
+
+    def refusing(path: Path, **options: Any) -> Any:
+        if path.name == "b":
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", refusing)
+    with pytest.raises(DatasetError, match=r"/a/b cannot be found: .*Permission denied"):
+        Folder(tmp_path / "a" / "b")
+    with pytest.raises(DatasetError, match=r"/a/b cannot be read: .*Permission denied"):
+        check_masks(tmp_path / "a" / "b")
