@@ -72,10 +72,11 @@ TOLERANCES = {
 whose significand has as many bits (10).
 
 Measured with isanet_nano_toystreets against float64 on drawn streets: no confident pixel changed its label in any
-precision, and of all pixels up to 0.03 % did in float16, 0.8 % in bfloat16 and 1.3 % in a simulation of int8; the
-confidence differed by 3e-7 in float32, 0.0002 in float16, 0.0045 in bfloat16, 0.0125 in that simulation. Rounding the
-answer to float16 adds 0.0001. The faults that this is for change at least 2 % of the confident pixels (see its
-tests)."""
+precision; the confidence differed by 3e-7 in float32, 0.0002 in float16, 0.0045 in bfloat16, 0.0125 in a simulation of
+int8. Rounding the answer to float16 adds 0.0001. The faults in the tests change at least 2 % of the confident
+pixels."""
+
+VERSIONS = {"isanet": __version__, "torch": torch.__version__}
 
 log = logging.getLogger("isanet")
 
@@ -194,7 +195,7 @@ def _compute_answer(weights: Weights) -> Answer:
     answer = _segment(segmenter, street())
     if (share := float((answer.confidence >= MIN_CONFIDENCE).mean())) < 0.1:
         log.warning("%s is confident at %.1f %% of the pixels: it looks untrained", weights.name, 100 * share)
-    return answer._replace(facts={**_binding(weights), **_input_facts(segmenter), **_versions()})
+    return answer._replace(facts={**_binding(weights), **_input_facts(segmenter), **VERSIONS})
 
 
 def _write(weights: Weights, answer: Answer) -> None:
@@ -269,19 +270,15 @@ def _differences(now: Answer, answer: Answer) -> tuple[float, float]:
 
 
 def _binding(weights: Weights) -> dict[str, str]:
-    """What an answer is bound to: an answer that was made with anything else is not compared with."""
+    """What an answer must have been made with."""
     source = weights.sha256 or ""
     if not weights.packaged and (record := cache.read_record(weights.name)) is not None:
         source = record.source_sha256
     return {"schema": SCHEMA, "source_sha256": source, "image": sha256(street().tobytes()).hexdigest()}
 
 
-def _versions() -> dict[str, str]:
-    return {"isanet": __version__, "torch": torch.__version__}
-
-
 def _input_facts(segmenter: Segmenter) -> dict[str, str]:
-    """The network's input: made with integers and tables, so that it is bit-exactly the same on every machine."""
+    """The network's input, which is bit-exactly the same on every machine."""
     (tensor, *_) = predict.prepare(street(), segmenter.model.preprocessing, segmenter.protocol)
     shape = "x".join(map(str, tensor.shape[1:]))
     return {"input_shape": shape, "input_sha256": sha256(tensor.numpy().tobytes()).hexdigest()}
@@ -303,7 +300,7 @@ def _cause(segmenter: Segmenter, name: str, answer: Answer, agreement: float) ->
         return "images are prepared in another way: another resize, mean, deviation or order of channels"
     fresh = Segmenter(from_pretrained(name), device="cpu", precision="float32", protocol=segmenter.protocol)
     if not TOLERANCES["float32"].allows(*_differences(_segment(fresh, street()), answer)):
-        made, here = (f"isanet {facts['isanet']} and torch {facts['torch']}" for facts in (answer.facts, _versions()))
+        made, here = (f"isanet {facts['isanet']} and torch {facts['torch']}" for facts in (answer.facts, VERSIONS))
         return (
             "the verified file itself gives another answer on the CPU in float32; the answer was recorded with "
             f"{made}, and this is {here}"
