@@ -275,9 +275,9 @@ def palette_finding(stats: MaskStats) -> Finding:
 # --- colors
 
 _VOC, _ADE20K = LABEL_SPACES["voc21"], LABEL_SPACES["ade20k150"]
+_BORDER_REMARK = " #e0e0c0 is the border of objects, which is no class: paint it white, which is ignored."
 _REMARKS = {
-    _VOC: " #e0e0c0, if there, is the border of objects and no class: paint it white, which is ignored. Other programs "
-    "use the colors of VOC for other classes.",
+    _VOC: " Other programs use the colors of VOC for other classes.",
     _ADE20K: " Road and skyscraper have one color and cannot be told apart: use ADE20K's own masks of values.",
     CITYSCAPES_IDS: " Some are of classes that are not among the 19, and pole and polegroup have one color: use the "
     "files *_labelIds.png instead.",
@@ -299,7 +299,8 @@ def color_finding(held: Counts, num_classes: int | None, space: LabelSpace | Non
     painted = f"Painted in {plural(len(colors), 'color')}"
     if telling and (fits := _known_palettes(telling, num_classes, space)):
         known, *others = fits
-        text = f"{painted}, all of the palette of {known.name}.{_REMARKS.get(known, '')}"
+        remark = _BORDER_REMARK if _VOC_BORDER in telling and known == _VOC else _REMARKS.get(known, "")
+        text = f"{painted}, all of the palette of {known.name}.{remark}"
         if others:
             text += f" They fit {', '.join(other.name for other in others)} as well; which it is, only you know."
         elif len(telling) < 3 and space is None:

@@ -317,6 +317,11 @@ def test_few_colors_may_fit_by_chance(tmp_path: Path) -> None:
     assert "chance" in finding.text
 
 
+def test_the_border_of_objects_in_the_colors_of_voc_is_named(tmp_path: Path) -> None:
+    finding = the(checked(tmp_path, painted([*VOC.palette, (224, 224, 192)], tiles([0, 1, 5, 21]))), "known-colors")
+    assert "the palette of voc21. #e0e0c0 is the border of objects" in finding.text
+
+
 def test_the_expected_colors_are_tried_first(tmp_path: Path) -> None:
     space = custom_space(["a", "b"], [(1, 2, 3), (250, 4, 9)])
     pixels = painted(space, tiles([0, 1]))
