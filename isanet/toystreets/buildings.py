@@ -117,13 +117,12 @@ def _wall_paints(
     return paints
 
 
-def build(scene: Scene, sides: tuple[Side, Side]) -> None:
+def add_buildings(scene: Scene, sides: tuple[Side, Side]) -> None:
     """Adds the buildings of both sides, and perhaps one at the end of the street."""
     sun = scene.sun[0]
-    sunny = scene.name in ("sun", "dusk")
     for sign, side in ((-1, sides[0]), (1, sides[1])):
         # the sun throws shadows along `sun`: to the right from the left, so that the right side is lit
-        light = 0.72 if sunny and sign * sun < 0 else 1.0
+        light = 0.72 if scene.sunny and sign * sun < 0 else 1.0
         tall = scene.between(5, 20)
         before = 0.0, 0.0, 0.0  # end, setback and height of the last building
         z = scene.between(0.5, 4)
@@ -153,7 +152,7 @@ def build(scene: Scene, sides: tuple[Side, Side]) -> None:
                 scene.add(end, partial(_draw_wall, scene, corner, across, height, facade, 0.86, gable))
             scene.add(end, partial(_draw_wall, scene, corner, (at, end), height, facade, light))
             if sign * sun < 0:  # its shadow falls towards the road
-                reach = min(abs(sun) * height, 30) * (1 if sunny else 0.08)
+                reach = min(abs(sun) * height, 30) * (1 if scene.sunny else 0.08)
                 if scene.weather.shadow < 256:
                     scene.blocks.append((at, -sign * reach, begin, end, reach * scene.sun[1]))
     if scene.chance(0.3):

@@ -79,8 +79,10 @@ class Scene:
 
     def __post_init__(self) -> None:
         self.canvas = np.zeros((self.height, self.width), np.uint64)
-        self.name = self.share([(name, weather.share) for name, weather in WEATHERS.items()])
-        self.weather = WEATHERS[self.name]
+        weather = self.pick_weighted([(name, weather.share) for name, weather in WEATHERS.items()])
+        self.weather = WEATHERS[weather]
+        self.sunny, self.rainy = weather in ("sun", "dusk"), weather == "rain"
+        self.headlights = weather in ("night", "dusk", "rain")
         self.eye = self.between(1.3, 2.7)
         self.focal = self.between(0.8, 1.45) * self.height
         self.horizon = self.between(0.36, 0.58) * self.height
@@ -113,7 +115,7 @@ class Scene:
         """One item, all equally likely."""
         return items[int(self.rng.random() * len(items))]
 
-    def share(self, items: Sequence[tuple[T, float]]) -> T:
+    def pick_weighted(self, items: Sequence[tuple[T, float]]) -> T:
         """One item by probabilities, which add up to 1."""
         left = self.rng.random()
         for item, part in items:
@@ -216,7 +218,7 @@ class Scene:
         """Adds the shadow of something upright, or a dark spot where there is no sun."""
         if self.weather.shadow > 256:
             return
-        reach = (1.0 if self.name in ("sun", "dusk") else 0.1) * height
+        reach = (1.0 if self.sunny else 0.1) * height
         (dx, dz), low = self.sun, start / height
         self.shadows.append((x + dx * reach * low, z + dz * reach * low, x + dx * reach, z + dz * reach, radius))
 

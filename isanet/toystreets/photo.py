@@ -38,10 +38,10 @@ def develop(scene: Scene, seed: int) -> RGBImage:
         lit += ((weather.bottom[channel] - lit) * fog) >> 8
         lit = ((lit - 128) * int(contrast * 256) >> 8) + int(128 + lift)
         image[..., channel] = lit.clip(0, 255)
-    if scene.name == "rain":
+    if scene.rainy:
         _reflect(scene, image, parts[..., 3] == ROAD)
         _rain(scene, image)
-    for _ in range(scene.share([(0, 0.15), (1, 0.65), (2, 0.2)])):
+    for _ in range(scene.pick_weighted([(0, 0.15), (1, 0.65), (2, 0.2)])):
         _blur(image)
     strength = int(weather.noise * scene.between(0.4, 1.6))
     for channel in range(3):

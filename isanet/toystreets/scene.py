@@ -31,11 +31,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from isanet.labels import LABEL_SPACES
-from isanet.toystreets.buildings import build
+from isanet.toystreets.buildings import add_buildings
 from isanet.toystreets.draw import Scene
 from isanet.toystreets.photo import develop
 from isanet.toystreets.street import draw_backdrop, draw_ground, draw_sky, lay_out
-from isanet.toystreets.things import furnish
+from isanet.toystreets.things import add_things
 
 VERSION = 1
 """Incremented when a seed's scene changes; results of different versions do not compare."""
@@ -54,11 +54,11 @@ CLASSES = SPACE.classes
 
 def _draw_everything(scene: Scene) -> None:
     """Draws everything but the effects of the weather."""
-    left, right = lay_out(scene), lay_out(scene)
+    sides = lay_out(scene), lay_out(scene)
     draw_sky(scene)
-    build(scene, (left, right))
-    furnish(scene, (left, right))
-    draw_ground(scene, (left, right))
+    add_buildings(scene, sides)
+    add_things(scene, sides)
+    draw_ground(scene, sides)
     draw_backdrop(scene)
     for _, draw in sorted(scene.things, key=operator.itemgetter(0), reverse=True):
         draw()

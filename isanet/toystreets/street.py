@@ -77,7 +77,7 @@ def lay_out(scene: Scene) -> Side:
     """Chooses the layout of one side of the road."""
     sidewalk = scene.half_road + scene.between(1.8, 4.5)
     green = scene.between(1, 4) if scene.chance(0.4) else 0
-    return Side(sidewalk, sidewalk + green, scene.share([(0.95, 0.78), (0.5, 0.1), (0.08, 0.12)]))
+    return Side(sidewalk, sidewalk + green, scene.pick_weighted([(0.95, 0.78), (0.5, 0.1), (0.08, 0.12)]))
 
 
 # Kinds of ground, positions in the list of `_ground_paints`
@@ -175,9 +175,8 @@ def _draw_patches(scene: Scene, near: _Near) -> None:
     for _ in range(int(scene.between(0, 5))):
         at, far = scene.between(-half, half), scene.between(4, 25)
         wide, long = scene.between(0.3, 1.8), scene.between(0.4, 4)
-        rain = scene.name == "rain"
-        is_round = scene.chance(0.4) or rain
-        kind = _PUDDLE if rain else _LID if is_round else _REPAIR
+        is_round = scene.chance(0.4) or scene.rainy
+        kind = _PUDDLE if scene.rainy else _LID if is_round else _REPAIR
         if kind == _LID:
             wide = long = 0.35
         rows = slice(int(np.searchsorted(-z, -far - long)), int(np.searchsorted(-z, -far + long)))

@@ -99,7 +99,7 @@ def _add_person(scene: Scene, x: float, z: float) -> None:
         scene.post(x, z, 0.8 * tall, 0.88 * tall, 0.1, pixel(PERSON, times(skin, 0.85), z, 6))
         scene.disc(x, 0.935 * tall, z, 0.1, 0.075 * tall, pixel(PERSON, hair, z, 6))
         scene.disc(x + side * 0.02, 0.915 * tall, z, 0.085, 0.055 * tall, pixel(PERSON, skin, z, 6))
-        if umbrella and scene.name == "rain":
+        if umbrella and scene.rainy:
             flat([(-0.65, 1.04), (0.65, 1.04), (0.4, 1.22), (0, 1.28), (-0.4, 1.22)], cover)
 
     scene.add(z, draw)
@@ -123,9 +123,8 @@ def _add_car(scene: Scene, x: float, z: float, ahead: bool) -> None:
     shape, paint = scene.pick(_CARS), scene.any_color(0.55)
     length, width, height = shape[:3]
     scene.add(z, lambda: _draw_car(scene, x, z, shape, paint, ahead))
-    sunny = scene.name in ("sun", "dusk")
+    reach = height * 0.8 if scene.sunny else 0.1
     for share in (0.12, 0.5, 0.88) if scene.weather.shadow < 256 else ():
-        reach = height * 0.8 if sunny else 0.1
         at = z + length * share
         scene.shadows.append((x, at, x + scene.sun[0] * reach, at + scene.sun[1] * reach, width / 2 * 1.12))
 
@@ -134,7 +133,7 @@ def _draw_car(scene: Scene, x: float, z: float, shape: _CarShape, paint: Color, 
     length, width, height, sill, begin, end = shape
     if not ahead:
         begin, end = 1 - end, 1 - begin
-    half, lit = width / 2, scene.name in ("night", "dusk", "rain")
+    half, lit = width / 2, scene.headlights
 
     def face(points: Sequence[tuple[float, float, float]], color: Color, shines: bool = False) -> None:
         projected = [scene.project(x + dx, y, z + dz) for dx, y, dz in points]
@@ -317,18 +316,18 @@ _SIGNS: list[tuple[Color, Color, Color]] = [
 """Rim, inside and symbol."""
 
 
-def furnish(scene: Scene, sides: tuple[Side, Side]) -> None:
+def add_things(scene: Scene, sides: tuple[Side, Side]) -> None:
     """Adds everything on the road and the sidewalks."""
     half = scene.half_road
     for sign, side in ((-1, sides[0]), (1, sides[1])):
-        parked = scene.share([(0.0, 0.35), (0.4, 0.3), (0.85, 0.35)])
+        parked = scene.pick_weighted([(0.0, 0.35), (0.4, 0.3), (0.85, 0.35)])
         z = scene.between(2, 10)
         while z < 70:
             if scene.chance(parked) and _off_junction(scene, z) and _off_junction(scene, z + 5):
                 _add_car(scene, sign * (half - 1.1), z, sign > 0)
             z += scene.between(5.6, 7.5)
-        _furnish_green(scene, sign, side)
-        _furnish_sidewalk(scene, sign, side)
+        _add_green(scene, sign, side)
+        _add_sidewalk_things(scene, sign, side)
         # traffic keeps to the right
         z = scene.between(4, 30)
         lane = sign * (half * 0.3 if parked else half * 0.5)
@@ -349,9 +348,9 @@ def _off_junction(scene: Scene, z: float) -> bool:
     return z < scene.crossing - 4 or z > scene.crossing_end + 3
 
 
-def _furnish_green(scene: Scene, sign: int, side: Side) -> None:
+def _add_green(scene: Scene, sign: int, side: Side) -> None:
     """Adds trees and bushes to one side of the road; `sign`: -1 left, 1 right."""
-    trees, spacing = scene.share([(0.0, 0.3), (0.5, 0.35), (0.9, 0.35)]), scene.between(6, 13)
+    trees, spacing = scene.pick_weighted([(0.0, 0.3), (0.5, 0.35), (0.9, 0.35)]), scene.between(6, 13)
     z = scene.between(3, 12)
     while z < 90:
         grows = scene.chance(trees)
@@ -368,7 +367,7 @@ def _furnish_green(scene: Scene, sign: int, side: Side) -> None:
             _add_bush(scene, sign * scene.between(side.sidewalk + 0.5, side.wall), z)
 
 
-def _furnish_sidewalk(scene: Scene, sign: int, side: Side) -> None:
+def _add_sidewalk_things(scene: Scene, sign: int, side: Side) -> None:
     """Adds lamps, signs, bollards, people and traffic lights to one side; `sign`: -1 left, 1 right."""
     half = scene.half_road
     spacing, z = scene.between(12, 24), scene.between(5, 16)

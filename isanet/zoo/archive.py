@@ -111,7 +111,7 @@ def pack(names: Iterable[str], target: str | os.PathLike[str], *, overwrite: boo
 
 
 def _add_entry(archive: zipfile.ZipFile, name: str, data: bytes | memoryview) -> None:
-    entry = zipfile.ZipInfo(name)  # of 1980, so that the same models give the same archive
+    entry = zipfile.ZipInfo(name)  # dated 1980, so that the same models give the same archive
     entry.create_system = 3  # the same on every system
     entry.external_attr = (stat.S_IFREG | 0o644) << 16
     archive.writestr(entry, data)

@@ -28,7 +28,7 @@ def model_config(weights: Weights) -> dict[str, Any]:
 
 
 def label_arguments(weights: Weights) -> dict[str, Any]:
-    """Those that do not shape the network: its classes, and the preprocessing of its images."""
+    """Those among them that do not shape the network: its classes, and how images are prepared."""
     space = LABEL_SPACES[weights.label_space]
     return {
         "classes": list(space.classes),

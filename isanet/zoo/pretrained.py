@@ -53,8 +53,7 @@ def from_pretrained(
 
             A `pathlib.Path` is always a file or a folder; a string is a name in the zoo first, then a path, then a
             repository.
-        num_classes: Start over with this many classes: both classifiers are randomly initialized, everything else is
-            kept.
+        num_classes: Start over with this many classes: both classifiers are randomly initialized, the rest is kept.
         classes: The same with names; the rows of classes that the source knows by the same name are kept.
             Where the source's classes have only numbers ("class 0", ...) and are as many, these are their names.
         revision: Branch, tag or commit of a repository on the Hub.
@@ -131,7 +130,7 @@ def from_backbone(
         backbone: "resnet50" or "resnet101".
         num_classes: K, the number of classes; may be left out where `classes` or `label_space` is given.
         classes: Names of the classes; "class 0", "class 1", ... if left out.
-        palette: One (red, green, blue) of 0..255 for each class; those of `isanet.labels.generic_palette` if left out.
+        palette: One (red, green, blue) of 0..255 for each class; `isanet.labels.generic_palette` if left out.
         label_space: A key of `isanet.labels.LABEL_SPACES`, instead of `classes` and `palette`.
         preprocessing: Keyword arguments of `isanet.images.preprocess.preprocess`; `imagenet_preprocessing` if left out.
         progress: Show a progress bar; None shows it on a terminal and in a notebook.

@@ -1,8 +1,8 @@
 """From a released checkpoint to a network: manifest entry, cached file or download, verification, conversion.
 
 First `plan` decides what is to be done, from what is known and what lies in the cache folder; then the steps are taken
-in turn until one of them gives the network. Models and the backbones to start from go the same way; a packaged model
-is read from the package, and no cache is needed.
+in turn until one succeeds. Models and the backbones to start from go the same way; a packaged model is read from the
+package, and no cache is needed.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def load(weights: Released, *, progress: bool | None = None, keep: bool = False,
 
 
 def read_cached(weights: Released) -> Loaded | None:
-    """The same without fetching or writing anything; None if there is no usable cached file.
+    """As `load`, but nothing is fetched or written; None if there is no usable cached file.
 
     Raises:
         CheckpointError: A packaged model's file cannot be read or does not fit.
