@@ -34,39 +34,15 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = 32.0, (0.5, 1.5), (0.5, 1.5), 18 / 180
 def augmentation(
     recipe: Recipe, preprocessing: Mapping[str, Any]
 ) -> Callable[[Image.Image, Image.Image], tuple[Tensor, Tensor]]:
-    """The function that turns an image and its mask into a training sample, for `transforms=` of the datasets.
-
-    Args:
-        recipe: Its crop, scale_range, flip, photometric and max_class_share.
-        preprocessing: The model's (`model.preprocessing`): short_edge, long_edge, mean and std.
-
-    Returns:
-        `augment` with these arguments; it can be pickled.
-    """
-    return partial(
-        augment,
-        crop=recipe.crop,
-        scale_range=recipe.scale_range,
-        flip=recipe.flip,
-        photometric=recipe.photometric,
-        max_class_share=recipe.max_class_share,
-        **preprocessing,
-    )
+    """`augment` for a recipe and a model's preprocessing, as `transforms=` of the datasets; it can be pickled."""
+    return partial(augment, recipe=recipe, preprocessing=dict(preprocessing))
 
 
 def augment(
     image: Image.Image,
     mask: Image.Image,
-    *,
-    crop: tuple[int, int],
-    scale_range: tuple[float, float],
-    flip: float,
-    photometric: float,
-    max_class_share: float,
-    short_edge: int,
-    long_edge: int,
-    mean: list[float],
-    std: list[float],
+    recipe: Recipe,
+    preprocessing: Mapping[str, Any],
     generator: Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A random training sample.
@@ -74,16 +50,9 @@ def augment(
     Args:
         image: RGB.
         mask: Of the same size, mode L or P: class indices, or `isanet.labels.IGNORED`.
-        crop: (height, width) of the result in pixels. A smaller image is padded on all sides: with `mean`, which is 0
-            after normalization, and its mask with IGNORED.
-        scale_range: Smallest and largest scale, as multiples of the inference size (`target_size`).
-        flip: Probability of a horizontal flip.
-        photometric: Probability of each color change, see `change_colors`.
-        max_class_share: See `random_crop`.
-        short_edge: See `isanet.images.preprocess.target_size`.
-        long_edge: See `isanet.images.preprocess.target_size`.
-        mean: Mean of red, green, blue, in 0..255.
-        std: Standard deviation of red, green, blue, in 0..255.
+        recipe: Its crop, scale_range, flip, photometric and max_class_share. An image that is smaller than the crop is
+            padded on all sides: with the mean, which is 0 after normalization, and its mask with IGNORED.
+        preprocessing: The model's: short_edge, long_edge, mean and std.
         generator: Source of random numbers; torch's global generator by default.
 
     Returns:
@@ -98,25 +67,22 @@ def augment(
             "expected an RGB image and a mask (mode L or P) of one size, got "
             f"{image.mode} {image.width}x{image.height} and {mask.mode} {mask.width}x{mask.height}"
         )
-    scale = _uniform(*scale_range, generator)
-    size = target_size(
-        image.height,
-        image.width,
-        short_edge=max(1, int(short_edge * scale)),
-        long_edge=max(1, int(long_edge * scale)),
-    )
+    crop, scale = recipe.crop, _uniform(*recipe.scale_range, generator)
+    edges = {name: max(1, int(preprocessing[name] * scale)) for name in ("short_edge", "long_edge")}
+    size = target_size(image.height, image.width, **edges)
     # No antialiasing, as in inference. Masks are resized by NEAREST_EXACT, which samples at pixel centers like the
     # image's interpolation; OpenCV, and plain NEAREST, sample at corners, which is off by up to half a pixel.
     pixels_3HW = F.resize(F.pil_to_tensor(image), list(size), InterpolationMode.BILINEAR, antialias=False)
     mask_1HW = F.resize(F.pil_to_tensor(mask), list(size), InterpolationMode.NEAREST_EXACT)
 
-    top, left, height, width = random_crop(mask_1HW[0], crop, max_class_share, generator)
+    top, left, height, width = random_crop(mask_1HW[0], crop, recipe.max_class_share, generator)
     pixels_3HW = F.crop(pixels_3HW, top, left, height, width)
     mask_1HW = F.crop(mask_1HW, top, left, height, width)
-    if _happens(flip, generator):
+    if _happens(recipe.flip, generator):
         pixels_3HW, mask_1HW = F.horizontal_flip(pixels_3HW), F.horizontal_flip(mask_1HW)
 
-    image_3HW = F.normalize(change_colors(pixels_3HW.float(), photometric, generator), mean, std)
+    colored_3HW = change_colors(pixels_3HW.float(), recipe.photometric, generator)
+    image_3HW = F.normalize(colored_3HW, preprocessing["mean"], preprocessing["std"])
     above, before = (crop[0] - height) // 2, (crop[1] - width) // 2
     padding = [before, above, crop[1] - width - before, crop[0] - height - above]
     image_3HW = F.pad(image_3HW, padding, fill=0.0)
@@ -127,14 +93,10 @@ def augment(
 def random_crop(
     mask_HW: Tensor, crop: tuple[int, int], max_class_share: float, generator: Generator | None = None
 ) -> tuple[int, int, int, int]:
-    """A random crop that no single class dominates, if `CROP_TRIES` tries find one.
+    """A random crop in which every class has less than `max_class_share` of the pixels that are not ignored.
 
-    Args:
-        mask_HW: (H, W) uint8, class indices and IGNORED.
-        crop: (height, width) in pixels; a shorter side of the mask is taken in full.
-        max_class_share: Every class must have less than this share of the pixels that are not ignored; 1 accepts any
-            crop. If no try succeeds, the last one is taken.
-        generator: See `augment`.
+    If none of `CROP_TRIES` tries finds one, it is the last one tried. A side of the mask that is shorter than the
+    crop's is taken in full.
 
     Returns:
         (top, left, height, width).
@@ -155,15 +117,7 @@ def change_colors(pixels_3HW: Tensor, probability: float, generator: Generator |
     """Upstream's photometric distortion: brightness, contrast, saturation and hue, each with the same probability.
 
     Brightness is added, contrast multiplied, saturation multiplied in HSV, hue rotated in HSV. Contrast is changed
-    second or last, at random.
-
-    Args:
-        pixels_3HW: (3, H, W), floating point, red, green, blue in 0..255; not changed.
-        probability: Probability of each of the four, 0..1.
-        generator: See `augment`.
-
-    Returns:
-        The same shape, 0..255.
+    second or last, at random. Pixels are (3, H, W), floating point, red, green, blue in 0..255, and not changed.
     """
 
     def contrast(x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import colorsys
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,14 +24,7 @@ VOC: dict[str, Any] = {
     "std": [58.395, 57.12, 57.375],
 }
 PALETTE = np.array([[250, 10, 10], [10, 250, 10], [10, 10, 250], [128, 128, 128]], np.uint8)
-STILL: dict[str, Any] = {
-    **VOC,
-    "crop": (64, 64),
-    "scale_range": (1.0, 1.0),
-    "flip": 0.0,
-    "photometric": 0.0,
-    "max_class_share": 1.0,
-}
+STILL = Recipe(crop=(64, 64), scale_range=(1.0, 1.0), flip=0.0, photometric=0.0, max_class_share=1.0)
 
 
 def scene(height: int = 90, width: int = 130, seed: int = 0) -> tuple[Image.Image, Image.Image]:
@@ -63,8 +57,8 @@ def inside(mask_HW: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_image_and_mask_stay_together(seed: int) -> None:
-    arguments = {**STILL, "crop": (80, 70), "scale_range": (0.5, 2.0), "flip": 0.5, "max_class_share": 0.75}
-    image, mask = augment(*scene(), **arguments, generator=generator(seed))
+    recipe = replace(STILL, crop=(80, 70), scale_range=(0.5, 2.0), flip=0.5, max_class_share=0.75)
+    image, mask = augment(*scene(), recipe, VOC, generator(seed))
     assert image.shape == (3, 80, 70)
     assert mask.shape == (80, 70)
     assert (image.dtype, mask.dtype) == (torch.float32, torch.uint8)
@@ -84,7 +78,7 @@ def test_edges_of_image_and_mask_coincide() -> None:
     mask[:, 150:] = 1
     pair = Image.fromarray(mask * np.uint8(200)).convert("RGB"), Image.fromarray(mask)
     for scale in (0.5, 0.73, 1.0, 1.31, 2.0):
-        image, labels = augment(*pair, **{**STILL, "crop": (128, 600), "scale_range": (scale, scale)})
+        image, labels = augment(*pair, replace(STILL, crop=(128, 600), scale_range=(scale, scale)), VOC)
         row = labels.shape[0] // 2
         in_image = (pixels(image)[row, :, 0] > 100)[labels[row] != 255]
         in_mask = (labels[row] == 1)[labels[row] != 255]
@@ -95,11 +89,11 @@ def test_without_randomness_it_equals_preprocess() -> None:
     photo = np.random.RandomState(0).randint(0, 256, (90, 130, 3)).astype(np.uint8)
     expected = preprocess(photo, **VOC)
     mask = Image.fromarray(np.zeros((90, 130), np.uint8))
-    image, _ = augment(Image.fromarray(photo), mask, **{**STILL, "crop": tuple(expected.shape[1:])})
+    image, _ = augment(Image.fromarray(photo), mask, replace(STILL, crop=tuple(expected.shape[1:])), VOC)
     assert (image - expected).abs().max() <= 1.01 / min(VOC["std"])  # one gray level, from torchvision's rounding
     small = photo[:64, :64]
     mask = Image.fromarray(np.zeros((64, 64), np.uint8))
-    image, _ = augment(Image.fromarray(small), mask, **STILL)
+    image, _ = augment(Image.fromarray(small), mask, STILL, VOC)
     torch.testing.assert_close(image, preprocess(small, **VOC), rtol=1e-6, atol=1e-6)
 
 
@@ -107,8 +101,8 @@ def test_scales_are_multiples_of_the_inference_size() -> None:
     photo, mask = scene(90, 130)
     seen = []
     for seed in range(60):
-        arguments = {**STILL, "crop": (300, 300), "scale_range": (0.5, 2.0)}
-        _, labels = augment(photo, Image.new("L", photo.size), **arguments, generator=generator(seed))
+        recipe = replace(STILL, crop=(300, 300), scale_range=(0.5, 2.0))
+        _, labels = augment(photo, Image.new("L", photo.size), recipe, VOC, generator(seed))
         rows, columns = (labels != 255).any(dim=1).sum().item(), (labels != 255).any(dim=0).sum().item()
         scale = torch.rand((), generator=generator(seed), dtype=torch.float64).item() * 1.5 + 0.5
         edges = {"short_edge": int(64 * scale), "long_edge": int(256 * scale)}
@@ -116,13 +110,13 @@ def test_scales_are_multiples_of_the_inference_size() -> None:
         seen.append(rows)
     assert min(seen) < 45
     assert max(seen) > 115
-    fixed = augment(photo, mask, **{**STILL, "crop": (300, 300), "scale_range": (1.5, 1.5)})[1]
+    fixed = augment(photo, mask, replace(STILL, crop=(300, 300), scale_range=(1.5, 1.5)), VOC)[1]
     assert (fixed != 255).any(dim=1).sum() == 96
 
 
 def test_padding_is_the_mean_is_ignored_and_lies_where_upstreams_does() -> None:
     photo = Image.new("RGB", (100, 64), (255, 255, 255))
-    image, mask = augment(photo, Image.new("L", (100, 64)), **{**STILL, "crop": (71, 151)})
+    image, mask = augment(photo, Image.new("L", (100, 64)), replace(STILL, crop=(71, 151)), VOC)
     counted = torch.zeros(71, 151, dtype=torch.bool)
     counted[3:67, 25:125] = True  # an odd row or column is padded at the end
     assert torch.equal(mask == 0, counted)
@@ -152,7 +146,7 @@ def test_flips_have_their_probability() -> None:
         random = generator(1)
         flipped = 0
         for _ in range(200):
-            image, mask = augment(*pair, **{**STILL, "flip": flip}, generator=random)
+            image, mask = augment(*pair, replace(STILL, flip=flip), VOC, random)
             assert bool(mask[0, 0] == 63) == bool(image[0, 0, 0] > image[0, 0, -1])
             flipped += bool(mask[0, 0] == 63)
         assert low <= flipped <= high
@@ -309,7 +303,7 @@ def test_loader_workers_give_different_and_reproducible_samples() -> None:
 )
 def test_wrong_pairs_are_errors(image: Image.Image, mask: Image.Image) -> None:
     with pytest.raises(ValueError, match="RGB image and a mask"):
-        augment(image, mask, **STILL)
+        augment(image, mask, STILL, VOC)
 
 
 def test_a_palette_mask_is_read_as_indices() -> None:
@@ -318,4 +312,4 @@ def test_a_palette_mask_is_read_as_indices() -> None:
     palette.putpalette([255 - i // 3 for i in range(768)])
     assert palette.mode == "P"
     image = Image.new("RGB", (64, 64))
-    assert torch.equal(augment(image, palette, **STILL)[1], augment(image, mask, **STILL)[1])
+    assert torch.equal(augment(image, palette, STILL, VOC)[1], augment(image, mask, STILL, VOC)[1])
