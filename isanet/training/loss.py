@@ -77,11 +77,11 @@ def segmentation_loss(
             f"logits must be floating-point (N, K, H, W), both heads' alike; got {_described(logits)}"
             + (f" and {_described(aux)}" if aux is not None else "")
         )
-    logits, aux = _at_least_float32(logits), None if aux is None else _at_least_float32(aux)
     N, K, H, W = logits.shape
     if target.shape != (N, H, W) or target.dtype == torch.bool or target.is_floating_point() or target.is_complex():
         raise ValueError(f"the target must be integers of shape {(N, H, W)}, like the logits; got {_described(target)}")
-    weights = None if class_weights is None else _class_weights(class_weights, K, logits)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    weights = _class_weights(class_weights, K, dtype, logits.device)
     target = target.long()  # cross_entropy takes nothing else on every device
     stray = (target != ignore_index) & ((target < 0) | (target >= K))
     if stray.any():  # on a GPU cross_entropy would make CUDA unusable for this process
@@ -92,18 +92,14 @@ def segmentation_loss(
 
     def mean(logits: Tensor, target: Tensor) -> Tensor:
         losses = F.cross_entropy(
-            logits,
-            target,
-            weights,
-            ignore_index=ignore_index,
-            reduction="none",
-            label_smoothing=label_smoothing,
+            logits, target, weights, ignore_index=ignore_index, reduction="none", label_smoothing=label_smoothing
         )
         total = _total_weight(target, weights, ignore_index)
         return losses.sum() / torch.where(total > 0, total, 1)
 
+    logits = logits.to(dtype)
     loss = mean(logits, target if ohem is None else _hard_target(logits, target, ignore_index, ohem))
-    return loss if aux is None else loss + aux_weight * mean(aux, target)
+    return loss if aux is None else loss + aux_weight * mean(aux.to(dtype), target)
 
 
 def loss_weight(
@@ -127,9 +123,8 @@ def loss_weight(
     Raises:
         ValueError: `class_weights` are not K numbers of 0 or more.
     """
-    like = torch.empty(0, device=target.device)
-    weights = None if class_weights is None else _class_weights(class_weights, num_classes, like)
-    return _total_weight(target.long(), weights, ignore_index).to(like)
+    weights = _class_weights(class_weights, num_classes, torch.float32, target.device)
+    return _total_weight(target.long(), weights, ignore_index).float()
 
 
 def _total_weight(target: Tensor, weights: Tensor | None, ignore_index: int) -> Tensor:
@@ -137,8 +132,12 @@ def _total_weight(target: Tensor, weights: Tensor | None, ignore_index: int) -> 
     return counted.sum() if weights is None else (weights[target.clamp(0, len(weights) - 1)] * counted).sum()
 
 
-def _class_weights(values: Sequence[float] | Tensor, num_classes: int, like: Tensor) -> Tensor:
-    weights = torch.as_tensor(values, dtype=like.dtype, device=like.device)
+def _class_weights(
+    values: Sequence[float] | Tensor | None, num_classes: int, dtype: torch.dtype, device: torch.device
+) -> Tensor | None:
+    if values is None:
+        return None
+    weights = torch.as_tensor(values, dtype=dtype, device=device)
     if weights.shape != (num_classes,) or not (weights >= 0).all():
         raise ValueError(f"class_weights must be {num_classes} numbers of 0 or more, got {values}")
     return weights
@@ -154,10 +153,6 @@ def _hard_target(logits: Tensor, target: Tensor, ignore_index: int, ohem: OHEM) 
     if wanted := min(len(target) * ohem.min_kept, probability.numel()):
         kept |= probability <= probability.flatten().sort().values[wanted - 1]  # kthvalue is not deterministic on CUDA
     return torch.where(kept, target, ignore_index)
-
-
-def _at_least_float32(logits: Tensor) -> Tensor:
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def _described(tensor: Tensor) -> str:

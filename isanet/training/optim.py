@@ -99,11 +99,8 @@ def _parameter_groups(model: nn.Module, lr: float, head_lr_multiple: float) -> l
             (backbone if name.startswith("backbone.") else head).append(parameter)
     if not backbone and not head:
         raise ValueError("all parameters of the model are frozen: there is nothing to train")
-    groups = [
-        {"name": "backbone", "params": backbone, "lr": lr},
-        {"name": "head", "params": head, "lr": lr * head_lr_multiple},
-    ]
-    return [group for group in groups if group["params"]]
+    rates = (("backbone", backbone, lr), ("head", head, lr * head_lr_multiple))
+    return [{"name": name, "params": params, "lr": rate} for name, params, rate in rates if params]
 
 
 def _poly(step: int, *, steps: int, power: float, lr_floor: float, warmup: int) -> float:

@@ -91,9 +91,10 @@ class Recipe:
         for field in ("crop", "scale_range", "class_weights"):  # JSON has lists
             if isinstance(getattr(self, field), list):
                 object.__setattr__(self, field, tuple(getattr(self, field)))
-        for field, (fits, wanted) in _FIELDS.items():
-            if not fits(getattr(self, field)):
-                raise ValueError(f"{field} must be {wanted}, got {getattr(self, field)!r}")
+        for names, wanted, fits in _CHECKS:
+            for field in names.split():
+                if not fits(getattr(self, field)):
+                    raise ValueError(f"{field} must be {wanted}, got {getattr(self, field)!r}")
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate must divide batch_size, {self.batch_size}, got {self.accumulate}")
 
@@ -132,19 +133,20 @@ class Recipe:
         values = json.loads(text)
         if not isinstance(values, dict):
             raise ValueError(f"a recipe must be a JSON object, got {values!r}")
-        names = [field.name for field in fields(cls)]
-        if unknown := sorted(set(values) - set(names)):
-            near = get_close_matches(unknown[0], names, n=1)
-            raise ValueError(
-                f"a recipe has no field {unknown[0]!r}; "
-                + (f"did you mean {near[0]!r}?" if near else f"it has {', '.join(names)}")
-            )
+        _check_names(values, cls, "a recipe")
         if isinstance(values.get("ohem"), dict):
-            known = {field.name for field in fields(OHEM)}
-            if unknown := sorted(set(values["ohem"]) - known):
-                raise ValueError(f"ohem has no field {unknown[0]!r}; it has {', '.join(sorted(known))}")
+            _check_names(values["ohem"], OHEM, "ohem")
             values["ohem"] = OHEM(**values["ohem"])
         return cls(**values)
+
+
+def _check_names(values: dict[str, Any], kind: type[Recipe | OHEM], what: str) -> None:
+    names = [field.name for field in fields(kind)]
+    for name in values:
+        if name not in names:
+            near = get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(names)}"
+            raise ValueError(f"{what} has no field {name!r}; {hint}")
 
 
 def _is_number(value: Any) -> bool:
@@ -159,49 +161,35 @@ def _is_pair(value: Any, fits: Callable[[Any], bool]) -> bool:
     return isinstance(value, tuple) and len(value) == 2 and all(map(fits, value))
 
 
-_Check = tuple[Callable[[Any], bool], str]
-_COUNT: _Check = (lambda v: _is_int(v) and v >= 1, "an integer of 1 or more")
-_POSITIVE: _Check = (lambda v: _is_number(v) and v > 0, "a number above 0")
-_NOT_NEGATIVE: _Check = (lambda v: _is_number(v) and v >= 0, "a number of 0 or more")
-_BELOW_ONE: _Check = (lambda v: _is_number(v) and 0 <= v < 1, "a number from 0 to below 1")
-_PROBABILITY: _Check = (lambda v: _is_number(v) and 0 <= v <= 1, "a number from 0 to 1")
-_FLAG: _Check = (lambda v: isinstance(v, bool), "True or False")
-_FROM_ZERO: _Check = (lambda v: _is_int(v) and v >= 0, "an integer of 0 or more")
+def _are_class_weights(value: Any) -> bool:
+    return isinstance(value, tuple) and all(_is_number(v) and v >= 0 for v in value) and sum(value) > 0
 
-_FIELDS: dict[str, _Check] = {
-    "optimizer": (lambda v: v in ("sgd", "adamw"), "'sgd' or 'adamw'"),
-    "lr": _POSITIVE,
-    "momentum": _BELOW_ONE,
-    "weight_decay": _NOT_NEGATIVE,
-    "power": _NOT_NEGATIVE,
-    "lr_floor": _PROBABILITY,
-    "warmup": _FROM_ZERO,
-    "head_lr_multiple": _POSITIVE,
-    "epochs": _COUNT,
-    "batch_size": _COUNT,
-    "accumulate": _COUNT,
-    "crop": (lambda v: _is_pair(v, _COUNT[0]), "(height, width) in pixels"),
-    "scale_range": (
-        lambda v: _is_pair(v, _POSITIVE[0]) and v[0] <= v[1],
+
+_CHECKS: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+    ("epochs batch_size accumulate validate_every", "an integer of 1 or more", lambda v: _is_int(v) and v >= 1),
+    ("warmup", "an integer of 0 or more", lambda v: _is_int(v) and v >= 0),
+    ("seed", "an integer from 0 to below 2 ** 63", lambda v: _is_int(v) and 0 <= v < 2**63),
+    ("lr head_lr_multiple", "a number above 0", lambda v: _is_number(v) and v > 0),
+    ("clip_grad_norm", "a number above 0, or None", lambda v: v is None or (_is_number(v) and v > 0)),
+    ("weight_decay power aux_weight", "a number of 0 or more", lambda v: _is_number(v) and v >= 0),
+    ("momentum label_smoothing", "a number from 0 to below 1", lambda v: _is_number(v) and 0 <= v < 1),
+    ("ema", "a number from 0 to below 1, or None", lambda v: v is None or (_is_number(v) and 0 <= v < 1)),
+    ("lr_floor flip photometric", "a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1),
+    ("max_class_share", "a share above 0, up to 1", lambda v: _is_number(v) and 0 < v <= 1),
+    ("freeze_backbone freeze_batch_norm sync_batch_norm", "True or False", lambda v: isinstance(v, bool)),
+    ("optimizer", "'sgd' or 'adamw'", lambda v: v in ("sgd", "adamw")),
+    ("precision", "'float32', 'bfloat16' or 'float16'", lambda v: v in ("float32", "bfloat16", "float16")),
+    ("crop", "(height, width) in pixels", lambda v: _is_pair(v, lambda side: _is_int(side) and side >= 1)),
+    (
+        "scale_range",
         "the smallest and the largest scale, both above 0",
+        lambda v: _is_pair(v, _is_number) and 0 < v[0] <= v[1],
     ),
-    "flip": _PROBABILITY,
-    "photometric": _PROBABILITY,
-    "max_class_share": (lambda v: _is_number(v) and 0 < v <= 1, "a share above 0, up to 1"),
-    "aux_weight": _NOT_NEGATIVE,
-    "class_weights": (
-        lambda v: v is None or (isinstance(v, tuple) and len(v) > 0 and all(map(_NOT_NEGATIVE[0], v)) and sum(v) > 0),
+    (
+        "class_weights",
         "one number of 0 or more for each class, or None",
+        lambda v: v is None or _are_class_weights(v),
     ),
-    "label_smoothing": _BELOW_ONE,
-    "ohem": (lambda v: v is None or isinstance(v, OHEM), "an OHEM or None"),
-    "freeze_backbone": _FLAG,
-    "freeze_batch_norm": _FLAG,
-    "sync_batch_norm": _FLAG,
-    "ema": (lambda v: v is None or _BELOW_ONE[0](v), f"{_BELOW_ONE[1]}, or None"),
-    "clip_grad_norm": (lambda v: v is None or _POSITIVE[0](v), f"{_POSITIVE[1]}, or None"),
-    "precision": (lambda v: v in ("float32", "bfloat16", "float16"), "'float32', 'bfloat16' or 'float16'"),
-    "seed": (lambda v: _is_int(v) and 0 <= v < 2**63, "an integer from 0 to below 2 ** 63"),
-    "validate_every": _COUNT,
-}
-"""For each field of a recipe: a check, and how a message describes valid values."""
+    ("ohem", "an OHEM or None", lambda v: v is None or isinstance(v, OHEM)),
+)
+"""Fields of a recipe, how a message describes their valid values, and the check."""
