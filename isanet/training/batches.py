@@ -6,7 +6,7 @@ every image is seen exactly once per epoch, there is no short last batch, and ba
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from isanet._text import listed
 from isanet.datasets.base import SegmentationDataset
 from isanet.errors import IsanetError
 from isanet.training.recipe import Recipe
@@ -32,13 +33,7 @@ def seed_of(*parts: object) -> int:
 
 
 class Batches(Sampler[list[Draw]]):
-    """One process's images in each optimizer step.
-
-    Args:
-        num_images: Number of images in the dataset.
-        recipe: Its epochs, batch_size, accumulate and seed.
-        rank: Rank of the process.
-        world_size: Number of processes; the images of a step are dealt out among them in turn.
+    """One process's images in each optimizer step; the images of a step are dealt out among the processes in turn.
 
     Attributes:
         steps: Total number of steps.
@@ -84,33 +79,32 @@ class Batches(Sampler[list[Draw]]):
 
 
 class Samples(Dataset[Any]):
-    """Augmented images; random augmentation depends only on the seed, the epoch and the image.
+    """What `transforms` makes of each image and mask; its random numbers depend only on seed, epoch and image.
 
     An error is returned, because raised in a worker it would lose its message.
     """
 
-    def __init__(self, dataset: SegmentationDataset, transforms: Any, seed: int) -> None:
+    def __init__(self, dataset: SegmentationDataset, transforms: Callable[..., Any], seed: int) -> None:
         self.dataset, self.transforms, self.seed = dataset, transforms, seed
 
-    def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor] | IsanetError:
+    def __getitem__(self, draw: Draw) -> Any:
         try:
             image, mask = self.dataset.pair(draw.image)
         except IsanetError as error:
             return error
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of("sample", self.seed, *draw))
-            image_3HW, mask_HW = self.transforms(image, mask)
-        return image_3HW, mask_HW
+            return self.transforms(image, mask)
 
 
-def collate(samples: Sequence[tuple[Tensor, Tensor] | IsanetError]) -> tuple[Tensor, Tensor] | IsanetError | ValueError:
+def collate(samples: Sequence[Any]) -> tuple[Tensor, Tensor] | IsanetError | ValueError:
     """Images (N, 3, H, W) and masks (N, H, W), or the first error."""
-    pairs = []
     for sample in samples:
         if isinstance(sample, IsanetError):
             return sample
-        pairs.append(sample)
-    if len({(image.shape, mask.shape) for image, mask in pairs}) > 1:
-        sizes = ", ".join(sorted({f"{tuple(image.shape)} and {tuple(mask.shape)}" for image, mask in pairs})[:3])
-        return ValueError(f"the dataset's transforms must return images and masks of one size; they returned {sizes}")
-    return torch.stack([image for image, _ in pairs]), torch.stack([mask for _, mask in pairs])
+    images, masks = zip(*samples, strict=True)
+    sizes = {f"{tuple(image.shape)} and {tuple(mask.shape)}" for image, mask in samples}
+    if len(sizes) > 1:
+        found = listed(sorted(sizes), 3)
+        return ValueError(f"the dataset's transforms must return images and masks of one size; they returned {found}")
+    return torch.stack(images), torch.stack(masks)

@@ -22,12 +22,10 @@ from isanet.datasets.base import SegmentationDataset
 from isanet.errors import IsanetError
 from isanet.evaluation.report import Report
 from isanet.model import ISANet
-from isanet.training.loop import Training
+from isanet.training.loop import Training, log_from
 from isanet.training.plan import plan_training
 from isanet.training.recipe import Recipe
 from isanet.training.state import STATE_FILE
-
-log = logging.getLogger("isanet")
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,7 @@ def finetune(
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
     with (
         _accelerator(recipe, folder, device, trackers) as accelerator,
-        _errors_only(log, unless=accelerator.is_main_process),
+        log_from(logging.DEBUG if accelerator.is_main_process else logging.ERROR),  # the first speaks for all
         torch.random.fork_rng(gpus),  # the caller's random generators stay as they are
     ):
         processes = Processes()
@@ -182,15 +180,3 @@ def _accelerator(recipe: Recipe, folder: Path, device: str, trackers: Sequence[A
         finally:
             if fresh:  # it is global to the process: another call may want another precision
                 AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@contextmanager
-def _errors_only(logger: logging.Logger, *, unless: bool) -> Iterator[None]:
-    """Log errors only in all processes but the first, which speaks for all."""
-    level = logger.level
-    if not unless:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -88,13 +88,7 @@ class Training:
     # --- starting, resuming, saving
 
     def start(self, *, overwrite: bool) -> None:
-        """In the first process: check the data, and make sure that the folder can be written.
-
-        Raises:
-            DatasetError: A mask cannot be used.
-            ImageError: An image cannot be used.
-            OutputError: The folder holds something else, which was kept, or cannot be written.
-        """
+        """In the first process: check the data, and make sure that the folder can be written."""
         if not self.first:
             return
         plan = self.plan
@@ -107,8 +101,8 @@ class Training:
         if plan.val is not None:
             shares["validation"] = count_classes(plan.val, workers=plan.workers, progress=plan.progress)
         log.info("pixels of each class, and images with it:\n%s", class_table(self.model.classes, shares))
-        pixels = shares["training"].pixels
-        if absent := [name for name, count in zip(self.model.classes, pixels, strict=True) if not count]:
+        pixels = shares["training"][0]
+        if absent := [name for index, name in enumerate(self.model.classes) if not pixels[index]]:
             log.warning("no training mask has %s, so the model cannot learn it", ", ".join(absent))
         for path in leftovers:
             path.unlink()
@@ -130,12 +124,7 @@ class Training:
             )
 
     def resume(self) -> None:
-        """Load the state of an earlier run.
-
-        Raises:
-            CheckpointError: It cannot be used.
-            OutputError: It is that of another run, which was kept.
-        """
+        """Load the state of an earlier run, if it is that of the same run."""
         folder, path = self.plan.folder, self.plan.folder / STATE_FILE
         state = read_state(path)
         now = self.plan.fingerprint
@@ -165,16 +154,18 @@ class Training:
     def save(self) -> None:
         """Write the training state, in the first process."""
         self.saved_at = started = time.monotonic()
-        if not self.first or not _is_finite(self.model):  # the next loss would be an error, the old state is better
+        if not self.first:
             return
+        model = self.model.state_dict()
+        if not all(value.isfinite().all() for value in model.values()):
+            return  # the next loss will be an error, and the old state is better
         scaler = self.accelerator.scaler
         state = TrainingState(
             run=self.plan.fingerprint,
-            step=self.step,
             history=self.history,
             kept_step=self.kept_step,
             report=self.report,
-            model=self.model.state_dict(),
+            model=model,
             average=None if self.average is None else self.average.state_dict(),
             optimizer=self.optimizer.state_dict(),
             schedule=self.schedule.state_dict(),
@@ -250,18 +241,10 @@ class Training:
             self.save()
 
     def train_step(self, images: Tensor, masks: Tensor, *, stop: bool) -> tuple[float, bool]:
-        """Forward and backward pass of one step, with gradient accumulation.
-
-        Args:
-            images: (N, 3, H, W), this process's share of the batch.
-            masks: (N, H, W).
-            stop: Whether this process was asked to stop.
+        """Forward and backward pass on this process's share of a batch; `stop`: whether the process was asked to stop.
 
         Returns:
             The loss over all processes, and whether any of them was asked to stop.
-
-        Raises:
-            IsanetError: The loss is not finite.
         """
         recipe, device, world_size = self.plan.recipe, self.device, self.processes.world_size
         torch.manual_seed(seed_of("step", recipe.seed, self.step, self.processes.rank))
@@ -281,14 +264,10 @@ class Training:
                 with self.accelerator.autocast():
                     logits, aux = self.network(part, aux=True)
                 part_loss = weight * segmentation_loss(
-                    logits,
-                    aux,
-                    mask,
-                    aux_weight=recipe.aux_weight,
-                    class_weights=recipe.class_weights,
-                    label_smoothing=recipe.label_smoothing,
-                    ohem=recipe.ohem,
-                )
+                    logits, aux, mask,
+                    aux_weight=recipe.aux_weight, class_weights=recipe.class_weights,
+                    label_smoothing=recipe.label_smoothing, ohem=recipe.ohem,
+                )  # fmt: skip
                 # Gradients of several processes are averaged, not summed; and accelerate divides by its own number of
                 # accumulation steps, which its launcher may have set
                 self.accelerator.backward(world_size * self.accelerator.gradient_accumulation_steps * part_loss)
@@ -380,7 +359,7 @@ class Training:
 
     def _evaluate(self, model: ISANet) -> Report:
         assert self.plan.val is not None
-        with _only_warnings():
+        with log_from(logging.WARNING):  # each validation would log the same again
             return evaluate(model, self.plan.val, workers=self.plan.workers, device=self.device, progress=False)
 
     def keep(self, report: Report | None) -> None:
@@ -408,7 +387,7 @@ class Training:
                 report = self._evaluate(model)  # kept after the state was saved, by a process that was killed
         if self.first and plan.val is not None and report is not None:
             segmenter = Segmenter(model, device=self.device, precision="float32")
-            with _only_warnings():
+            with log_from(logging.WARNING):
                 self._write("overlays.png", overlays(segmenter, plan.val))
                 report.save(plan.folder / "evaluated", worst_images(segmenter, plan.val, report))
         return model.cpu(), report
@@ -419,19 +398,12 @@ def _leftovers(folder: Path) -> list[Path]:
     return [path for path in folder.glob(".isanet-*.part") if not path.is_symlink()]
 
 
-def _is_finite(model: nn.Module) -> bool:
-    return all(bool(value.isfinite().all()) for value in model.state_dict().values() if value.is_floating_point())
-
-
 @contextmanager
-def _only_warnings() -> Iterator[None]:
-    """Leave out what each validation logs again."""
-
-    def is_warning(record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.WARNING
-
-    log.addFilter(is_warning)
+def log_from(level: int) -> Iterator[None]:
+    """Log nothing below this level."""
+    before = log.level
+    log.setLevel(max(level, log.getEffectiveLevel()))
     try:
         yield
     finally:
-        log.removeFilter(is_warning)
+        log.setLevel(before)

@@ -10,8 +10,9 @@ from dataclasses import asdict
 
 from isanet._version import __version__
 from isanet.datasets.base import SegmentationDataset
-from isanet.evaluation.page import WorstImage
+from isanet.evaluation.page import LabelMap, WorstImage
 from isanet.evaluation.report import Report
+from isanet.images.reading import RGBImage
 from isanet.inference.segmenter import Segmenter
 from isanet.training.plan import Plan
 from isanet.training.recipe import Recipe
@@ -68,19 +69,21 @@ def tracker_config(recipe: Recipe) -> dict[str, int | float | str]:
 def overlays(segmenter: Segmenter, val: SegmentationDataset) -> bytes:
     """A PNG: some images of a dataset, each with its ground truth and its prediction."""
     number = min(NUM_PREVIEWS, len(val))
-    rows = []
-    for index in (i * len(val) // number for i in range(number)):
-        image, mask = val.read(index)
-        assert mask is not None
-        rows.append(Preview(val.keys[index], image, segmenter(image).labels, mask))
+    indices = [i * len(val) // number for i in range(number)]
+    previews = [Preview(val.keys[index], *_predicted(segmenter, val, index)) for index in indices]
     stream = io.BytesIO()
-    draw_sheet(rows, segmenter.model.classes, segmenter.model.palette).save(stream, format="PNG")
+    draw_sheet(previews, segmenter.model.classes, segmenter.model.palette).save(stream, format="PNG")
     return stream.getvalue()
 
 
 def worst_images(segmenter: Segmenter, val: SegmentationDataset, report: Report) -> Iterator[WorstImage]:
     """The images of `report.worst` with their prediction and ground truth, one at a time."""
     for score in report.worst:
-        image, mask = val.read(val.keys.index(score.key))
-        assert mask is not None
-        yield WorstImage(score, image, segmenter(image).labels, mask)
+        yield WorstImage(score, *_predicted(segmenter, val, val.keys.index(score.key)))
+
+
+def _predicted(segmenter: Segmenter, val: SegmentationDataset, index: int) -> tuple[RGBImage, LabelMap, LabelMap]:
+    """An image, its prediction and its ground truth."""
+    image, mask = val.read(index)
+    assert mask is not None
+    return image, segmenter(image).labels, mask

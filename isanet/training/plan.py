@@ -21,8 +21,9 @@ from isanet.evaluation.run import weights_digest
 from isanet.labels import LABEL_SPACES
 from isanet.model import ISANet
 from isanet.training.batches import Batches, seed_of
+from isanet.training.loss import loss_weight
 from isanet.training.optim import freeze, keep_statistics
-from isanet.training.preflight import check_loss, check_memory, free_memory
+from isanet.training.preflight import check_memory, free_memory
 from isanet.training.recipe import Recipe
 from isanet.zoo.classes import name_classes
 from isanet.zoo.pretrained import from_pretrained
@@ -37,10 +38,6 @@ class Plan:
     Attributes:
         model: The network to train, with the classes of the data; not the caller's.
         origin: Where its weights came from.
-        train: Images with masks.
-        val: The same for validation, or None.
-        recipe: How to train.
-        folder: Where everything is written.
         workers: Processes that read and augment for this one.
         progress: Show a bar; None shows it on a terminal.
         batches: This process's share of each step.
@@ -73,12 +70,7 @@ def plan_training(
     device: torch.device,
     processes: Processes,
 ) -> Plan:
-    """Check the arguments of `isanet.finetune` and decide how to train.
-
-    Raises:
-        ValueError: Model, data and recipe do not go together, or a step does not fit into memory.
-        DatasetError: The data have no masks.
-    """
+    """Check the arguments of `isanet.finetune` and decide how to train."""
     for dataset in (train, val):
         if dataset is not None and not isinstance(dataset, SegmentationDataset):
             raise ValueError(f"expected a dataset of isanet.datasets, got {type(dataset).__name__}")
@@ -96,12 +88,11 @@ def plan_training(
             "the model has no preprocessing; build it with preprocessing={'short_edge': ..., 'long_edge': ..., "
             "'mean': ..., 'std': ...}"
         )
-    check_loss(network, recipe)
+    loss_weight(torch.zeros(1), len(network.classes), recipe.class_weights)  # raises if they are not one for each class
     _freeze(network, recipe)
     # A name would make reports compare the network with the released weights
     origin, network.provenance = dict(network.provenance), {}
-    num_shared = 0 if val is None else len(_image_names(train) & _image_names(val))
-    if num_shared:
+    if num_shared := 0 if val is None else len(_image_names(train) & _image_names(val)):
         log.warning(
             "%d images are in both the training and the validation data, so the validation mIoU says little", num_shared
         )

@@ -1,17 +1,16 @@
-"""Checks before the first step of a training run, so that no problem shows up hours later: masks, memory, loss."""
+"""Checks before the first step of a training run, so that no problem shows up hours later: masks and memory."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from isanet._text import aligned, clean, percent
@@ -19,7 +18,7 @@ from isanet.datasets.base import SegmentationDataset
 from isanet.errors import DatasetError, IsanetError
 from isanet.labels import IGNORED
 from isanet.model import ISANet
-from isanet.training.loss import segmentation_loss
+from isanet.training.batches import Draw, Samples
 from isanet.training.recipe import Recipe
 
 log = logging.getLogger("isanet")
@@ -28,77 +27,43 @@ log = logging.getLogger("isanet")
 # --- masks
 
 
-@dataclass(frozen=True)
-class ClassCounts:
-    """Class statistics of a dataset's masks.
+def count_classes(dataset: SegmentationDataset, *, workers: int, progress: bool | None) -> Tensor:
+    """Read every image and mask, as training will.
 
-    Attributes:
-        pixels: Number of pixels of each class.
-        images: Number of images in which each class occurs.
-        ignored: Number of ignored pixels.
-    """
-
-    pixels: tuple[int, ...]
-    images: tuple[int, ...]
-    ignored: int
-
-
-class _Counts(Dataset[Any]):
-    """(256,) pixels of each mask value; an error is returned, because raised in a worker it would lose its message."""
-
-    def __init__(self, dataset: SegmentationDataset) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, index: int) -> Tensor | IsanetError:
-        try:
-            mask = self.dataset.read(index)[1]
-        except IsanetError as error:
-            return error
-        if mask is None:
-            return DatasetError(f"{self.dataset} has no masks to train or validate with")
-        counts = torch.from_numpy(np.bincount(mask.ravel(), minlength=IGNORED + 1))
-        if not counts[:IGNORED].any():
-            log.debug("%s: all pixels are ignored", self.dataset.keys[index])
-        return counts
-
-
-def count_classes(dataset: SegmentationDataset, *, workers: int = 0, progress: bool | None = None) -> ClassCounts:
-    """Read every image and mask, as training will, and count the pixels of each class.
-
-    Args:
-        dataset: With masks.
-        workers: Number of processes that read; 0 for none but this one.
-        progress: Show a progress bar; None shows it on a terminal.
+    Returns:
+        (2, 256): for each value of the masks its pixels, and the images that have it.
 
     Raises:
         DatasetError: A mask cannot be used, the message names the file; or all pixels of the dataset are ignored.
         ImageError: An image cannot be used; the message names the file.
     """
-    pixels, images = torch.zeros(2, IGNORED + 1, dtype=torch.int64)
-    loader: Any = DataLoader(_Counts(dataset), batch_size=None, sampler=range(len(dataset)), num_workers=workers)
+    draws = [Draw(0, index) for index in range(len(dataset))]
+    loader: Any = DataLoader(
+        Samples(dataset, _pixels_of_values, 0), batch_size=None, sampler=draws, num_workers=workers
+    )
+    counts = torch.zeros(2, IGNORED + 1, dtype=torch.int64)
     disable = None if progress is None else not progress
-    for counts in tqdm(loader, total=len(dataset), desc="masks", unit="image", disable=disable):
-        if isinstance(counts, IsanetError):
-            raise counts
-        pixels += counts
-        images += counts > 0
-    number = len(dataset.classes)
-    if not pixels[:number].any():
+    for pixels in tqdm(loader, total=len(dataset), desc="masks", unit="image", disable=disable):
+        if isinstance(pixels, IsanetError):
+            raise pixels
+        counts += torch.stack([pixels, pixels > 0])
+    if not counts[0, :IGNORED].any():
         raise DatasetError(f"all pixels in the masks of {dataset} are ignored, so nothing can be learned")
-    return ClassCounts(tuple(pixels[:number].tolist()), tuple(images[:number].tolist()), int(pixels[IGNORED]))
+    return counts
 
 
-def class_table(classes: Sequence[str], datasets: Mapping[str, ClassCounts]) -> str:
+def _pixels_of_values(image: Image.Image, mask: Image.Image) -> Tensor:
+    return torch.tensor(mask.histogram())
+
+
+def class_table(classes: Sequence[str], datasets: Mapping[str, Tensor]) -> str:
     """A text table: for each class its share of the pixels, and the number of images with it, in several datasets."""
     rows = [["CLASS", *(heading for name in datasets for heading in (name.upper(), "IMAGES"))]]
-    for index, name in enumerate([*classes, "(ignored)"]):
+    for value, name in [*enumerate(classes), (IGNORED, "(ignored)")]:
         row = [clean(name)]
-        for counts in datasets.values():
-            total = sum(counts.pixels) + counts.ignored
-            if index == len(classes):
-                row += [percent(counts.ignored / total), ""]
-            else:
-                row += [percent(counts.pixels[index] / total), f"{counts.images[index]:,}"]
+        for pixels, images in datasets.values():
+            share = pixels[value].item() / pixels.sum().item()
+            row += [percent(share), "" if value == IGNORED else f"{images[value]:,}"]
         rows.append(row)
     return "\n".join(aligned(rows))
 
@@ -107,32 +72,26 @@ def class_table(classes: Sequence[str], datasets: Mapping[str, ClassCounts]) -> 
 
 
 def step_memory(model: ISANet, recipe: Recipe, batch_size: int) -> int:
-    """Estimate the peak memory of a training step in bytes.
+    """Estimate the peak memory in bytes of a training step with this many images at once in one process.
 
     Counted are the activations saved for the backward pass (on the meta device, nothing is computed), weights,
     gradients, the optimizer's state and the moving average. Scratch memory of single operations is left out, and
     half-precision activations are taken as half as large.
-
-    Args:
-        model: On any device.
-        recipe: Its crop, precision, optimizer and ema.
-        batch_size: Number of images that go through the network at once in one process.
     """
     copy = deepcopy(model).to("meta").train()
-    saved: dict[int, int] = {}
-    alive = []  # so that no two storages have the same address
+    saved = {}  # by address; a storage that is kept shares its address with no other
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        alive.append(tensor)
-        saved[storage._cdata] = storage.nbytes()
+        saved[storage._cdata] = storage
         return tensor
 
     images = torch.empty((batch_size, 3, *recipe.crop), device="meta")
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         logits, _ = copy(images, aux=True)
-    weight_storages = {p.untyped_storage()._cdata for p in copy.state_dict(keep_vars=True).values()}
-    activations = sum(size for storage, size in saved.items() if storage not in weight_storages)
+    for weight in copy.state_dict(keep_vars=True).values():
+        saved.pop(weight.untyped_storage()._cdata, None)
+    activations = sum(storage.nbytes() for storage in saved.values())
     # Cross entropy saves the log probabilities; gradients of the logits come on top, for one head
     activations += 3 * logits.numel() * 4 + 8 * batch_size * recipe.crop[0] * recipe.crop[1]
     if recipe.precision != "float32":
@@ -144,13 +103,7 @@ def step_memory(model: ISANet, recipe: Recipe, batch_size: int) -> int:
 
 
 def check_memory(model: ISANet, recipe: Recipe, images: int, free: int) -> None:
-    """Check that a step fits into memory, and say what to do if it does not.
-
-    Args:
-        model: See `step_memory`.
-        recipe: See `step_memory`.
-        images: Number of images per step in this process, over all gradient accumulation steps.
-        free: Free memory in bytes.
+    """Check that a step of this many images, over all gradient accumulation steps, fits into `free` bytes.
 
     Raises:
         ValueError: The step needs much more than is free (over 1.2 times); a little more is logged as a warning.
@@ -188,13 +141,3 @@ def free_memory(device: torch.device) -> int | None:
 
 def _size(size: int) -> str:
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
-
-
-def check_loss(model: ISANet, recipe: Recipe) -> None:
-    """Raise what the loss would raise about the recipe's arguments.
-
-    Raises:
-        ValueError: See `segmentation_loss`.
-    """
-    logits = torch.zeros(1, len(model.classes), 1, 1)
-    segmentation_loss(logits, None, torch.zeros(1, 1, 1, dtype=torch.long), class_weights=recipe.class_weights)

@@ -34,33 +34,27 @@ class HistoryRow(NamedTuple):
     miou: float
 
 
+_PLAIN_FIELDS = ("run", "kept_step", "schedule", "scaler")
+
+
 @dataclass(frozen=True)
 class TrainingState:
-    """Everything that a run resumes from.
+    """What a run resumes from; `average`, `scaler`, `kept_step` and `report` are None where there is none."""
 
-    Attributes:
-        run: Fingerprint of the run, see `isanet.training.plan`.
-        step: Number of steps taken.
-        history: One row per step.
-        kept_step: The step whose model is in the output folder; None if there is none yet.
-        report: The validation of that model; None without validation data.
-        model: State dict, as all that follow.
-        average: Moving average of the weights; None without one.
-        optimizer: Optimizer.
-        schedule: Learning rate schedule, plain values.
-        scaler: Gradient scaler, plain values; None without one.
-    """
-
-    run: dict[str, Any]
-    step: int
+    run: dict[str, Any]  # its fingerprint, see `isanet.training.plan`
     history: list[HistoryRow]
-    kept_step: int | None
-    report: Report | None
+    kept_step: int | None  # the step whose model is in the output folder
+    report: Report | None  # the validation of that model
     model: dict[str, Tensor]
     average: dict[str, Tensor] | None
     optimizer: dict[str, Any]
     schedule: dict[str, Any]
     scaler: dict[str, Any] | None
+
+    @property
+    def step(self) -> int:
+        """Number of steps taken."""
+        return len(self.history)
 
     def to_bytes(self) -> bytes:
         """The contents of the file."""
@@ -69,24 +63,16 @@ class TrainingState:
         for number, values in self.optimizer["state"].items():
             tensors |= {f"optimizer.{number}.{name}": value for name, value in values.items() if value is not None}
         tensors["history"] = torch.tensor(self.history, dtype=torch.float64).reshape(-1, len(HistoryRow._fields))
-        report = None
+        document = {name: getattr(self, name) for name in _PLAIN_FIELDS}
+        document |= {"param_groups": self.optimizer["param_groups"], "report": None}
         if self.report is not None:
-            report = self.report.to_json() | {"confusion": None}
+            document["report"] = self.report.to_json() | {"confusion": None}
             tensors["report.confusion"] = self.report.confusion  # too long for metadata with many classes
-        values = {
-            "run": self.run,
-            "step": self.step,
-            "kept_step": self.kept_step,
-            "report": report,
-            "param_groups": self.optimizer["param_groups"],
-            "schedule": self.schedule,
-            "scaler": self.scaler,
-        }
-        return checkpoint.serialize(tensors, {"training_state": json.dumps(values)})
+        return checkpoint.serialize(tensors, {"training_state": json.dumps(document)})
 
 
 def read_state(path: Path) -> TrainingState:
-    """Read what `TrainingState.to_bytes` gave.
+    """Read what `TrainingState.to_bytes` returned.
 
     Raises:
         CheckpointError: The file is not a training state, or is damaged.
@@ -107,16 +93,12 @@ def read_state(path: Path) -> TrainingState:
         if report is not None:
             report = Report.from_json(report | {"confusion": parts["report"]["confusion"].tolist()})
         return TrainingState(
-            run=dict(document["run"]),
-            step=int(document["step"]),
+            **{name: document[name] for name in _PLAIN_FIELDS},
             history=[HistoryRow(int(step), *values) for step, *values in history.tolist()],
-            kept_step=document["kept_step"],
             report=report,
             model=parts["model"],
             average=parts["average"] or None,
             optimizer={"state": optimizer_state, "param_groups": document["param_groups"]},
-            schedule=document["schedule"],
-            scaler=document["scaler"],
         )
     except (CheckpointError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(
@@ -133,16 +115,11 @@ def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     Raises:
         ValueError: The state is not that of an optimizer with these parameters.
     """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if not all(0 <= number < len(parameters) for number in state["state"]):
+    count = sum(len(group["params"]) for group in optimizer.param_groups)
+    if not all(0 <= number < count for number in state["state"]):
         raise ValueError("the optimizer has other parameters")
-    laid_out = {
-        number: {
-            name: torch.empty_like(parameters[number], requires_grad=False).copy_(value)
-            if value.shape == parameters[number].shape
-            else value.clone()
-            for name, value in values.items()
-        }
-        for number, values in state["state"].items()
-    }
-    optimizer.load_state_dict({"state": laid_out, "param_groups": state["param_groups"]})
+    optimizer.load_state_dict(state)
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():  # copied in any case, because an optimizer writes into them
+            like = parameter if value.shape == parameter.shape else value
+            values[name] = torch.empty_like(like, requires_grad=False).copy_(value)
