@@ -13,19 +13,9 @@ import torch
 
 from isanet.datasets import Folder
 from isanet.model import ISANet
-from isanet.training import (
-    plan,
-    preflight,
-)
+from isanet.training import plan, preflight
 from isanet.training.finetune import finetune
-from tests.helpers.training import (
-    CLASSES,
-    PREPROCESSING,
-    RECIPE,
-    TINY,
-    tiny,
-    train,
-)
+from tests.helpers.training import CLASSES, PREPROCESSING, RECIPE, TINY, tiny, train
 
 
 def test_a_model_given_as_a_path_gets_the_classes_of_the_data(

@@ -15,15 +15,8 @@ import isanet
 from isanet.datasets import Folder
 from isanet.errors import DatasetError
 from isanet.labels import IGNORED
-from isanet.training import (
-    freeze,
-    preflight,
-)
-from tests.helpers.training import (
-    RECIPE,
-    tiny,
-    train,
-)
+from isanet.training import freeze, preflight
+from tests.helpers.training import RECIPE, tiny, train
 
 
 def test_a_wrong_mask_is_an_error_before_the_first_step(data: Path, tmp_path: Path) -> None:
