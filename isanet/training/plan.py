@@ -92,7 +92,8 @@ def plan_training(
     _freeze(network, recipe)
     # A name would make reports compare the network with the released weights
     origin, network.provenance = dict(network.provenance), {}
-    if num_shared := 0 if val is None else len(_image_names(train) & _image_names(val)):
+    num_shared = 0 if val is None else len(_image_names(train) & _image_names(val))
+    if num_shared:
         log.warning(
             "%d images are in both the training and the validation data, so the validation mIoU says little", num_shared
         )
