@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,6 @@ class ImageCounts:
     ignored: int
 
 
-@dataclass
 class Counts:
     """What has been counted so far.
 
@@ -45,40 +44,36 @@ class Counts:
         partial: An image is partially counted: Ctrl-C came in the middle of it.
     """
 
-    matrix: ConfusionMatrix
-    boundary: BoundaryScore | None
-    images: list[ImageCounts] = field(default_factory=list)
-    seconds: float = 0.0
-    partial: bool = False
+    partial = False
 
-    @classmethod
-    def empty(cls, num_classes: int, device: torch.device, *, boundary: bool) -> Counts:
-        """Counts of no image."""
-        return cls(ConfusionMatrix(num_classes, device=device), BoundaryScore(num_classes) if boundary else None)
+    def __init__(self, num_classes: int, device: torch.device, *, boundary: bool) -> None:
+        self.matrix = ConfusionMatrix(num_classes, device=device)
+        self.boundary = BoundaryScore(num_classes) if boundary else None
+        self.images: list[ImageCounts] = []
+        self.seconds = 0.0
 
     def add(self, index: int, prediction: Tensor, ground_truth: Tensor) -> None:
         """Count one image: (H, W) class indices, the prediction on the device of the matrix."""
         matrix = ConfusionMatrix(self.matrix.num_classes, device=self.matrix.matrix.device)
-        matrix.update(prediction, ground_truth.to(prediction.device))
+        matrix.update(prediction, ground_truth)
         ignored = ground_truth.numel() - int(matrix.matrix.sum())
         image = ImageCounts(index, matrix.miou(), matrix.pixel_accuracy(), ignored)
         self.partial = True
         self.matrix.merge(matrix)
         if self.boundary is not None:
-            self.boundary.update(prediction.cpu(), ground_truth)
+            self.boundary.update(prediction, ground_truth)
         self.images.append(image)
         self.partial = False
 
     def to_json(self) -> dict[str, Any]:
         """Everything as values that Python's `json` writes and reads, NaN included."""
-        document: dict[str, Any] = {
-            "images": [list(astuple(image)) for image in self.images],
+        boundary = self.boundary
+        return {
+            "images": [astuple(image) for image in self.images],
             "confusion": self.matrix.matrix.tolist(),
             "seconds": self.seconds,
+            **({} if boundary is None else {"boundary": [boundary.total.tolist(), boundary.count.tolist()]}),
         }
-        if self.boundary is not None:
-            document["boundary"] = [self.boundary.total.tolist(), self.boundary.count.tolist()]
-        return document
 
     def add_json(self, document: Mapping[str, Any]) -> None:
         """Add the result of `to_json`."""
@@ -95,18 +90,13 @@ class Counts:
         self.images += images
         self.seconds = max(self.seconds, float(document["seconds"]))
 
-    def gather(self, processes: Processes) -> None:
-        """Sum the counts of all processes, in each of them."""
-        parts = processes.gather(self.to_json())
-        if len(parts) > 1:
-            self.matrix.matrix.zero_()
-            if self.boundary is not None:
-                self.boundary.total.zero_()
-                self.boundary.count.zero_()
-            self.images = []
-            for part in parts:
-                self.add_json(part)
-        self.images.sort()
+    def gathered(self, processes: Processes) -> Counts:
+        """The sum of the counts of all processes, in each of them; images in the order of the dataset."""
+        total = Counts(self.matrix.num_classes, self.matrix.matrix.device, boundary=self.boundary is not None)
+        for part in processes.gather(self.to_json()):
+            total.add_json(part)
+        total.images.sort()
+        return total
 
 
 class Progress:
@@ -124,14 +114,9 @@ class Progress:
         self.run = run
 
     def resume(self, counts: Counts, *, overwrite: bool) -> bool:
-        """Add what an interrupted run counted, in the first process.
+        """In the first process: add what an interrupted run counted, and return whether there was one.
 
-        Args:
-            counts: To add to.
-            overwrite: Discard a finished report and what was counted before.
-
-        Returns:
-            Whether there was such a run.
+        With `overwrite`, a finished report and earlier counts are discarded instead.
 
         Raises:
             OutputError: The folder has a report, or counts of another or an unreadable run, which were kept; or it
@@ -170,11 +155,7 @@ class Progress:
         return bool(files)
 
     def save(self, counts: Counts) -> None:
-        """Write the counts. Skipped while an image is partially counted.
-
-        Raises:
-            OutputError: They cannot be written; those written before are unchanged.
-        """
+        """Write the counts, or an OutputError; skipped while an image is partially counted."""
         if not counts.partial:
             write_output(self.path, json.dumps({"run": self.run, **counts.to_json()}))
 

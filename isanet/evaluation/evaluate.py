@@ -13,7 +13,7 @@ from isanet._processes import Processes
 from isanet.datasets.base import SegmentationDataset
 from isanet.evaluation.matching import match_classes
 from isanet.evaluation.report import Report
-from isanet.evaluation.run import EvaluationRun, LabelMapFolder, exact_float32
+from isanet.evaluation.run import EvaluationRun, create_folders, exact_float32
 from isanet.inference.segmenter import Segmenter
 from isanet.labels import Groups
 from isanet.model import ISANet
@@ -106,10 +106,10 @@ def evaluate(
         show_bar = progress if processes.rank == 0 else False
         with exact_float32(run.segmenter):
             processes.run_on_all(lambda: run.count(left, batch_size=batch_size, workers=readers, show_bar=show_bar))
-            run.counts.gather(processes)
+            run.counts = run.counts.gathered(processes)
             report = run.report()
             if run.progress is not None and processes.rank == 0:
-                report.save(run.progress.folder, run.worst_images())
+                report.save(run.progress.folder, run.worst_images(report))
                 run.progress.clear()
         return report
     finally:
@@ -132,16 +132,7 @@ def label_maps(
 ) -> None:
     """Write the label maps of a dataset, with or without masks, in the form that its evaluation server takes.
 
-    Args:
-        model: As for `evaluate`.
-        dataset: Such as `isanet.datasets.Cityscapes(root, "test")`, of the model's label space.
-        folder: For the files `<key>.png`; see `Segmentation.save`.
-        protocol: As for `evaluate`.
-        overwrite: Replace existing files.
-        batch_size: As for `evaluate`.
-        device: As for `evaluate`.
-        precision: As for `evaluate`.
-        progress: Show a bar; None: only on a terminal.
+    `<key>.png` in `folder`, see `Segmentation.save`; the other arguments are those of `evaluate`.
 
     Raises:
         ValueError: The model and the dataset have different classes, or an argument is wrong.
@@ -151,11 +142,10 @@ def label_maps(
     """
     segmenter = Segmenter(model, device=device, precision=precision, protocol=protocol)
     match_classes(segmenter.model, dataset.label_space, None)
-    outputs = LabelMapFolder(Path(folder))
-    outputs.start(dataset.keys, overwrite=overwrite)
+    create_folders(Path(folder), dataset.keys, overwrite=overwrite)
     paths = [dataset.image_path(index) for index in range(len(dataset))]
     bar = tqdm(total=len(paths), unit="image", disable=None if progress is None else not progress)
     with bar, exact_float32(segmenter):
         for key, result in zip(dataset.keys, segmenter.stream(paths, batch_size=batch_size), strict=True):
-            outputs.write(key, result)
+            result.for_server().save(Path(folder) / f"{key}.png")
             bar.update()

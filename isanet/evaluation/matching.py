@@ -13,9 +13,9 @@ from torch import Tensor
 from isanet._text import listed
 from isanet.config import are_numbered
 from isanet.datasets.base import SegmentationDataset
+from isanet.inference.segmenter import Segmenter
 from isanet.labels import IGNORED, LABEL_SPACES, Groups, LabelSpace, check_groups, custom_space, merged
 from isanet.model import ISANet
-from isanet.protocols import Protocol
 from isanet.weights.manifest import Weights, load_manifest
 from isanet.zoo.released import read_cached
 
@@ -48,15 +48,10 @@ class Match:
 
 
 def match_classes(model: ISANet, space: LabelSpace, mapping: Groups | None) -> Match:
-    """Find out how the classes of a model and of a dataset correspond.
-
-    Args:
-        model: With classes.
-        space: The dataset's classes.
-        mapping: As for `isanet.evaluate`; None: both must have the same classes.
+    """How the classes of a model and of a dataset correspond; `mapping` as for `isanet.evaluate`.
 
     Raises:
-        ValueError: They do not correspond; the message names both.
+        ValueError: They do not, or a group of the mapping is wrong; the message names what differs.
     """
     own = custom_space(model.classes, model.palette, model.label_space or "the model's own")
     if mapping is None:
@@ -94,18 +89,11 @@ def published_entry(name: str | None, model: ISANet) -> Weights | None:
 
 
 def why_incomparable(
-    entry: Weights,
-    model: ISANet,
-    dataset: SegmentationDataset,
-    *,
-    num_images: int,
-    protocol: Protocol,
-    precision: str,
-    mapping: Groups | None,
+    entry: Weights, segmenter: Segmenter, dataset: SegmentationDataset, num_images: int, mapping: Groups | None
 ) -> Iterator[str]:
-    """Each reason why the mIoU of a model, measured on `num_images` of a dataset, differs from the published one."""
+    """Each reason why the mIoU measured on `num_images` of a dataset does not compare with the published one."""
     published = entry.metrics
-    if not _has_weights_of(model, entry):
+    if not _has_weights_of(segmenter.model, entry):
         yield "the weights are not the released ones: trained further, or not to be compared with them here"
     if (dataset.name, dataset.split) != (published["dataset"], published["split"]):
         yield f"published on {published['dataset']} {published['split']}, measured on {dataset.name} {dataset.split}"
@@ -115,10 +103,10 @@ def why_incomparable(
         yield f"{dataset} is not the official dataset"
     elif dataset.official_size != num_images:
         yield f"{num_images} images, where the official split has {dataset.official_size}"
-    if protocol.name != published["protocol"]:
-        yield f"published by the protocol {published['protocol']!r}, measured by {protocol.name!r}"
-    if precision != "float32":
-        yield f"computed in {precision}"
+    if segmenter.protocol.name != published["protocol"]:
+        yield f"published by the protocol {published['protocol']!r}, measured by {segmenter.protocol.name!r}"
+    if segmenter.precision != "float32":
+        yield f"computed in {segmenter.precision}"
     if mapping:
         yield "classes were merged or ignored"
 

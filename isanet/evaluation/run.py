@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,7 +30,7 @@ from isanet._processes import Processes, leave_signals
 from isanet._text import listed
 from isanet.datasets.base import SegmentationDataset
 from isanet.errors import DatasetError, IsanetError, OutputError
-from isanet.evaluation.counting import Counts, ImageCounts, Progress
+from isanet.evaluation.counting import Counts, Progress
 from isanet.evaluation.matching import Match, match_classes, published_entry, why_incomparable
 from isanet.evaluation.page import ImageScore, WorstImage
 from isanet.evaluation.report import Report
@@ -51,14 +52,9 @@ log = logging.getLogger("isanet")
 
 
 class EvaluationRun:
-    """An evaluation, as one of its processes sees it.
+    """An evaluation, as one of its processes sees it; the arguments are those of `isanet.evaluate`.
 
-    The arguments are those of `isanet.evaluate`. Everything that can be known to be wrong before the first image is
-    checked here; nothing is written.
-
-    Raises:
-        ValueError: Model and dataset do not match, or an argument is wrong.
-        DatasetError: The dataset has no masks.
+    Everything that can be known to be wrong before the first image is an error here; nothing is written.
     """
 
     def __init__(
@@ -93,11 +89,9 @@ class EvaluationRun:
                 "label maps for a server are of all classes of the model, and the mapping leaves some out; write them "
                 "in a separate call, without a mapping"
             )
-        self.counts = Counts.empty(len(self.match.space), self.segmenter.device, boundary=boundary)
-        self.label_map_folder = None if predictions is None else LabelMapFolder(Path(predictions))
-        self.progress: Progress | None = None
-        if output is not None:
-            self.progress = Progress(Path(output), processes.rank, self._fingerprint())
+        self.counts = Counts(len(self.match.space), self.segmenter.device, boundary=boundary)
+        self.label_map_folder = None if predictions is None else Path(predictions)
+        self.progress = None if output is None else Progress(Path(output), processes.rank, self._fingerprint())
 
     def _fingerprint(self) -> dict[str, Any]:
         """What must be equal for a run to be resumed, as JSON values."""
@@ -110,20 +104,16 @@ class EvaluationRun:
             "protocol": asdict(self.segmenter.protocol),
             "precision": self.segmenter.precision,
             "boundary": self.counts.boundary is not None,
-            "predictions": None if self.label_map_folder is None else str(self.label_map_folder.folder.resolve()),
+            "predictions": None if self.label_map_folder is None else str(self.label_map_folder.resolve()),
         }
         result: dict[str, Any] = json.loads(json.dumps(run, default=list))
         return result
 
     def start(self, *, overwrite: bool) -> set[int]:
-        """In the first process: start or resume, and return the indices of the images that are already counted.
-
-        Raises:
-            OutputError: An output exists and `overwrite` is not set, or cannot be written.
-        """
+        """In the first process: start or resume, and return the indices of the images that are already counted."""
         resumed = self.progress is not None and self.progress.resume(self.counts, overwrite=overwrite)
         if self.label_map_folder is not None:
-            self.label_map_folder.start(self.dataset.keys, overwrite=overwrite or resumed)
+            create_folders(self.label_map_folder, self.dataset.keys, overwrite=overwrite or resumed)
         return {image.index for image in self.counts.images}
 
     def count(self, indices: list[int], *, batch_size: int, workers: int, show_bar: bool | None) -> None:
@@ -133,15 +123,12 @@ class EvaluationRun:
             batch_size=None,
             sampler=indices,
             num_workers=workers,
-            collate_fn=_unchanged,
             worker_init_fn=leave_signals,
         )
         known = len(self.counts.images)
-        bar = tqdm(
-            total=len(indices) + known, initial=known, unit="image", disable=None if show_bar is None else not show_bar
-        )
+        hide = None if show_bar is None else not show_bar
         try:
-            with bar:
+            with tqdm(total=len(indices) + known, initial=known, unit="image", disable=hide) as bar:
                 self._count(_predicted(images, batch_size, self.segmenter, self.match.keep), bar)
             if self.progress is not None:
                 self.progress.save(self.counts)
@@ -154,7 +141,7 @@ class EvaluationRun:
         earlier = self.counts.seconds
         for image, prediction in predicted:
             if self.label_map_folder is not None:
-                self.label_map_folder.write(image.key, _segmentation(self.segmenter.model, prediction))
+                self._save_label_map(prediction, self.label_map_folder / f"{image.key}.png")
             self.counts.add(image.index, self.match.compared_prediction(prediction), image.ground_truth)
             now = time.monotonic()
             self.counts.seconds = earlier + now - started
@@ -165,6 +152,12 @@ class EvaluationRun:
             if self.progress is not None and now - last_saved > SAVE_EVERY:
                 self.progress.save(self.counts)
                 last_saved = now
+
+    def _save_label_map(self, prediction: Tensor, path: Path) -> None:
+        labels, model = prediction.cpu().numpy(), self.segmenter.model
+        no_image = np.zeros((*labels.shape, 3), np.uint8)
+        result = Segmentation(labels, model.classes, model.palette, no_image, label_space=model.label_space)
+        result.for_server().save(path)
 
     def _save_interrupted(self) -> None:
         """Save after an error or Ctrl-C; a failure to save is logged and does not hide it."""
@@ -188,12 +181,9 @@ class EvaluationRun:
         segmenter, dataset, match, counts = self.segmenter, self.dataset, self.match, self.counts
         model, protocol = segmenter.model, segmenter.protocol
         entry = published_entry(self.name, model)
-        incomparable: Iterable[str] = ()
-        if entry is not None:
-            incomparable = why_incomparable(
-                entry, model, dataset, num_images=len(counts.images), protocol=protocol,
-                precision=segmenter.precision, mapping=self.mapping,
-            )  # fmt: skip
+        incomparable = entry and why_incomparable(entry, segmenter, dataset, len(counts.images), self.mapping)
+        scored = [image for image in counts.images if not math.isnan(image.miou)]
+        worst = sorted(scored, key=lambda image: (image.miou, image.index))[:NUM_WORST]
         notes = []
         if match.keep is not None:
             left_out = [name for index, name in enumerate(model.classes) if index not in match.keep]
@@ -220,29 +210,21 @@ class EvaluationRun:
             device=str(segmenter.device),
             seconds=counts.seconds,
             ignored_pixels=sum(image.ignored for image in counts.images),
-            worst=tuple(self._score(image) for image in self._worst()),
+            worst=tuple(ImageScore(dataset.keys[image.index], image.miou, image.pixel_accuracy) for image in worst),
             published=None if entry is None else dict(entry.metrics),
-            incomparable=tuple(incomparable),
+            incomparable=tuple(incomparable or ()),
             notes=tuple(notes),
             boundary=boundary,
         )
 
-    def _worst(self) -> list[ImageCounts]:
-        """The images with the lowest mIoU, lowest first."""
-        scored = (image for image in self.counts.images if image.miou == image.miou)  # NaN: all pixels ignored
-        return sorted(scored, key=lambda image: (image.miou, image.index))[:NUM_WORST]
-
-    def _score(self, image: ImageCounts) -> ImageScore:
-        return ImageScore(self.dataset.keys[image.index], image.miou, image.pixel_accuracy)
-
-    def worst_images(self) -> Iterator[WorstImage]:
-        """The images of `Report.worst`, one at a time and predicted again: keeping them would need memory for all."""
+    def worst_images(self, report: Report) -> Iterator[WorstImage]:
+        """The images of `report.worst`, one at a time and predicted again: keeping them would need memory for all."""
         images = PreparedImages(self.dataset, self.match, self.segmenter)
-        for worst in self._worst():
-            pixels, image = images.read(worst.index)
+        for score in report.worst:
+            pixels, image = images.read(self.dataset.keys.index(score.key))
             ((_, prediction),) = _predicted([image], 1, self.segmenter, self.match.keep)
             compared = self.match.compared_prediction(prediction).cpu().numpy()
-            yield WorstImage(self._score(worst), pixels, compared, image.ground_truth.numpy())
+            yield WorstImage(score, pixels, compared, image.ground_truth.numpy())
 
 
 def weights_digest(model: ISANet) -> str:
@@ -259,8 +241,7 @@ def exact_float32(segmenter: Segmenter) -> Iterator[None]:
 
     Upstream disables TF32 for its evaluation too.
     """
-    convolution: Any = getattr(torch.backends.cudnn, "conv")  # noqa: B009  missing in torch's annotations
-    backends: tuple[Any, ...] = (convolution, torch.backends.cuda.matmul)
+    backends: list[Any] = [torch.backends.cudnn.conv, torch.backends.cuda.matmul]  # type: ignore[attr-defined]
     if segmenter.device.type != "cuda" or segmenter.precision != "float32":
         yield
         return
@@ -312,10 +293,6 @@ class PreparedImages(Dataset[PreparedImage | IsanetError]):
         return image, PreparedImage(index, self.dataset.keys[index], tensors, ground_truth)
 
 
-def _unchanged(image: Any) -> Any:
-    return image
-
-
 def _predicted(
     images: Iterable[PreparedImage | IsanetError], batch_size: int, segmenter: Segmenter, keep: tuple[int, ...] | None
 ) -> Iterator[tuple[PreparedImage, Tensor]]:
@@ -348,34 +325,10 @@ def _batches(images: Iterable[PreparedImage | IsanetError], batch_size: int) -> 
     yield from waiting.values()
 
 
-class LabelMapFolder:
-    """Label maps as `<key>.png`, in the form that the dataset's evaluation server takes."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def start(self, keys: Iterable[str], *, overwrite: bool) -> None:
-        """Create the folders.
-
-        Raises:
-            OutputError: A file exists and `overwrite` is not set, or a folder cannot be created.
-        """
-        for key in keys:
-            path = self.folder / f"{key}.png"
-            keep_existing(path, overwrite=overwrite)
-            with output_errors(path.parent):
-                path.parent.mkdir(parents=True, exist_ok=True)
-
-    def write(self, key: str, result: Segmentation) -> None:
-        """Write the label map of one image.
-
-        Raises:
-            OutputError: It cannot be written.
-        """
-        result.for_server().save(self.folder / f"{key}.png")
-
-
-def _segmentation(model: ISANet, prediction: Tensor) -> Segmentation:
-    labels = prediction.cpu().numpy()
-    no_image = np.zeros((*labels.shape, 3), np.uint8)
-    return Segmentation(labels, model.classes, model.palette, no_image, label_space=model.label_space)
+def create_folders(folder: Path, keys: Iterable[str], *, overwrite: bool) -> None:
+    """The folders of the label maps, `<key>.png`; an OutputError if one exists and `overwrite` is not set."""
+    for key in keys:
+        path = folder / f"{key}.png"
+        keep_existing(path, overwrite=overwrite)
+        with output_errors(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
