@@ -7,14 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from isanet.evaluation.metrics import (
-    ClassIndices,
-    checked_ignore_index,
-    checked_num_classes,
-    checked_pair,
-    count_pairs,
-    counted_pixels,
-)
+from isanet.evaluation.metrics import ClassIndices, checked_classes, checked_pair, count_pairs, counted_pixels
 
 
 class BoundaryScore:
@@ -60,8 +53,7 @@ class BoundaryScore:
         tolerance: float = 0.0075,
         device: str | torch.device = "cpu",
     ) -> None:
-        self.num_classes = checked_num_classes(num_classes)
-        self.ignore_index = checked_ignore_index(ignore_index)
+        self.num_classes, self.ignore_index = checked_classes(num_classes, ignore_index)
         if not 0 <= tolerance <= 1:
             raise ValueError(f"tolerance is a fraction of the image's diagonal, 0..1, got {tolerance}")
         self.tolerance = tolerance
@@ -112,15 +104,10 @@ class BoundaryScore:
 
 
 def _boundary(labels: Tensor, counted: Tensor, margin: int) -> Tensor:
-    """Boundary pixels of all classes as sorted keys, one integer each.
+    """Boundary pixels of all classes as sorted keys, one integer each; only among `counted` pixels.
 
-    Args:
-        labels: (H, W) class indices.
-        counted: (H, W) bool; other pixels are on no boundary and put none of their neighbors on one.
-        margin: Empty pixels around the image, so that no run of that length wraps into another row or class.
-
-    Returns:
-        (n,) int64, ascending: flat indices into a stack of K planes of (H + 2 margin, W + 2 margin) pixels.
+    A key, int64, is a flat index into a stack of K planes of (H + 2 margin, W + 2 margin) pixels. The empty margin
+    keeps runs of that length from wrapping into another row or class.
     """
     H, W = labels.shape
     edge = torch.zeros_like(counted)
@@ -136,19 +123,10 @@ def _boundary(labels: Tensor, counted: Tensor, margin: int) -> Tensor:
 
 
 def _near(keys: Tensor, others: Tensor, stride: int, reach2: int) -> Tensor:
-    """Which boundary pixels have one of the others within a distance.
+    """Which keys of `_boundary` have one of the others, in planes of width `stride`, within the root of `reach2`.
 
     A disk is a stack of horizontal runs. In each run, either the first of the sorted others at or after its start lies
     within it, or none does. So the cost grows with boundary pixels, not with pixels times classes.
-
-    Args:
-        keys: (n,) from `_boundary`.
-        others: (m,) from `_boundary` with the same margin.
-        stride: Width of the planes, margins included.
-        reach2: Square of the distance.
-
-    Returns:
-        (n,) bool.
     """
     near = torch.zeros_like(keys, dtype=torch.bool)
     others = torch.cat((others, others.new_tensor([torch.iinfo(torch.int64).max])))

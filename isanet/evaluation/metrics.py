@@ -50,8 +50,7 @@ class ConfusionMatrix:
     """
 
     def __init__(self, num_classes: int, ignore_index: int | None = 255, device: str | torch.device = "cpu") -> None:
-        self.num_classes = checked_num_classes(num_classes)
-        self.ignore_index = checked_ignore_index(ignore_index)
+        self.num_classes, self.ignore_index = checked_classes(num_classes, ignore_index)
         with torch.inference_mode(False):  # inference tensors cannot be updated outside
             self.matrix = torch.zeros(self.num_classes, self.num_classes, dtype=torch.int64, device=device)
 
@@ -122,20 +121,14 @@ class ConfusionMatrix:
         return matrix.diagonal().double(), matrix.sum(dim=1).double(), matrix.sum(dim=0).double()
 
 
-def checked_num_classes(value: int) -> int:
-    """`num_classes` as int; a ValueError if it is not an integer in 1..4096."""
-    number = _as_int(value)
+def checked_classes(num_classes: int, ignore_index: int | None) -> tuple[int, int | None]:
+    """Both as Python's integers; a ValueError if they are not as `ConfusionMatrix` takes them."""
+    number, ignored = _as_int(num_classes), _as_int(ignore_index)
     if number is None or not 1 <= number <= _MAX_CLASSES:
-        raise ValueError(f"num_classes must be an integer of 1 to {_MAX_CLASSES}, got {value!r}")
-    return number
-
-
-def checked_ignore_index(value: int | None) -> int | None:
-    """`ignore_index` as int or None; a ValueError if it is neither an integer nor None."""
-    index = _as_int(value)
-    if index is None and value is not None:
-        raise ValueError(f"ignore_index must be an integer or None, got {value!r}")
-    return index
+        raise ValueError(f"num_classes must be an integer of 1 to {_MAX_CLASSES}, got {num_classes!r}")
+    if ignored is None and ignore_index is not None:
+        raise ValueError(f"ignore_index must be an integer or None, got {ignore_index!r}")
+    return number, ignored
 
 
 def _as_int(value: object) -> int | None:
@@ -157,10 +150,9 @@ def checked_pair(prediction: ClassIndices, target: ClassIndices, device: torch.d
 
 
 def _tensor(name: str, labels: ClassIndices, device: torch.device) -> Tensor:
+    dtype = str(getattr(labels, "dtype", type(labels).__name__)).removeprefix("torch.")
     if isinstance(labels, np.ndarray):
-        dtype: str = labels.dtype.name
-    else:
-        dtype = str(getattr(labels, "dtype", type(labels).__name__)).removeprefix("torch.")
+        dtype = labels.dtype.name  # whatever the byte order
     if dtype not in _DTYPES:
         raise ValueError(
             f"{name} must be class indices, a tensor or array of one of {', '.join(sorted(_DTYPES))}, got {dtype}; "
@@ -181,12 +173,6 @@ def count_pairs(prediction: Tensor, target: Tensor, num_classes: int, ignore_ind
 
     All pairs are counted in a histogram with room for values that are no class. Ignored and invalid pixels are then
     read off the small histogram instead of the pixels: one pass over them, without boolean masks.
-
-    Args:
-        prediction: From `checked_pair`.
-        target: The same.
-        num_classes: K.
-        ignore_index: As for `ConfusionMatrix`.
 
     Raises:
         ValueError: A pixel that is not ignored has a value that is no class.
@@ -234,17 +220,16 @@ def counted_pixels(target: Tensor, ignore_index: int | None) -> Tensor:
 def _invalid_values(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int | None) -> str:
     """The message about values that are no class: the target's first, since they may explain the prediction's."""
     counted = counted_pixels(target, ignore_index)
-    classes = f"0..{num_classes - 1}"
-    name, valid, advice = (
-        "target",
-        classes if ignore_index is None else f"{classes} and {ignore_index} (ignore_index)",
-        "map the dataset's own values to class indices first, or pass the value to ignore as ignore_index",
-    )
-    invalid = target.long()[counted & (_folded(target, num_classes, None) > num_classes)]
-    if not invalid.numel():
-        name, valid, advice = "prediction", classes, "check that num_classes is that of the model"
-        invalid = prediction.long()[counted & (_folded(prediction, num_classes, None) > num_classes)]
-    values, pixels = (found.tolist() for found in torch.unique(invalid, return_counts=True))
+    invalid = {
+        name: labels[counted & (_folded(labels, num_classes, None) > num_classes)]
+        for name, labels in (("target", target), ("prediction", prediction))
+    }
+    name, valid = "prediction", f"0..{num_classes - 1}"
+    advice = "check that num_classes is that of the model"
+    if invalid["target"].numel():
+        name, valid = "target", valid if ignore_index is None else f"{valid} and {ignore_index} (ignore_index)"
+        advice = "map the dataset's own values to class indices first, or pass the value to ignore as ignore_index"
+    values, pixels = (found.tolist() for found in torch.unique(invalid[name], return_counts=True))
     named = [f"{value} ({plural(n, 'pixel')})" for value, n in zip(values, pixels, strict=True)]
     if len(named) > 5:
         named[5:] = [f"{len(named) - 5} more values"]

@@ -129,8 +129,7 @@ class Report:
         """Mean boundary F-score over the classes that are not absent, a fraction; None if not measured."""
         if self.boundary is None:
             return None
-        known = [score for score in self.boundary.values() if not math.isnan(score)]
-        return sum(known) / len(known) if known else math.nan
+        return float(torch.tensor(list(self.boundary.values()), dtype=torch.float64).nanmean())
 
     @property
     def iou(self) -> dict[str, float]:
@@ -157,29 +156,26 @@ class Report:
     def __str__(self) -> str:
         """The report for a terminal, in percent."""
         content = self._content()
-        facts = [(name, clean(text)) for name, text in content.facts]
         rows = [["class", *(heading for heading, _ in content.columns)]]
         rows += [
-            [shortened(name), *(percent_number(values[name]) for _, values in content.columns)]
-            for name in content.classes
+            [shortened(name), *(percent_number(values[name]) for _, values in content.columns)] for name in self.classes
         ]
-        width = max(len(name) for name, _ in content.means)
         comparison = [
             f"mIoU {whose:<10}  {figure:>6}  {clean(text)}".rstrip() for whose, figure, text in content.comparison
         ]
         blocks = [
-            aligned(facts, left=2),
+            aligned([(name, clean(text)) for name, text in content.facts], left=2),
             aligned(rows),
-            [f"{name:<{width}}  {percent_number(value):>6}" for name, value in content.means],
+            aligned([(name, f"{percent_number(value):>6}") for name, value in content.means]),
             comparison + [clean(remark) for remark in content.remarks],
         ]
-        return "\n\n".join("\n".join(block) for block in blocks if block)
+        return "\n\n".join("\n".join(block) for block in blocks)
 
     def __repr__(self) -> str:
         return f"Report({self._title()}: mIoU {percent_number(self.miou)} %, {self._images()})"
 
     def _title(self) -> str:
-        return f"{clean(self.model)} on {clean(self.dataset)} {clean(self.split)}"
+        return clean(f"{self.model} on {self.dataset} {self.split}")
 
     def _images(self) -> str:
         evaluated = f"{self.num_images} of " if self.num_images != self.dataset_size else ""
@@ -188,11 +184,9 @@ class Report:
     def _content(self) -> ReportContent:
         counted = int(self.confusion.sum())
         speed = f", {self.num_images / self.seconds:.2f} images/s" if self.num_images and self.seconds > 0 else ""
-        pixels = f"{counted:,} counted, {self.ignored_pixels:,} ignored"
-        if not counted:
-            pixels += ": nothing was measured"
+        nothing = "" if counted else ": nothing was measured"
         where = f"{self.dataset} {self.split}".rstrip()
-        boundary = self.mean_boundary
+        mean_boundary = self.mean_boundary
         comparison, remarks = self._compared(where)
         return ReportContent(
             title=self._title(),
@@ -202,7 +196,7 @@ class Report:
                 ("classes", f"{len(self.classes)} of {self.label_space}"),
                 ("protocol", f"{self.protocol}: {self.protocol_text}"),
                 ("computed", f"on {self.device} in {self.precision}, {_duration(self.seconds)}{speed}"),
-                ("pixels", pixels),
+                ("pixels", f"{counted:,} counted, {self.ignored_pixels:,} ignored{nothing}"),
                 *(("note", note) for note in self.notes),
             ],
             means=[
@@ -210,7 +204,7 @@ class Report:
                 ("pixel accuracy", self.pixel_accuracy),
                 ("mean accuracy", self.mean_accuracy),
                 ("frequency-weighted IoU", self.frequency_weighted_iou),
-                *([] if boundary is None else [("boundary F-score", boundary)]),
+                *([] if mean_boundary is None else [("boundary F-score", mean_boundary)]),
             ],
             comparison=comparison,
             remarks=remarks,
