@@ -23,7 +23,6 @@ from PIL import Image
 
 from isanet._files import atomic_write, output_errors, write_output
 from isanet._text import clean, percent, percent_number, shortened
-from isanet.evaluation.metrics import ConfusionMatrix
 from isanet.images.masks import Color
 from isanet.images.reading import RGBImage
 
@@ -73,40 +72,24 @@ class WorstImage(NamedTuple):
 
 @dataclass(frozen=True)
 class ReportContent:
-    """What is shown of a report, on the page and in a terminal; texts are neither cleaned nor escaped.
-
-    Attributes:
-        title: What was evaluated on what.
-        facts: (name, text) of what was evaluated, and how.
-        means: (name, fraction) of the metrics over all classes.
-        comparison: (whose, percent, of what) of the measured mIoU and the published one; empty if none is published.
-        remarks: Why there is no comparison.
-        classes: The K names.
-        palette: The K colors.
-        columns: (heading, fraction by class) of the table of classes, IoU first.
-        confusion: (K, K) pixels, rows ground truth, columns prediction.
-        worst: The images with the lowest mIoU, lowest first.
-    """
+    """What is shown of a report, on the page and in a terminal; texts are neither cleaned nor escaped."""
 
     title: str
-    facts: Sequence[tuple[str, str]]
-    means: Sequence[tuple[str, float]]
-    comparison: Sequence[tuple[str, str, str]]
-    remarks: Sequence[str]
+    facts: Sequence[tuple[str, str]]  # (name, text) of what was evaluated, and how
+    means: Sequence[tuple[str, float]]  # (name, fraction) of the metrics over all classes
+    comparison: Sequence[tuple[str, str, str]]  # (whose mIoU, percent, of what); empty if no figure is published
+    remarks: Sequence[str]  # why there is no comparison
     classes: Sequence[str]
     palette: Sequence[Color]
-    columns: Sequence[tuple[str, Mapping[str, float]]]
-    confusion: NDArray[np.int64]
-    worst: Sequence[ImageScore]
+    columns: Sequence[tuple[str, Mapping[str, float]]]  # (heading, fraction by class), IoU first
+    confusion: NDArray[np.int64]  # (K, K) pixels, rows ground truth, columns prediction
+    worst: Sequence[ImageScore]  # lowest mIoU first
 
 
 def save_page(content: ReportContent, folder: Path, worst_images: Iterable[WorstImage]) -> None:
     """Write index.html, and below worst/ the images that it shows; those of an earlier report are removed.
 
-    Args:
-        content: What the page shows.
-        folder: Exists.
-        worst_images: In the order of `content.worst`; taken one at a time. Without any, their scores are listed.
+    `worst_images`, in the order of `content.worst`, are taken one at a time. Without any, their scores are listed.
 
     Raises:
         OutputError: A file cannot be written.
@@ -127,21 +110,23 @@ def save_page(content: ReportContent, folder: Path, worst_images: Iterable[Worst
 
 
 def _page(content: ReportContent, worst_sections: Sequence[str]) -> str:
-    worst = "".join(worst_sections)
-    if not worst_sections and content.worst:
-        rows = (
-            f'<td class="name">{_html(score.key)}</td><td>{percent_number(score.miou)}</td>'
-            f"<td>{percent_number(score.pixel_accuracy)}</td>"
-            for score in content.worst
-        )
-        worst = _table('<th class="name">image</th><th>mIoU</th><th>pixel accuracy</th>', rows)
-    remarks = "".join(f"<p>{_html(text[0].upper() + text[1:])}.</p>\n" for text in content.remarks)
+    comparison = (
+        f'<td class="name">{_html(whose)}</td><td>{_html(figure)}</td><td class="name">{_html(text)}</td>'
+        for whose, figure, text in content.comparison
+    )
+    scores = (
+        f'<td class="name">{_html(score.key)}</td><td>{percent_number(score.miou)}</td>'
+        f"<td>{percent_number(score.pixel_accuracy)}</td>"
+        for score in (() if worst_sections else content.worst)
+    )
+    worst = "".join(worst_sections) + _table('<th class="name">image</th><th>mIoU</th><th>pixel accuracy</th>', scores)
     template = Template((files(__package__) / "page.html").read_text("utf-8"))
     return template.substitute(
         title=_html(content.title),
         facts="".join(f"<dt>{_html(name)}</dt><dd>{_html(text)}</dd>\n" for name, text in content.facts),
         means="".join(f"<li><b>{percent_number(value)}</b>{_html(name)}</li>\n" for name, value in content.means),
-        comparison=_comparison(content) + remarks,
+        comparison=_table('<th class="name"></th><th>mIoU</th><th class="name"></th>', comparison)
+        + "".join(f"<p>{_html(text[0].upper() + text[1:])}.</p>\n" for text in content.remarks),
         classes=_class_table(content),
         worst=f"<h2>Images with the lowest mIoU</h2>\n{worst}" if worst else "",
     )
@@ -151,24 +136,15 @@ def _html(text: str) -> str:
     return escape(clean(text))
 
 
-def _table(headings: str, rows: Iterable[str], attribute: str = "") -> str:
+def _table(headings: str, rows: Iterable[str]) -> str:
+    """A table with a row of headings; nothing without rows."""
     body = "".join(f"<tr>{row}</tr>\n" for row in rows)
-    return f'<div class="scroll"><table{attribute}>\n<tr>{headings}</tr>\n{body}</table></div>\n'
+    return f'<div class="scroll"><table>\n<tr>{headings}</tr>\n{body}</table></div>\n' if body else ""
 
 
 def _swatch(color: Color) -> str:
     red, green, blue = color
     return f'<span class="swatch" style="background:rgb({red},{green},{blue})"></span>'
-
-
-def _comparison(content: ReportContent) -> str:
-    if not content.comparison:
-        return ""
-    rows = (
-        f'<td class="name">{_html(whose)}</td><td>{_html(figure)}</td><td class="name">{_html(text)}</td>'
-        for whose, figure, text in content.comparison
-    )
-    return _table('<th class="name"></th><th>mIoU</th><th class="name"></th>', rows)
 
 
 def _class_table(content: ReportContent) -> str:
@@ -185,18 +161,12 @@ def _class_table(content: ReportContent) -> str:
             f'<span class="value">{percent_number(iou)}</span></td>{cells}'
             f'<td class="name">{escape(confused[index])}</td>'
         )
-    return _table(
-        f'<th></th><th class="name">class</th>{headings}<th class="name">most confused with</th>',
-        rows,
-        ' class="classes"',
-    )
+    return _table(f'<th></th><th class="name">class</th>{headings}<th class="name">most confused with</th>', rows)
 
 
 def _most_confused(content: ReportContent) -> list[str]:
     """For each class the other one that it is most often predicted as, with the share; empty if none."""
-    wrong = content.confusion.copy()
-    totals = wrong.sum(axis=1)
-    np.fill_diagonal(wrong, 0)
+    wrong, totals = _off_diagonal(content.confusion), content.confusion.sum(axis=1)
     return [
         f"{shortened(content.classes[other])} {percent(row[other] / total, 1)}" if row[other] else ""
         for row, other, total in zip(wrong, wrong.argmax(axis=1), totals, strict=True)
@@ -206,10 +176,9 @@ def _most_confused(content: ReportContent) -> list[str]:
 def _worst_section(content: ReportContent, number: int, worst: WorstImage, written: Mapping[str, str]) -> str:
     """The section of one image: figures, largest confusions, panels, and a legend of the classes present."""
     score, classes = worst.score, [_html(shortened(name)) for name in content.classes]
-    counts = _count(len(classes), worst.prediction, worst.ground_truth)
+    counts = _counts(len(classes), worst)
     total = max(1, int(counts.sum()))
-    wrong = counts.copy()
-    np.fill_diagonal(wrong, 0)
+    wrong = _off_diagonal(counts)
     largest = [divmod(int(index), len(classes)) for index in np.argsort(-wrong, axis=None, kind="stable")[:4]]
     confusions = ", ".join(
         f"{classes[true]} predicted as {classes[predicted]} {percent(wrong[true, predicted] / total, 1)}"
@@ -245,13 +214,15 @@ def _worst_section(content: ReportContent, number: int, worst: WorstImage, writt
 """
 
 
-def _count(num_classes: int, prediction: LabelMap, ground_truth: LabelMap) -> NDArray[np.int64]:
+def _counts(num_classes: int, worst: WorstImage) -> NDArray[np.int64]:
     """(K, K) pixels of one image by ground truth and prediction."""
-    matrix = ConfusionMatrix(num_classes, ignore_index=-1)
-    counted = _is_class(prediction, num_classes) & _is_class(ground_truth, num_classes)
-    matrix.update(prediction, np.where(counted, ground_truth.astype(np.int32), -1))
-    counts: NDArray[np.int64] = matrix.matrix.numpy()
-    return counts
+    counted = _is_class(worst.ground_truth, num_classes)
+    pairs = worst.ground_truth[counted].astype(np.int64) * num_classes + worst.prediction[counted]
+    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def _off_diagonal(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    return counts - np.diag(counts.diagonal())
 
 
 def _is_class(labels: LabelMap, num_classes: int) -> NDArray[np.bool_]:

@@ -264,22 +264,16 @@ class Report:
             raise ValueError(f"schema: expected {SCHEMA}, got {document.get('schema')!r}; a newer isanet may read it")
         try:
             values = {field.name: document[field.name] for field in fields(cls)}
-            boundary = values["boundary"]
-            return cls(
-                **values
-                | {
-                    "confusion": torch.tensor(values["confusion"], dtype=torch.int64),
-                    "classes": tuple(values["classes"]),
-                    "palette": tuple((int(r), int(g), int(b)) for r, g, b in values["palette"]),
-                    "worst": tuple(
-                        ImageScore(score["key"], _float(score["miou"]), _float(score["pixel_accuracy"]))
-                        for score in values["worst"]
-                    ),
-                    "incomparable": tuple(values["incomparable"]),
-                    "notes": tuple(values["notes"]),
-                    "boundary": None if boundary is None else {name: _float(boundary[name]) for name in boundary},
-                }
+            values |= {name: tuple(values[name]) for name in ("classes", "incomparable", "notes")}
+            values["confusion"] = torch.tensor(values["confusion"], dtype=torch.int64)
+            values["palette"] = tuple((int(r), int(g), int(b)) for r, g, b in values["palette"])
+            values["worst"] = tuple(
+                ImageScore(score["key"], _float(score["miou"]), _float(score["pixel_accuracy"]))
+                for score in values["worst"]
             )
+            boundary = values["boundary"]
+            values["boundary"] = None if boundary is None else {name: _float(boundary[name]) for name in boundary}
+            return cls(**values)
         except KeyError as error:
             raise ValueError(f"missing field {error}") from error
         except TypeError as error:
