@@ -1,7 +1,7 @@
 """Charts, drawn with matplotlib: a confusion matrix, bars of IoU per class or of shares, training curves.
 
-Each takes arrays and names and returns a figure; `to_png` renders it. pyplot is not used, and text does not depend on
-the user's matplotlibrc.
+Each takes arrays, names and the lines of a title and returns a figure; `to_png` renders it. pyplot is not used, and
+text does not depend on the user's matplotlibrc.
 """
 
 from __future__ import annotations
@@ -95,12 +95,9 @@ def to_png(figure: Figure, dpi: int = 150) -> bytes:
 
 
 def confusion_chart(confusion: NDArray[Any], names: Sequence[str], *title: str) -> Figure:
-    """Draw a confusion matrix, rows normalized; rows of classes absent from the ground truth are hatched.
+    """Draw a confusion matrix, (K, K) pixels, rows ground truth, columns prediction.
 
-    Args:
-        confusion: (K, K) numbers of pixels, rows ground truth, columns prediction.
-        names: Names of the K classes.
-        title: Lines of the title.
+    Rows are normalized; those of classes absent from the ground truth are hatched.
     """
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
@@ -116,8 +113,7 @@ def confusion_chart(confusion: NDArray[Any], names: Sequence[str], *title: str) 
     # The axes fill the figure; labels and color bar lie outside, and saving extends the image to them
     figure = Figure(figsize=(side, side), facecolor=_PAPER)
     axes = figure.add_axes((0, 0, 1, 1), facecolor=_PAPER)
-    # Square root, so that confusions of a few percent are visible
-    norm = PowerNorm(0.5, 0, 1)
+    norm = PowerNorm(0.5, 0, 1)  # square root, so that confusions of a few percent are visible
     edges = np.arange(count + 1) - 0.5
     cells = axes.pcolormesh(edges, edges, shares, cmap="magma_r", norm=norm)  # several times faster than imshow
     axes.set_ylim(count - 0.5, -0.5)
@@ -145,8 +141,7 @@ def confusion_chart(confusion: NDArray[Any], names: Sequence[str], *title: str) 
     height = min(1.0, 6 / side)
     bar = figure.colorbar(cells, cax=figure.add_axes((1 + 0.3 / side, 1 - height, 0.2 / side, height)))
     steps = (0, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1)
-    bar.set_ticks(list(steps))
-    bar.ax.set_yticklabels([f"{100 * step:.0f} %" for step in steps], **_style(9))
+    bar.set_ticks(list(steps), labels=[f"{100 * step:.0f} %" for step in steps], **_style(9))
     bar.set_label("share of the class's ground-truth pixels", **_style(10))
     return figure
 
@@ -239,9 +234,8 @@ def _bar_chart(
 def training_chart(history: Sequence[Sequence[float]], *title: str) -> Figure:
     """Draw training curves: loss and learning rate over epochs, and the validation mIoU below.
 
-    Args:
-        history: Rows of step, epoch, loss, learning rate, images per second and mIoU (a fraction; NaN: not validated).
-        title: Lines of the title.
+    Rows of the history are step, epoch, loss, learning rate, images per second and mIoU (a fraction; NaN: not
+    validated).
     """
     from matplotlib.figure import Figure
 
@@ -250,18 +244,17 @@ def training_chart(history: Sequence[Sequence[float]], *title: str) -> Figure:
     validated = np.isfinite(miou)
     figure = Figure(figsize=(8, 6.4 if validated.any() else 3.6))
     panels = figure.subplots(2 if validated.any() else 1, 1, sharex=True, squeeze=False)[:, 0]
-    if title:
-        panels[0].set_title(_heading(title), pad=10, **_style(11))
-
-    panels[0].plot(epochs, losses, color="#9bbbd9", linewidth=0.8)
-    width = max(1, len(losses) // 50)
+    top_panel = panels[0]
+    top_panel.set_title(_heading(title), pad=10, **_style(11))
+    top_panel.plot(epochs, losses, color="#9bbbd9", linewidth=0.8)
+    width = len(losses) // 50
     if width > 1:
         smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
-        panels[0].plot(epochs[width - 1 :], smooth, color="#1f5f99", linewidth=1.8)
-    top = np.nanquantile(losses, 0.98) * 1.15 if np.isfinite(losses).any() else 1.0
-    panels[0].set_ylim(0, top if top > 0 else 1.0)
-    panels[0].set_ylabel("loss", **_style(10, "#1f5f99"))
-    right_axis = panels[0].twinx()
+        top_panel.plot(epochs[width - 1 :], smooth, color="#1f5f99", linewidth=1.8)
+    limit = np.nanquantile(losses, 0.98) * 1.15 if np.isfinite(losses).any() else 0
+    top_panel.set_ylim(0, limit if limit > 0 else 1.0)
+    top_panel.set_ylabel("loss", **_style(10, "#1f5f99"))
+    right_axis = top_panel.twinx()
     right_axis.plot(epochs, rates, color="#c97b2c", linewidth=1, linestyle="--")
     right_axis.set_ylim(bottom=0)
     right_axis.set_ylabel("learning rate", **_style(10, "#c97b2c"))

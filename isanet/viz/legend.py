@@ -9,14 +9,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 
 def with_legend(image: Image.Image, entries: Sequence[tuple[tuple[int, int, int], str, str]]) -> Image.Image:
-    """Add a white panel with a legend at the right of an image or below it.
+    """Add a white panel with a legend at the right of an image (mode RGB, any size) or below it.
 
     Text grows with the image, within limits, and shrinks if there are many entries. Of all numbers of columns and both
-    positions, the one with the smallest result is taken; its longer side weighs most.
-
-    Args:
-        image: Mode RGB, any size.
-        entries: (color, name, detail) of each class, at least one; texts are drawn as they are.
+    positions, the one with the smallest result is taken; its longer side weighs most. `entries` are (color, name,
+    detail) of each class, at least one; texts are drawn as they are.
     """
     width, height = image.size
     crowd = min(1.0, math.sqrt(24 / len(entries)))
