@@ -16,6 +16,8 @@ from tests.helpers import replicas
 from tests.helpers.color_model import ColorModel
 from tests.helpers.evaluating import InterruptedCityscapes, confusion_by_pixel, quick_evaluate
 
+pytestmark = pytest.mark.usefixtures("no_charts")
+
 
 def test_counts_of_another_run_are_not_mixed_in(
     model: Any, cityscapes: datasets.SegmentationDataset, tmp_path: Path

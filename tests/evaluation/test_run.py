@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -25,6 +24,8 @@ from isanet.evaluation.report import Report
 from tests.helpers.evaluating import InterruptedCityscapes, quick_evaluate
 
 ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.usefixtures("no_charts")
 
 
 @pytest.mark.parametrize("sizes", [[(3, 4), (4, 3), (3, 4), (3, 4), (5, 5), (4, 3)], [(i, 9) for i in range(1, 20)]])
@@ -232,7 +233,8 @@ class Watched(datasets.Cityscapes):
         return super().read(index)
 
 if "WORLD_SIZE" in os.environ:
-    torch.distributed.init_process_group("gloo")
+    world_size = int(os.environ["WORLD_SIZE"])
+    torch.distributed.init_process_group("gloo", "file://" + os.environ["MEET"], rank=rank, world_size=world_size)
 torch.set_num_threads(1)
 report = evaluate(
     ColorModel(LABEL_SPACES["cityscapes19"]),
@@ -246,29 +248,36 @@ if "WORLD_SIZE" in os.environ:
 
 
 @pytest.fixture
-def start(tmp_path: Path, cityscapes: datasets.SegmentationDataset) -> Callable[..., subprocess.Popen[str]]:
-    """Starts the script: `start(processes, behavior)`."""
+def start(tmp_path: Path, cityscapes: datasets.SegmentationDataset) -> Callable[..., list[subprocess.Popen[str]]]:
+    """Starts the script: `start(processes, behavior)`. Without torchrun, which would take as long as the script."""
     (tmp_path / "script.py").write_text(SCRIPT)
 
-    def launch(processes: int, behavior: str = "normal") -> subprocess.Popen[str]:
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    def launch(processes: int, behavior: str = "normal") -> list[subprocess.Popen[str]]:
         arguments = [str(cityscapes.root), str(tmp_path / "out"), str(tmp_path / "reads"), behavior]
-        return subprocess.Popen(
-            [sys.executable, *(launcher if processes > 1 else []), str(tmp_path / "script.py"), *arguments],
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        group = {"WORLD_SIZE": str(processes), "MEET": str(tmp_path / f"meet-{behavior}")} if processes > 1 else {}
+        return [
+            subprocess.Popen(
+                [sys.executable, str(tmp_path / "script.py"), *arguments],
+                env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RANK": str(rank), **group},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(processes)
+        ]
 
     return launch
 
 
-def answers(process: subprocess.Popen[str], tmp_path: Path) -> list[dict[str, Any]]:
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    (tmp_path / "stderr.txt").write_text(err)
+def errors(started: list[subprocess.Popen[str]]) -> list[str]:
+    """What each process printed to standard error, once all have ended."""
+    return [process.communicate(timeout=120)[1] for process in started]
+
+
+def answers(started: list[subprocess.Popen[str]], tmp_path: Path) -> list[dict[str, Any]]:
+    text = "".join(errors(started))
+    assert [process.returncode for process in started] == [0] * len(started), text
+    (tmp_path / "stderr.txt").write_text(text)
     return [json.loads(path.read_text()) for path in sorted(tmp_path.glob("reads-answer-*"))]
 
 
@@ -303,10 +312,9 @@ def test_several_processes_equal_one(
 
 
 def test_if_one_process_fails_all_do(start: Callable[..., Any], tmp_path: Path) -> None:
-    process = start(2, "fails")
-    _, err = process.communicate(timeout=120)
-    assert process.returncode != 0
-    assert "made to fail" in err
+    started = start(2, "fails")
+    assert all("made to fail" in text for text in errors(started))
+    assert all(process.returncode != 0 for process in started)
     assert not (tmp_path / "out" / "report.json").exists()
     assert (tmp_path / "out" / "progress-0.json").exists()  # what the other counted is kept
 
@@ -321,16 +329,15 @@ def test_a_killed_run_resumes_with_any_number_of_processes(
     after: int,
 ) -> None:
     expected = quick_evaluate(model, cityscapes)
-    process = start(before, "stuck")
+    started = start(before, "stuck")
     deadline = time.monotonic() + 60
     while _counted(tmp_path).count(0) or len(_counted(tmp_path)) < before:
         assert time.monotonic() < deadline
-        assert process.poll() is None
+        assert all(process.poll() is None for process in started)
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    for pid in _children(str(tmp_path / "script.py")):
-        os.kill(pid, signal.SIGKILL)
-    process.communicate(timeout=60)
+    for process in started:
+        process.kill()
+    errors(started)
     assert not (tmp_path / "out" / "report.json").exists()
     counted = {
         row[0] for path in (tmp_path / "out").glob("progress-*.json") for row in json.loads(path.read_text())["images"]
@@ -349,15 +356,3 @@ def test_a_killed_run_resumes_with_any_number_of_processes(
 def _counted(tmp_path: Path) -> list[int]:
     """How many images each process has counted."""
     return [len(json.loads(path.read_text())["images"]) for path in (tmp_path / "out").glob("progress-*.json")]
-
-
-def _children(script: str) -> list[int]:
-    """Processes that run the script: torchrun's workers have groups of their own."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if script in (folder / "cmdline").read_text():
-                found.append(int(folder.name))
-        except OSError:
-            pass
-    return found
