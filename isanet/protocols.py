@@ -6,7 +6,7 @@ their options they differ in three ways:
 * `sssegmentation` resizes the logits of a whole image once, straight to the image's own size; scales the prepared
   tensor; averages logits.
 * `mmsegmentation` (0.x) resizes the logits of a whole image to the prepared size first and from there to the
-  image's own; prepares the image anew for each scale; and averages probabilities.
+  image's own; resizes and normalizes the image again for each scale; and averages probabilities.
 
 Sources: sssegmentation's `BaseSegmentor.inference` and `auginference` (`ssseg/modules/models/segmentors/base/base.py`),
 mmsegmentation 0.x's `EncoderDecoder` (`mmseg/models/segmentors/encoder_decoder.py`) and `MultiScaleFlipAug`.

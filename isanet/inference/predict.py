@@ -43,7 +43,7 @@ def prepare(
         protocol: The one that `predict` will follow.
 
     Returns:
-        Tensors (3, h, w), float32, on the CPU: one for each scale where the protocol prepares images anew
+        Tensors (3, h, w), float32, on the CPU: one for each scale where the protocol resizes the image itself
         (mmsegmentation's arithmetic, both edges times the scale, rounded down), else a single one.
 
     Raises:

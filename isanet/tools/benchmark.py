@@ -176,7 +176,7 @@ def _colored_labels(segmenter: Segmenter, optimized: bool, image: RGBImage, prep
             (prediction,) = segmenter.predict([prepared], [size])
             if prediction is None:
                 raise ValueError(
-                    f"in {segmenter.precision} the network gives values that are not finite; use another one"
+                    f"in {segmenter.precision} the network returned values that are not finite; use another one"
                 )
             labels: _Labels = prediction[0].cpu().numpy()
         else:

@@ -129,7 +129,7 @@ def selftest(name: str, *, device: str = "auto", precision: str = "auto") -> Out
     Raises:
         ValueError: Unknown name, device or precision.
         IntegrityError: The answer in the package is missing, damaged, or of another model.
-        IsanetError: The model cannot be loaded, or gives values that are not finite when an answer is first recorded.
+        IsanetError: The model cannot be loaded, or returns values that are not finite when an answer is first recorded.
     """
     weights = model_info(name)
     segmenter = Segmenter(from_pretrained(name), device=device, precision=precision, calibration=[street()])
@@ -182,7 +182,7 @@ def record(name: str) -> Answer:
     Raises:
         CacheError: The answer cannot be written to the cache.
         OutputError: The answer cannot be written beside a packaged model.
-        IsanetError: The model cannot be loaded, or gives values that are not finite.
+        IsanetError: The model cannot be loaded, or returns values that are not finite.
     """
     weights = model_info(name)
     answer = _compute_answer(weights)

@@ -205,9 +205,13 @@ def lock(name: str) -> Iterator[None]:
 
 
 def write_error(folder: Path, error: OSError | None, needed: int | str = 0, partial: int = 0) -> CacheError:
-    """The error for a cache folder that cannot be written; None if its disk has no room for `needed` bytes.
+    """The error for a cache folder that cannot be written.
 
-    `partial` bytes on it are about to be deleted.
+    Args:
+        folder: The cache folder.
+        error: What the operating system said; None if its disk has too little room.
+        needed: Bytes that were to be written, which the message compares with the free space.
+        partial: Bytes on it that are about to be deleted, counted as free.
     """
     cause = str(error.strerror or error) if error else "not enough space"
     if needed:

@@ -112,7 +112,7 @@ def fetch(
         sha256: 64 hex digits; None accepts the bytes that TLS protected.
         size: Exact number of bytes; None accepts what the server announces.
         max_size: Number of bytes never to exceed.
-        deadline: Of all addresses together, from `deadline_from_now`; None starts anew.
+        deadline: Of all addresses together, from `deadline_from_now`; None sets a new one.
         progress: Show a progress bar on standard error; None shows it on a terminal and in a notebook.
         limits: None takes `Limits()`.
 

@@ -130,7 +130,7 @@ def load(weights: Released, *, progress: bool | None = None, keep: bool = False,
         for step in _plan_now(weights, force=force):  # planned again: another process may have been first
             if loaded := _take(weights, step, progress=progress, keep=keep):
                 return loaded
-    raise AssertionError("the last step gives a network or an error")
+    raise AssertionError("the last step returns a network or raises")
 
 
 def read_cached(weights: Released) -> Loaded | None:

@@ -116,7 +116,7 @@ def calibrate(fast: FastISANet, batches: Iterable[Tensor]) -> dict[nn.Module, fl
 
     def record(module: nn.Module, value: Tensor) -> None:
         if not value.isfinite().all():
-            raise ValueError("the network gives values that are not finite: its weights are damaged or not trained")
+            raise ValueError("the network returned values that are not finite: its weights are damaged or not trained")
         largest[module] = max(largest.get(module, 0.0), float(value.abs().max()))
 
     shortcuts = {block.downsample for block in fast.modules() if isinstance(block, Block)}

@@ -42,7 +42,7 @@ def optimize(
     compile: bool = False,
     max_memory: int = 4 << 30,
 ) -> FastISANet:
-    """Make an inference-optimized copy of a model, which gives the same labels faster; the model is not changed.
+    """Make an inference-optimized copy of a model, which predicts the same labels faster; the model is not changed.
 
     Args:
         model: An ISANet as it was built, on the device that it will run on. Its weights are taken as they are now.
