@@ -74,7 +74,7 @@ class ReleasedFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Weights(ReleasedFile):
-    """One released model, as weights.json describes it.
+    """One released model, as weights.json describes it: a released file, and what is known of the model in it.
 
     Attributes:
         architecture: Arguments of `isanet.ISANet` that shape the network.
@@ -103,7 +103,7 @@ class Weights(ReleasedFile):
 
 @dataclass(frozen=True, kw_only=True)
 class Backbone(ReleasedFile):
-    """A backbone pretrained on ImageNet, as weights.json describes it; the file also has ImageNet's classifier.
+    """A backbone pretrained on ImageNet, as weights.json describes it; its file also has ImageNet's classifier.
 
     Attributes:
         backbone: The network: a key of `isanet.config.BACKBONES`, of width 64.
