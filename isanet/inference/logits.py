@@ -112,14 +112,10 @@ def averaged(
             first, last = max(start, top), min(stop, top + window.shape[1])
             if first < last:
                 here = (slice(first - start, last - start), slice(left, left + window.shape[2]))
-                if fade == (0, 0):
-                    total[:, *here] += window.rows(first - top, last - top)
-                    count[here] += 1
-                else:
-                    down = weight(window.shape[1], fade[0])[first - top : last - top, None]
-                    share = down * weight(window.shape[2], fade[1])
-                    total[:, *here] += window.rows(first - top, last - top) * share
-                    count[here] += share
+                down = weight(window.shape[1], fade[0])[first - top : last - top, None]
+                share = down * weight(window.shape[2], fade[1])
+                total[:, *here].addcmul_(window.rows(first - top, last - top), share)
+                count[here] += share
         return total.div_(count)
 
     return LogitsMap((K, *size), like, size[1], rows)

@@ -86,23 +86,22 @@ class ModelState:
     def __init__(self, model: nn.Module) -> None:
         self._modules = list(model.modules())
         self._members = [
-            (members, tuple(members.values()), tuple(map(id, members.values())))  # the ids are of what is kept alive
+            (members, list(members.values()))
             for module in self._modules
             for members in (module._modules, module._parameters, module._buffers)
             if members
         ]
         self._tensors = [*model.parameters(), *model.buffers()]
-        self._counted = [tensor for tensor in self._tensors if not tensor.is_inference()]
         self._versions = self._current_versions()
 
     def changed(self) -> bool:
         """Whether the model is another one than when this was made."""
-        replaced = any(tuple(map(id, members.values())) != ids for members, _, ids in self._members)
+        replaced = any(list(map(id, members.values())) != list(map(id, kept)) for members, kept in self._members)
         return replaced or self._current_versions() != self._versions
 
     def in_training(self) -> bool:
         """Whether any module is in training mode."""
         return any(module.training for module in self._modules)
 
-    def _current_versions(self) -> tuple[list[int], list[int]]:
-        return [tensor.data_ptr() for tensor in self._tensors], [tensor._version for tensor in self._counted]
+    def _current_versions(self) -> list[tuple[int, int]]:
+        return [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in self._tensors]

@@ -285,7 +285,6 @@ def label_map(
     average_probabilities: bool = False,
     keep: Tensor | None = None,
     confidence: bool = False,
-    band_bytes: int = 0,
 ) -> Prediction:
     """Label of every pixel: maps of logits resized to `size`, averaged, argmax; a band of rows at a time.
 
@@ -296,7 +295,6 @@ def label_map(
         average_probabilities: Average the softmax of each map, not the logits.
         keep: (K,) the labels that stand for 0, 1, ... in the result, which has its dtype; None: the same.
         confidence: Also give the softmax probability of the label.
-        band_bytes: Size of a band of logits; 0: what suits the device.
 
     Returns:
         (height, width) labels on the device of the maps, uint8 (int32 for K > 256), and the same of float32
@@ -307,7 +305,7 @@ def label_map(
     labels = torch.empty(size, dtype=dtype, device=like.device)
     probabilities = torch.empty(size, device=like.device) if confidence else None
     for rows, band_KHW in resized_bands(
-        maps, size, align_corners=align_corners, average_probabilities=average_probabilities, band_bytes=band_bytes
+        maps, size, align_corners=align_corners, average_probabilities=average_probabilities
     ):
         highest, label = band_KHW.max(dim=0)
         labels[rows] = label.to(dtype) if keep is None else keep[label]

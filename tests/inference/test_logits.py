@@ -35,10 +35,11 @@ def test_bands_equal_the_whole(coarse: tuple[int, int], size: tuple[int, int], a
 def rounding(logits_KHW: Tensor) -> float:
     """How much two bilinear resizings of the same logits may differ by rounding alone, in their precision.
 
-    A position in the source is (i + 0.5) * scale - 0.5, which CPUs with fused multiply-add may round once less. With
+    A position in the source is (i + 0.5) * scale - 0.5, which rounds twice, or once by fused multiply-add. With these
     three roundings of half the spacing of numbers each, two ways differ by at most 1.5 spacings at the largest
-    position. So far apart, values differ by as much of the largest difference between neighbors. Blending a row and
-    a column of two values each rounds four times, by at most half an epsilon of the largest value, in both ways.
+    position. So far apart, values differ by as much of the largest difference between neighbors. If all
+    roundings of blending fell the same way, they would add 2.5 epsilons of the largest value by `F.interpolate` (in
+    each of two blends, products, sum and `1 - weight`) and 3 by ours, whose second blend is a `lerp`; 4 are allowed.
     """
     eps, bound = torch.finfo(logits_KHW.dtype).eps, 0.0
     for dim in (1, 2):

