@@ -96,7 +96,8 @@ def why_incomparable(
     if not _has_weights_of(segmenter.model, entry):
         yield "the weights are not the released ones: trained further, or not to be compared with them here"
     if (dataset.name, dataset.split) != (published["dataset"], published["split"]):
-        yield f"published on {published['dataset']} {published['split']}, measured on {dataset.name} {dataset.split}"
+        measured = f"{dataset.name} {dataset.split}" if dataset.split else dataset.name
+        yield f"published on {published['dataset']} {published['split']}, measured on {measured}"
     elif num_images < len(dataset):
         yield f"{num_images} of {len(dataset)} images"
     elif dataset.official_size is None:

@@ -263,7 +263,7 @@ def training_chart(history: Sequence[Sequence[float]], *title: str) -> Figure:
         panels[1].plot(epochs[validated], miou[validated], color="#2c8a4b", linewidth=1.6, marker="o", markersize=3)
         best = int(np.nanargmax(miou))
         panels[1].plot(epochs[best], miou[best], color="#2c8a4b", marker="o", markersize=8, fillstyle="none")
-        panels[1].set_title(f"best {miou[best]:.2f} after {epochs[best]:.4g} epochs", loc="right", **_style(9))
+        panels[1].set_title(f"best {miou[best]:.2f} at epoch {epochs[best]:.4g}", loc="right", **_style(9))
         panels[1].set_ylabel("mIoU in %, validation", **_style(10))
     panels[-1].set_xlabel("epochs", **_style(10))
     for panel in (*panels, right_axis):

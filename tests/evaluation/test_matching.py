@@ -194,6 +194,12 @@ def test_a_folder_with_the_name_of_a_dataset_is_not_that_dataset(tiny: FileServe
     assert reason == f"PASCAL VOC 2012 val in {tmp_path / 'PASCAL VOC 2012'} is not the official dataset"
 
 
+def test_a_folder_without_splits_is_named_without_one(tiny: FileServer, tmp_path: Path) -> None:
+    replicas.folder(tmp_path / "pets", classes=LABEL_SPACES["voc21"].classes)
+    report = quick_evaluate(tiny_zoo.NAME, datasets.Folder(tmp_path / "pets", classes="voc21"))
+    assert report.incomparable[0] == "published on PASCAL VOC 2012 val, measured on pets"
+
+
 def test_a_model_with_other_classes_has_no_published_figure(tiny: FileServer, tmp_path: Path) -> None:
     replicas.voc(tmp_path / "voc")
     dataset = datasets.VOC2012(tmp_path / "voc")
