@@ -112,7 +112,7 @@ def _benchmark(options: argparse.Namespace) -> int:
     from isanet.images.reading import read_image
     from isanet.inference.outputs import find_images
     from isanet.inference.segmenter import Segmenter
-    from isanet.tools.benchmark import benchmark, drawn_images, machine, suitable_precisions, table
+    from isanet.tools.benchmark import benchmark, drawn_images, machine, table
 
     images = [read_image(path) for path in find_images(options.images)] if options.images else drawn_images()
     model = from_pretrained(options.model)
@@ -121,7 +121,7 @@ def _benchmark(options: argparse.Namespace) -> int:
         model,
         images,
         sizes=options.sizes,
-        precisions=options.precisions or suitable_precisions(device),
+        precisions=options.precisions,
         compile=options.compile,
         device=options.device,
         repeats=options.repeats,

@@ -53,8 +53,8 @@ class Segmenter:
         device: "auto" (CUDA if there is one, else MPS, else the CPU) or a device as torch names it ("cuda:1").
         precision: "float32", "bfloat16", "float16", "int8" (on the CPU), or "auto": bfloat16 where the device computes
             in it natively (on CPUs, if the model can be optimized), float16 on other CUDA devices, else float32.
-            On photographs, bfloat16 gave the labels of float32 at 99.6 % of the pixels, int8 at 98.6 %; on CPUs
-            without VNNI, int8 keeps fewer, and a warning says so.
+            On photographs, bfloat16 gave the labels of float32 at 99.6 % of the pixels, int8 at 98.6 %; int8
+            needs a CPU with VNNI.
         protocol: How an image goes through the network: a name in `isanet.protocols.PROTOCOLS`, or your own
             `Protocol`. It is never chosen by the model: weights from mmsegmentation need "mmseg-..." to give exactly
             its labels.

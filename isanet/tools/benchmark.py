@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from isanet.datasets import ToyStreets
 from isanet.images.reading import RGBImage
+from isanet.inference.fast import int8
 from isanet.inference.fast.optimize import has_bfloat16
 from isanet.inference.predict import prepare
 from isanet.inference.segmentation import Segmentation
@@ -68,7 +69,7 @@ def benchmark(
     images: Sequence[RGBImage],
     *,
     sizes: Sequence[tuple[int, int]] = ((512, 512), (1024, 2048)),
-    precisions: Sequence[str] = ("float32", "bfloat16", "int8"),
+    precisions: Sequence[str] | None = None,
     compile: bool = False,
     device: str = "auto",
     repeats: int = 3,
@@ -80,7 +81,8 @@ def benchmark(
         model: An ISANet.
         images: RGB, cropped to the shape of each size and resized; int8 is calibrated on them too.
         sizes: (height, width) each.
-        precisions: As of `isanet.Segmenter`.
+        precisions: As of `isanet.Segmenter`; by default float32, a half precision that the device computes in, and
+            int8 on CPUs that have it.
         compile: Measure every precision but int8 compiled too.
         device: As of `isanet.Segmenter`.
         repeats: How often each image is segmented, after once for warming up.
@@ -94,6 +96,8 @@ def benchmark(
     """
     if not images or repeats < 1:
         raise ValueError(f"a benchmark needs at least one image and one repetition, got {len(images)} and {repeats}")
+    if precisions is None:
+        precisions = _suitable_precisions(Segmenter(model, device=device, precision="float32").device)
     variants = [(precision, False) for precision in precisions]
     variants += [(precision, True) for precision in precisions if compile and precision != "int8"]
     measured: list[Measurement] = []
@@ -112,10 +116,9 @@ def benchmark(
     return measured
 
 
-def suitable_precisions(device: torch.device) -> list[str]:
-    """The precisions worth measuring on a device: float32, a half precision that it computes in, int8 on the CPU."""
+def _suitable_precisions(device: torch.device) -> list[str]:
     half = ["bfloat16"] if has_bfloat16(device) else ["float16"] if device.type != "cpu" else []
-    return ["float32", *half, *(["int8"] if device.type == "cpu" else [])]
+    return ["float32", *half, *(["int8"] if device.type == "cpu" and int8.is_supported() else [])]
 
 
 def drawn_images() -> list[RGBImage]:

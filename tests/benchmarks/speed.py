@@ -22,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="isanet_r50_voc")
     parser.add_argument("--sizes", nargs="+", type=image_size, default=[(512, 512), (1024, 2048)])
-    parser.add_argument("--precisions", nargs="+", default=["float32", "bfloat16", "int8"])
+    parser.add_argument("--precisions", nargs="+")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--compile", action="store_true")

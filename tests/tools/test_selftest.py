@@ -20,6 +20,7 @@ from isanet.weights.manifest import model_info
 from isanet.zoo import pretrained as zoo
 from tests.helpers import tiny_zoo
 from tests.helpers.file_server import FileServer
+from tests.helpers.precisions import PRECISIONS
 
 MODEL = "isanet_nano_toystreets"
 
@@ -42,7 +43,7 @@ def compared(segmenter: Segmenter) -> selftest.Outcome:
 # --- a good model -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_packaged_model_is_good(precision: str, home: Path) -> None:
     found = selftest.selftest(MODEL, device="cpu", precision=precision)
     assert not found.fault

@@ -4,8 +4,8 @@ Weights have a scale for each output channel, maps a single one, from the larges
 All maps in the network are outputs of a ReLU, so a byte stands for a value from zero to the largest; only the shortcut
 of a block that changes its shape has both signs.
 
-CPUs without VNNI add 8-bit products in pairs of 16 bits, which saturate. There weights keep 7 bits instead of 8, so
-that no sum can overflow, and fewer labels are those of float32: at least 98 % is promised with VNNI, 97 % without.
+CPUs without VNNI add 8-bit products in pairs of 16 bits, which saturate. Weights of 7 bits would avoid that but kept
+as few as 94 % of an image's labels, so int8 is refused there.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from torch import Tensor, nn
 from isanet.inference.fast.layers import Block, Conv, channels_last
 from isanet.inference.fast.network import FastISANet
 
-NO_VNNI = (
-    "this CPU has no VNNI: int8 weights keep 7 bits, and up to 3 % of the labels may differ from float32 (2 % with "
-    "VNNI); precision='float32' or 'bfloat16' keeps more"
+NOT_SUPPORTED = (
+    "int8 needs a CPU that adds 8-bit products exactly (VNNI), which oneDNN does not find here; use "
+    "precision='float32', or 'auto'"
 )
-"""What is logged where `exact_sums` is false."""
 
 
 class Int8Conv(nn.Module):
@@ -58,7 +57,7 @@ class Int8Conv(nn.Module):
         weight = torch.cat(list(conv.weights), 1).detach().float()
         if not (weight.isfinite().all() and conv.bias.isfinite().all()):
             raise ValueError("the network has weights that are not finite: they are damaged or not trained")
-        self.weight_scale = weight.abs().amax((1, 2, 3)).clamp(min=1e-12) / _largest_weight()
+        self.weight_scale = weight.abs().amax((1, 2, 3)).clamp(min=1e-12) / 127
         self.weight_zero = torch.zeros(len(weight), dtype=torch.int32)
         self.bias = conv.bias.detach().float()
         self.weight = torch.ops.onednn.qconv_prepack(
@@ -85,11 +84,13 @@ class Int8Conv(nn.Module):
 
 
 @cache
-def exact_sums() -> bool:
+def is_supported() -> bool:
     """Whether oneDNN adds 8-bit products exactly on this CPU, found by a convolution of the largest values.
 
     Asking the CPU for VNNI would not do: `ONEDNN_MAX_CPU_ISA` may keep oneDNN from using it.
     """
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
     weight = torch.full((8, 64, 3, 3), 127, dtype=torch.int8, device="cpu")
     x = channels_last(torch.full((1, 64, 8, 8), 255, dtype=torch.uint8, device="cpu"))
     scale, zero = torch.ones(8, device="cpu"), torch.zeros(8, dtype=torch.int32, device="cpu")
@@ -99,11 +100,6 @@ def exact_sums() -> bool:
         *(x, 1.0, 0, packed, scale, zero, None), *geometry, *(1.0, 0, torch.float32, "none", [], "")
     )
     return bool((sums == 255 * 127 * 64 * 9).all())
-
-
-def _largest_weight() -> int:
-    """127, or 63 where sums of larger ones would saturate."""
-    return 127 if exact_sums() else 63
 
 
 def calibrate(fast: FastISANet, batches: Iterable[Tensor]) -> dict[nn.Module, float]:

@@ -12,12 +12,11 @@ What `optimize` does, and why labels are kept:
   little, and its rounding would affect every layer behind it.
 * int8 does the convolutions in 8 bits, on CPUs, by torch's own oneDNN kernels: weights with a scale for each output
   channel, maps with one scale, from the largest values in a few calibration images. Stem, attention and classifier are
-  not quantized. On CPUs without VNNI it keeps fewer labels, which a warning says; see `isanet.inference.fast.int8`.
+  not quantized. CPUs without VNNI are refused; see `isanet.inference.fast.int8`.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -27,8 +26,6 @@ from torch import Tensor, nn
 from isanet.inference.fast import int8
 from isanet.inference.fast.network import FastISANet
 from isanet.model import ISANet
-
-log = logging.getLogger("isanet")
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
 """Names of precisions, and the dtype of most of the computation."""
@@ -46,7 +43,7 @@ def optimize(
 
     Args:
         model: An ISANet as it was built, on the device that it will run on. Its weights are taken as they are now.
-        precision: "float32" (the model's own, if that is float64), "bfloat16", "float16", or "int8" (on the CPU).
+        precision: "float32" (the model's own, if that is float64), "bfloat16", "float16", or "int8" (CPUs with VNNI).
         images: For int8, a few network inputs (N, 3, H, W), as `isanet.inference.predict.prepare` makes them, that
             resemble those to come: the ranges of all maps are calibrated on them. Not used otherwise.
         compile: Compile with `torch.compile` what goes through at once, not in bands: the first image, and the first
@@ -65,16 +62,14 @@ def optimize(
     device = model.classifier.weight.device
     if precision == "int8" and device.type != "cpu":
         raise ValueError(f"int8 is for the CPU, not for {device}; there, use 'bfloat16' or 'float16'")
-    if precision == "int8" and not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        raise ValueError("int8 needs oneDNN, which this build of torch does not have; use 'float32'")
+    if precision == "int8" and not int8.is_supported():
+        raise ValueError(int8.NOT_SUPPORTED)
     with torch.no_grad():
         fast = FastISANet(model, max_memory)
         if precision == "int8":
             largest = int8.calibrate(fast, images)
             fast.convert_to(torch.bfloat16 if has_bfloat16(device) else torch.float32)
             int8.quantize(fast, largest)
-            if not int8.exact_sums():
-                log.warning(int8.NO_VNNI)
         elif precision != "float32":
             fast.convert_to(PRECISIONS[precision])
     fast.eval().requires_grad_(False)
@@ -120,5 +115,8 @@ def has_bfloat16(device: torch.device) -> bool:
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
         capabilities: Mapping[str, Any] = torch.cpu.get_capabilities()
-        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+        native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16")
+        if not native or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+            return False
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # not where ONEDNN_MAX_CPU_ISA forbids it
     return False
