@@ -103,7 +103,8 @@ class Segmentation:
         Args:
             alpha: Weight of the colors, 0 (the image alone) to 1 (the colors alone).
             legend: Add a panel that names the classes present and their areas, largest first; below the image or to
-                its right, whichever suits its shape. Images below 240 pixels are enlarged for it by a whole factor.
+                its right, whichever suits its shape. Images below 240 pixels are enlarged for it by a whole factor;
+                where it would dwarf a long thin image (see `isanet.viz.legend`), it is left out.
 
         Returns:
             Mode RGB. Without a legend, exactly of the image's size.

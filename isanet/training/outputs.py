@@ -70,7 +70,7 @@ def overlays(segmenter: Segmenter, val: SegmentationDataset) -> bytes:
     """A PNG: some images of a dataset, each with its ground truth and its prediction."""
     number = min(NUM_PREVIEWS, len(val))
     indices = [i * len(val) // number for i in range(number)]
-    previews = [Preview(val.keys[index], *_predicted(segmenter, val, index)) for index in indices]
+    previews = (Preview(val.keys[index], *_predicted(segmenter, val, index)) for index in indices)
     stream = io.BytesIO()
     draw_sheet(previews, segmenter.model.classes, segmenter.model.palette).save(stream, format="PNG")
     return stream.getvalue()

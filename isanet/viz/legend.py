@@ -7,13 +7,17 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
+MAX_PANEL = 1 << 24
+"""Largest area of a legend in pixels, beyond four times that of the image."""
+
 
 def with_legend(image: Image.Image, entries: Sequence[tuple[tuple[int, int, int], str, str]]) -> Image.Image:
     """Add a white panel with a legend at the right of an image (mode RGB, any size) or below it.
 
     Text grows with the image, within limits, and shrinks if there are many entries. Of all numbers of columns and both
     positions, the one with the smallest result is taken; its longer side weighs most. `entries` are (color, name,
-    detail) of each class, at least one; texts are drawn as they are.
+    detail) of each class, at least one; texts are drawn as they are. Where the panel would take more than `MAX_PANEL`,
+    as beside a single line of a million pixels or for ten thousand classes, the image is returned as it is.
     """
     width, height = image.size
     crowd = min(1.0, math.sqrt(24 / len(entries)))
@@ -38,6 +42,8 @@ def with_legend(image: Image.Image, entries: Sequence[tuple[tuple[int, int, int]
 
     columns, below = min(((c, b) for c in range(1, len(entries) + 1) for b in (True, False)), key=cost)
     canvas_width, canvas_height, rows = layout(columns, below)
+    if canvas_width * canvas_height > 5 * width * height + MAX_PANEL:
+        return image
     canvas = Image.new("RGB", (canvas_width, canvas_height), "white")
     canvas.paste(image, (0, 0))
     draw = ImageDraw.Draw(canvas)

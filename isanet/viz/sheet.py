@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from isanet._text import clean, shortened
+from isanet._text import shortened
 from isanet.images.reading import RGBImage
 from isanet.labels import IGNORED
 from isanet.viz.legend import with_legend
 
 TILE = 448
-"""Width of an image on the sheet, in pixels; smaller ones are enlarged by an integer factor."""
+"""Width of an image on the sheet, in pixels, and half its greatest height; smaller ones are enlarged by an integer
+factor."""
 
 
 class Preview(NamedTuple):
@@ -36,7 +37,7 @@ class Preview(NamedTuple):
 
 
 def draw_sheet(
-    previews: Sequence[Preview],
+    previews: Iterable[Preview],
     classes: Sequence[str],
     palette: Sequence[tuple[int, int, int]],
     details: Mapping[str, str] | None = None,
@@ -44,7 +45,7 @@ def draw_sheet(
     """Draw image, ground truth and prediction side by side, one preview per row, and a legend of the classes present.
 
     Args:
-        previews: At least one. Pixels that the ground truth ignores are darkened, without a color.
+        previews: At least one, taken one at a time. Pixels that the ground truth ignores are darkened, without a color.
         classes: Names.
         palette: Colors of the classes, (red, green, blue) of 0..255.
         details: Text behind a class's name in the legend, such as its IoU, by class name.
@@ -55,18 +56,18 @@ def draw_sheet(
     colors = np.zeros((IGNORED + 1, 3), np.uint8)
     colors[: len(palette)] = palette[: IGNORED + 1]
     font = ImageFont.load_default(15)
-    rows = [_draw_row(preview, colors, font) for preview in previews]
+    rows, present = [], set[int]()
+    for preview in previews:
+        rows.append(_draw_row(preview, colors, font))
+        present |= {*np.unique(preview.prediction).tolist(), *np.unique(preview.ground_truth).tolist()}
     canvas = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
     top = 0
     for row in rows:
         canvas.paste(row, (0, top))
         top += row.height
-    present = np.unique(
-        np.concatenate([np.unique(labels) for one in previews for labels in (one.prediction, one.ground_truth)])
-    )
     entries = [
         (palette[index], shortened(classes[index]), (details or {}).get(classes[index], ""))
-        for index in present.tolist()
+        for index in sorted(present)
         if index < len(classes)
     ]
     return with_legend(canvas, entries)
@@ -77,17 +78,18 @@ def _draw_row(preview: Preview, colors: NDArray[np.uint8], font: Any) -> Image.I
     for name, labels in (("ground truth", preview.ground_truth), ("prediction", preview.prediction)):
         tiles.append((name, (preview.image // 2 + colors[labels] // 2).astype(np.uint8)))
     height, width = preview.image.shape[:2]
-    factor = TILE / width if width > TILE else max(1, math.floor(TILE / width))
-    size = (round(width * factor), max(1, round(height * factor)))
-    gap, header = 6, 26
-    canvas = Image.new("RGB", (3 * size[0] + 2 * gap, size[1] + header + gap), "white")
+    factor = min(TILE / width, 2 * TILE / height)
+    factor = math.floor(factor) if factor > 1 else factor
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    gap, header, column = 6, 26, max(size[0], TILE // 4)
+    canvas = Image.new("RGB", (3 * column + 2 * gap, size[1] + header + gap), "white")
     draw = ImageDraw.Draw(canvas)
     for number, (name, pixels) in enumerate(tiles):
-        left = number * (size[0] + gap)
+        left = number * (column + gap)
         resample = Image.Resampling.BILINEAR if factor < 1 else Image.Resampling.NEAREST
         canvas.paste(Image.fromarray(pixels).resize(size, resample), (left, header))
-        text = f"{name}: {clean(preview.caption)}" if number == 0 else name
-        draw.text((left + 2, header / 2), _truncated(text, size[0], font), fill=(32, 32, 32), font=font, anchor="lm")
+        text = f"{name}: {shortened(preview.caption, 100)}" if number == 0 else name
+        draw.text((left + 2, header / 2), _truncated(text, column, font), fill=(32, 32, 32), font=font, anchor="lm")
     return canvas
 
 

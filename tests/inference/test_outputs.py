@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -142,6 +143,29 @@ def test_each_kind_is_written(tmp_path: Path) -> None:
 def test_what_cannot_be_written_is_an_output_error(tmp_path: Path, kind: str) -> None:
     with pytest.raises(OutputError, match="cannot write"):
         write_outputs(result(path=Path("a.jpg")), {kind: tmp_path / "missing" / "a.png"})
+
+
+@pytest.mark.parametrize(("height", "width"), [(1_000_000, 1), (1, 1_000_000), (4000, 4), (1, 1), (20, 20_000)])
+def test_an_output_costs_memory_in_proportion_to_its_image(tmp_path: Path, height: int, width: int) -> None:
+    """At most 40 bytes a pixel, and 100 MB for the legend; a legend as tall as the image took 3.7 GB."""
+    code = f"""
+import pathlib, resource
+import numpy as np
+from isanet.inference.outputs import write_outputs
+from isanet.inference.segmentation import Segmentation
+from isanet.viz.sheet import Preview, draw_sheet
+resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
+image, labels = np.zeros(({height}, {width}, 3), np.uint8), np.zeros(({height}, {width}), np.uint8)
+result = Segmentation(labels, ("road",), ((128, 64, 128),), image)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+write_outputs(result, {{kind: pathlib.Path(kind + ".png") for kind in ("overlay", "labels", "areas", "ids")}})
+draw_sheet([Preview("name", image, labels, labels)], result.classes, result.palette)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OPENBLAS_NUM_THREADS": "1"}
+    child = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr
+    assert 1024 * int(child.stdout) < 40 * height * width + 100e6
 
 
 def test_the_plan_does_not_need_torch() -> None:
