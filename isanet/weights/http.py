@@ -19,8 +19,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
+from isanet._text import shortened
 from isanet._version import __version__
-from isanet.errors import IntegrityError, NetworkError
+from isanet.errors import IntegrityError, IsanetError, NetworkError
 from isanet.weights.partfile import WEB_PAGE, PartFile, RetryError
 from isanet.weights.url import is_allowed, is_loopback, local_path, redacted
 
@@ -45,8 +46,6 @@ def probe(url: str) -> str:
     Raises:
         NetworkError: It cannot be reached within ten seconds, or refuses.
     """
-    import requests
-
     if url.startswith("file:"):
         if (path := local_path(url)) is None or not path.exists():
             raise NetworkError("is not there")
@@ -62,9 +61,11 @@ def probe(url: str) -> str:
     with _session(check_time) as session:
         try:
             response = session.head(url, allow_redirects=False, timeout=PROBE_SECONDS)
-        except (requests.RequestException, OSError) as error:
+        except IsanetError:
+            raise
+        except Exception as error:  # as in `download`
             raise NetworkError(f"cannot be reached: {type(error).__name__}") from None
-        return f"answers {response.status_code} {response.reason or ''}".rstrip()
+        return shortened(f"answers {response.status_code} {response.reason or ''}".rstrip(), 100)
 
 
 def download(url: str, part: PartFile) -> None:
@@ -75,9 +76,6 @@ def download(url: str, part: PartFile) -> None:
         IntegrityError: It sends other bytes.
         CacheError: The file cannot be written.
     """
-    import requests
-    import urllib3
-
     if not is_allowed(url, plain=True):
         raise NetworkError("refused: only https is supported")
     limits, fruitless = part.limits, 0
@@ -90,7 +88,9 @@ def download(url: str, part: PartFile) -> None:
                 return _attempt(session, url, part)
             except RetryError as retry:
                 cause, wait = str(retry), retry.wait
-            except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+            except IsanetError:
+                raise
+            except Exception as error:  # whatever requests and those below it raise: TypeError for a proxy without host
                 cause = _retry_cause(error, part)
             fruitless = 0 if part.max_reached >= reached + limits.window_bytes else fruitless + 1
             if fruitless > limits.retries:
@@ -118,15 +118,16 @@ def _attempt(session: requests.Session, url: str, part: PartFile) -> None:
         if status != 200 and not (status == 206 and resumes):
             raise NetworkError(f"answered {status}")
         if (coding := headers.get("Content-Encoding", "").strip().lower()) not in {"", "identity"}:
-            raise NetworkError(f"refused: sends the content encoding {coding!r}, which was not asked for")
+            raise NetworkError(f"refused: sends the content encoding {shortened(coding)!r}, which was not asked for")
         if headers.get("Content-Type", "").partition(";")[0].strip().lower() in {"text/html", "application/xhtml+xml"}:
             raise IntegrityError(WEB_PAGE)
+        total = _announced_total(headers, part)
         if status == 206:
-            part.expect(_resumed_total(headers, part))
+            total = _resumed_total(headers, part)
         else:
             part.restart()
-            part.validator = _validator(headers)
-            part.expect(_announced_total(headers, part))
+            part.validator = _validator(headers, part)
+        part.expect(total)
         part.write(iter(lambda: response.raw.read1(CHUNK_BYTES, decode_content=False), b""))
     if part.total is not None and part.size < part.total:
         raise RetryError(f"broke off after {part.size} of {part.total} bytes")
@@ -155,29 +156,37 @@ def _get(session: requests.Session, url: str, headers: dict[str, str], part: Par
 
 def _announced_total(headers: Mapping[str, str], part: PartFile) -> int | None:
     """The length of a whole body; None where its chunks tell the end."""
-    if "chunked" in headers.get("Transfer-Encoding", "").lower():
-        return None
-    if re.fullmatch("[0-9]{1,18}", length := headers.get("Content-Length", "")):
+    coding, length = (headers.get(name, "").strip() for name in ("Transfer-Encoding", "Content-Length"))
+    if (coding and length) or coding.lower() not in {"", "chunked"} or not re.fullmatch("[0-9]{0,18}", length):
+        given = f"Content-Length {shortened(length)!r}, Transfer-Encoding {shortened(coding)!r}"
+        raise NetworkError(f"refused: its headers do not tell where the body ends ({given})")
+    if length:
         return int(length)
-    if part.expected_size is None:
+    if not coding and part.expected_size is None:
         raise NetworkError("refused: does not say how long the file is")
-    return part.expected_size
+    return None if coding else part.expected_size
 
 
 def _resumed_total(headers: Mapping[str, str], part: PartFile) -> int:
     """The whole length that a 206 names, if it resumes the same object exactly where `part` ends."""
     found = re.fullmatch(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})", headers.get("Content-Range", "").strip())
     first, total = (int(found[1]), int(found[2])) if found else (-1, -1)
-    if first == part.size and part.total in (None, total) and _validator(headers) in {"", part.validator}:
+    accepted = {part.validator} if part.expected_sha256 is None else {part.validator, ""}
+    if first == part.size and part.total in (None, total) and _validator(headers, part) in accepted:
         return total
     part.restart()
     raise RetryError("answered a resume with another range or object, starting again from zero")
 
 
-def _validator(headers: Mapping[str, str]) -> str:
-    """What recognizes the object in If-Range: a strong ETag, else the time of its last change, else nothing."""
+def _validator(headers: Mapping[str, str], part: PartFile) -> str:
+    """What recognizes the object in If-Range: a strong ETag, else, if its hash is known, the time of its last change.
+
+    Within one second an object may change and keep its time: only a hash shows that two of them were stitched.
+    """
     tag = headers.get("ETag", "").strip()
-    return tag if tag.startswith('"') else headers.get("Last-Modified", "").strip()
+    if tag.startswith('"'):
+        return tag
+    return "" if part.expected_sha256 is None else headers.get("Last-Modified", "").strip()
 
 
 def _retry_after(value: str) -> float | None:
@@ -241,6 +250,7 @@ def _session(check: Callable[[], None]) -> requests.Session:
 def _retry_cause(error: Exception, part: PartFile) -> str:
     """The cause of a failed request in words, if another try may help; else raises it as NetworkError."""
     import ssl
+    from urllib.request import getproxies_environment
 
     import requests.exceptions as of_requests
     import urllib3.exceptions as of_urllib3
@@ -251,12 +261,14 @@ def _retry_cause(error: Exception, part: PartFile) -> str:
     if isinstance(root, ssl.SSLCertVerificationError):
         advice = "if your own network presents it, name its CA bundle in REQUESTS_CA_BUNDLE"
         raise NetworkError(f"refused: its certificate is not valid ({root.verify_message}); {advice}") from None
-    quotes_address = isinstance(root, of_requests.RequestException | of_urllib3.LocationValueError)
-    cause = type(root).__name__ if quotes_address else str(root) or type(root).__name__
+    quotes_address = isinstance(root, of_requests.RequestException | ValueError | TypeError)
+    cause = type(root).__name__ if quotes_address else shortened(str(root), 200) or type(root).__name__
     temporary = (of_requests.ConnectionError, of_requests.Timeout, of_urllib3.HTTPError)
     handshake = (of_requests.ProxyError, of_requests.ConnectTimeout, of_requests.SSLError)
-    unreached = isinstance(error, handshake) or isinstance(root, of_urllib3.NewConnectionError)
+    never_there = of_urllib3.NewConnectionError | of_urllib3.LocationValueError
+    unreached = isinstance(error, handshake) or isinstance(root, never_there)
     # After progress, a lost network may return
     if isinstance(error, temporary) and (part.max_reached or not unreached):
         return cause
-    raise NetworkError(f"cannot be reached: {cause}") from None
+    hint = "; a proxy is set: check HTTPS_PROXY" if getproxies_environment() else ""
+    raise NetworkError(f"cannot be reached: {cause}{hint}") from None

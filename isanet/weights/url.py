@@ -8,6 +8,8 @@ from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
+from isanet._text import shortened
+
 
 def split(url: str) -> SplitResult | None:
     """The parts of an address; None for one that libraries may read in different ways."""
@@ -36,9 +38,9 @@ def is_loopback(host: str) -> bool:
 def redacted(url: str) -> str:
     """An address without user name, password, query and fragment: that of a signed redirect is a key."""
     parts = split(url)
-    if parts is None:
+    if parts is None or "@" in parts.path:  # a password may be before it
         return "an unreadable address"
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    return shortened(urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", "")), 500)
 
 
 def file_name(url: str) -> str:

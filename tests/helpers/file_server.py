@@ -242,20 +242,23 @@ def void(_: object) -> None:
 class FileServer:
     """A server on 127.0.0.1, as a context manager; `tls` is a (certificate, key) pair of PEM files."""
 
-    def __init__(self, tls: tuple[Path, Path] | None = None) -> None:
+    def __init__(self, tls: tuple[Path, Path] | None = None, host: str = "127.0.0.1") -> None:
         self.files: dict[str, bytes | Path] = {}
         self.plan: dict[str, list[Fault | str]] = {}
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.sent: defaultdict[str, int] = defaultdict(int)
         self.lock = threading.Lock()
         self.closing: threading.Event = threading.Event()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"owner": self}))
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        kind = type("Server", (ThreadingHTTPServer,), {"address_family": family})
+        self._server = kind((host, 0), type("Bound", (Handler,), {"owner": self}))
         self._server.daemon_threads = False  # so that closing waits for them
         if tls:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(*tls)
             self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
-        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self._server.server_address[1]}"
+        shown = f"[{host}]" if ":" in host else host
+        self.url = f"{'https' if tls else 'http'}://{shown}:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
 
     def __enter__(self) -> FileServer:

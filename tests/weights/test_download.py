@@ -15,6 +15,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -206,21 +207,45 @@ def test_a_server_that_ignores_if_range_is_noticed_by_its_etag(server: FileServe
     assert_whole(get(server, folder, sha256=None), folder, other)
 
 
+DATE = {"Last-Modified": "Sun, 13 Sep 2020 12:26:40 GMT"}
+
+
 @pytest.mark.parametrize(
-    ("headers", "resumes"),
+    ("headers", "pinned", "resumes"),
     [
-        ({"ETag": 'W/"weak"'}, False),
-        ({"ETag": 'W/"weak"', "Last-Modified": "Sun, 13 Sep 2020 12:26:40 GMT"}, True),
-        ({}, False),
+        ({"ETag": 'W/"weak"'}, True, False),
+        ({"ETag": 'W/"weak"', **DATE}, True, True),
+        ({}, True, False),
+        (DATE, False, False),
+        ({"ETag": 'W/"weak"', **DATE}, False, False),
+        ({"ETag": '"strong"', **DATE}, False, True),
     ],
 )
-def test_only_a_strong_validator_allows_a_resume(
-    server: FileServer, folder: Path, headers: dict[str, str], resumes: bool
+def test_only_a_strong_validator_allows_a_resume_and_a_date_only_where_the_hash_is_known(
+    server: FileServer, folder: Path, headers: dict[str, str], pinned: bool, resumes: bool
 ) -> None:
-    how: Any = {"validators": False, "headers": {"X-Any": "1", **headers}}
+    how: Any = {"validators": False, "headers": {"X-Any": "1", **headers}, "ignore_if_range": True}
     server.plan[NAME] = [cut(100_000, **how), serving(**how)]
-    assert_whole(get(server, folder), folder)
+    assert_whole(get(server, folder, sha256=SHA if pinned else None), folder)
     assert ranges(server) == [None, "bytes=100000-" if resumes else None]
+
+
+@pytest.mark.parametrize("again", [{}, {"ETag": 'W/"weak"'}])
+def test_an_unpinned_body_is_never_stitched_to_one_with_the_same_date(
+    server: FileServer, folder: Path, again: dict[str, str]
+) -> None:
+    other = bytes(reversed(BODY))
+
+    def swap(handler: Any) -> None:
+        server.files[NAME] = other
+        handler.serve(ignore_if_range=True, validators=False, headers={**DATE, **again})
+
+    server.plan[NAME] = [cut(100_000, validators=False, headers={**DATE, **again}), swap]
+    assert_whole(get(server, folder, sha256=None), folder, other)
+    server.files[NAME] = BODY
+    shutil.rmtree(folder)
+    server.plan[NAME] = [cut(100_000), swap]  # a strong tag at first, none in the answer to the resume
+    assert_whole(get(server, folder, sha256=None), folder, other)
 
 
 def test_the_next_address_starts_from_zero(server: FileServer, folder: Path) -> None:
@@ -316,6 +341,62 @@ def test_what_the_caller_raises_counts_as_a_failure_of_the_address(
     with pytest.raises(error, match="not one of ours"):
         get(server, folder, check=check)
     assert len(left_over(folder)) == 1
+
+
+def raw(answer: bytes) -> Any:
+    """An answer of these bytes, status line and headers included."""
+    return lambda handler: handler.wfile.write(answer)
+
+
+def framed(*headers: bytes, body: bytes = BODY) -> bytes:
+    return b"\r\n".join([b"HTTP/1.1 200 OK", *headers, b"", body])
+
+
+GARBLED = {
+    "a negative length": (framed(b"Content-Length: -5"), "refused: its headers do not tell.*'-5'"),
+    "a length of 10**30": (framed(b"Content-Length: 1%s" % (b"0" * 30)), "refused: its headers do not tell"),
+    "a length of 60 kB": (framed(b"Content-Length: 1%s" % (b"0" * 60_000)), "refused: its headers do not tell"),
+    "a length in words": (framed(b"Content-Length: abc"), "refused: its headers do not tell.*'abc'"),
+    "two lengths": (framed(b"Content-Length: 3", b"Content-Length: 5"), "cannot be reached"),
+    "xchunked": (framed(b"Transfer-Encoding: xchunked"), "refused: its headers do not tell.*'xchunked'"),
+    "gzip, chunked": (framed(b"Transfer-Encoding: gzip, chunked"), "refused: its headers do not tell"),
+    "chunks and a length": (
+        framed(b"Transfer-Encoding: chunked", b"Content-Length: 300000", body=b"3\r\nabc\r\n0\r\n\r\n"),
+        "refused: its headers do not tell",
+    ),
+    "a chunk size in words": (framed(b"Transfer-Encoding: chunked", body=b"ZZ\r\nabc"), "IncompleteRead"),
+    "a chunk size of 60 kB": (framed(b"Transfer-Encoding: chunked", body=b"0" * 70_000), "chunk size"),
+    "a header without end": (framed(b"X: " + b"a" * 1_000_000), "65536"),
+    "ten thousand headers": (framed(*[b"X: a"] * 10_000), "100 headers"),
+    "a status line of 60 kB": (b"HTTP/1.1 " + b"4" * 60_000 + b"\r\n\r\n", "HTTP/1.1 444.*…"),
+    "a version of 60 kB": (b"HTTP/" + b"9" * 60_000 + b" 200 OK\r\n\r\n", "HTTP/999.*…"),
+    "terminal escapes": (b"\x1b[2J\x1b[31m\xe2\x80\xaegarbage\r\n\r\n", "garbage"),
+    "a reason of 60 kB": (b"HTTP/1.1 403 " + b"R" * 60_000 + b"\r\nContent-Length: 0\r\n\r\n", "answered 403;"),
+    "an encoding of 60 kB": (framed(b"Content-Encoding: " + b"e" * 60_000), "content encoding 'eee.*…'"),
+    "a redirect of 60 kB": (
+        b"HTTP/1.1 302 Found\r\nLocation: http://evil/" + b"e" * 60_000 + b"\r\nContent-Length: 0\r\n\r\n",
+        "redirects to 'http://evil/e+…'",
+    ),
+    "nothing": (b"", "without response"),
+}
+
+
+@pytest.mark.parametrize("case", GARBLED)
+@pytest.mark.parametrize("size", [None, len(BODY)])
+def test_a_garbled_answer_is_one_short_line(
+    server: FileServer, folder: Path, caplog: pytest.LogCaptureFixture, case: str, size: int | None
+) -> None:
+    answer, words = GARBLED[case]
+    server.plan[NAME] = [raw(answer)] * 9
+    with pytest.raises(NetworkError, match=words) as caught:
+        get(server, folder, sha256=None, size=size)
+    for message in (str(caught.value), *(record.getMessage() for record in caplog.records)):
+        assert message.isprintable()
+        assert len(message) < 1000
+    assert left_over(folder) == []
+    server.plan[NAME] = [raw(answer)]
+    with suppress(NetworkError):
+        assert len(http.probe(server.url + NAME)) <= 100
 
 
 # --- answers that are errors
@@ -486,13 +567,64 @@ def test_no_credentials_are_sent_or_shown(
     assert "pssst" not in caplog.text + str(caught.value) + repr(caught.value.__cause__)
 
 
-def test_loopback_is_never_sent_to_a_proxy(server: FileServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
-    assert_whole(get(server, folder), folder)
-    assert http.probe(server.url + NAME) == "answers 200 OK"
-    with pytest.raises(NetworkError, match="cannot be reached"):
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.10", "localhost", "::1"])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_loopback_is_never_sent_to_a_proxy(
+    server: FileServer,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    certificate: tuple[Path, Path],
+    scheme: str,
+    host: str,
+) -> None:
+    for name in PROXIES:
+        monkeypatch.setenv(name, server.url)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate[0]))
+    with pytest.raises(NetworkError, match="Tunnel connection failed: 501"):  # others are
         fetch_first(["https://example.com/name.pth"], folder, max_size=10, limits=QUICK)
+    try:
+        loopback = FileServer(certificate if scheme == "https" else None, host)
+    except OSError:
+        pytest.skip("this address is not there")
+    with loopback as target:
+        target.files[NAME] = BODY
+        if scheme == "https" and host != "127.0.0.1":
+            with pytest.raises(NetworkError, match="certificate"):  # it was reached
+                get(target, folder)
+        else:
+            assert_whole(get(target, folder), folder)
+            assert http.probe(target.url + NAME) == "answers 200 OK"
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        "garbage", "://", "http://", "http:///x", "http://[::1", "http://127.0.0.1:99999", "http://127.0.0.1:port",
+        "http://.:80", f"http://{'a' * 300}.example:80", "http://\x1b[2J:80", "ftp://host:1", "socks5://127.0.0.1:9",
+        "socks9://u:pssst@h:1", "u:pssst@h:1", "http://u:pssst@", "http://u:pssst@[::1", "http://u:ps/sst@h:1",
+        "http://u:pssst@h:99999", "http://u:pssst@h h:80", "http://u:pssst@127.0.0.1:9",
+    ],
+)  # fmt: skip
+def test_a_malformed_proxy_is_named_without_its_password(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, proxy: str
+) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", unknown_host)
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    url = "https://example.com/name.pth"
+    with pytest.raises(
+        NetworkError, match=r"example\.com/name\.pth: .*; a proxy is set: check HTTPS_PROXY; try again"
+    ) as caught:
+        fetch_first([url], folder, max_size=10, limits=QUICK)
+    with pytest.raises(NetworkError, match="cannot be reached") as probed:
+        http.probe(url)
+    shown = f"{caught.value}{probed.value}{caught.value.__cause__!r}{caplog.text}"
+    assert "pssst" not in shown
+    assert "sst@" not in shown
+    assert str(caught.value).isprintable()
 
 
 # --- certificates
@@ -520,6 +652,10 @@ def test_a_bad_certificate_is_refused_until_it_is_trusted(
 
 
 # --- offline and mirrors
+
+
+def unknown_host(*_: Any, **__: Any) -> None:
+    raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
 
 def forbidden(*_: Any, **__: Any) -> None:
@@ -585,8 +721,14 @@ def test_the_mirror_comes_first_and_the_addresses_remain(
 
 
 @pytest.mark.parametrize(
-    "mirror", ["http://example.com", "ftp://127.0.0.1", "/mnt/share", "http://u:pssst@evil", "http://[x"]
-)
+    "mirror",
+    [
+        "http://example.com", "ftp://127.0.0.1", "/mnt/share", "http://u:pssst@evil", "http://[x", "u:pssst@evil",
+        "https:u:pssst@evil", "https:/u:pssst@evil", "https:///u:pssst@evil", "https//u:pssst@evil",
+        "https://u:pssst@[evil", "https://u:pssst@evil:99999", "https://u:pssst@e\\vil", "https://u:ps/pssst@evil",
+        "https://u:pssst@", "ftp://u:1/pssst@evil",
+    ],
+)  # fmt: skip
 def test_an_unsafe_mirror_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch, mirror: str) -> None:
     monkeypatch.setenv("ISANET_MIRROR", mirror)
     with pytest.raises(DownloadError, match="ISANET_MIRROR must be") as caught:
