@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 MAX_PENDING_WRITES = 4
 """Most images whose outputs are being written or wait for a thread that writes them."""
 
+MAX_PENDING_PIXELS = 1 << 26
+"""Most pixels of these images together; a larger image is written before the next is segmented."""
+
 
 def add_commands(add_command: AddCommand) -> None:
     """Adds the commands of this file."""
@@ -95,10 +98,10 @@ def _segment_all(segmenter: Segmenter, plan: Mapping[Path, Mapping[str, Path]], 
     from tqdm import tqdm
 
     failures: dict[Path, str] = {}
-    pending: deque[tuple[Path, Future[str]]] = deque()
+    pending: deque[tuple[Path, Future[str], int]] = deque()  # with the image's pixels
 
     def report_first() -> None:
-        path, future = pending.popleft()
+        path, future, _ = pending.popleft()
         try:
             line = f"{path} -> {', '.join(map(str, plan[path].values()))}: {future.result()}"
             tqdm.write(clean(line), file=sys.stdout)
@@ -107,15 +110,19 @@ def _segment_all(segmenter: Segmenter, plan: Mapping[Path, Mapping[str, Path]], 
             tqdm.write(f"isanet: {failures[path]}", file=sys.stderr)
         bar.update()
 
-    def add(path: Path, future: Future[str]) -> None:
-        pending.append((path, future))
-        while pending and (len(pending) > MAX_PENDING_WRITES or pending[0][1].done()):
+    def add(path: Path, future: Future[str], pixels: int) -> None:
+        pending.append((path, future, pixels))
+        while pending and (
+            len(pending) > MAX_PENDING_WRITES
+            or sum(pixels for *_, pixels in pending) > MAX_PENDING_PIXELS
+            or pending[0][1].done()
+        ):
             report_first()
 
     def add_failure(source: object, error: IsanetError) -> None:
         future: Future[str] = Future()
         future.set_exception(error)
-        add(Path(str(source)), future)
+        add(Path(str(source)), future, 0)
 
     with (
         tqdm(total=len(plan), unit="image", disable=None if len(plan) > 1 else True) as bar,  # None: on a terminal
@@ -124,7 +131,7 @@ def _segment_all(segmenter: Segmenter, plan: Mapping[Path, Mapping[str, Path]], 
         try:
             for result in segmenter.stream(list(plan), batch_size=batch_size, on_error=add_failure):
                 assert result.path is not None
-                add(result.path, threads.submit(_write, result, plan[result.path]))
+                add(result.path, threads.submit(_write, result, plan[result.path]), result.labels.size)
         finally:  # after an error or Ctrl-C too: what was segmented before is written and reported
             while pending:
                 report_first()

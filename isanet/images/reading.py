@@ -95,6 +95,8 @@ def read_image(
             return _pixels(open_header(stream, path), str(path), max_pixels)
     except ImageError:
         raise
+    except MemoryError as error:
+        raise ImageError(f"there is not enough memory to read {path}; make it smaller, or lower max_pixels") from error
     except FileNotFoundError as error:
         raise ImageError(f"{path} does not exist; check the path (working folder: {Path.cwd()})") from error
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
@@ -185,6 +187,8 @@ def open_header(stream: BinaryIO, path: Path) -> Image.Image:
         stream.seek(0)
         try:
             return factory(stream, str(path))
+        except MemoryError:
+            raise
         except Exception as error:  # readers raise nearly anything on damaged headers
             raise ImageError(
                 f"{path} starts like {name}, but its header cannot be read ({_describe(error)}); the file is cut "
@@ -211,6 +215,8 @@ def _pixels(image: Image.Image, name: str, max_pixels: int) -> RGBImage:
     try:
         image.load()
         rgb = _to_rgb(image)
+    except MemoryError:
+        raise
     except Exception as error:  # decoders raise nearly anything on damaged data
         if isinstance(error, ImageError):
             raise ImageError(f"{name} {error}") from None

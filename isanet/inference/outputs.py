@@ -107,7 +107,7 @@ def write_outputs(result: Segmentation, outputs: Mapping[str, Path]) -> None:
         outputs: Files by kind, as in `OutputPlan.outputs`; their folder exists.
 
     Raises:
-        OutputError: A file cannot be written.
+        OutputError: A file cannot be written, or there is not enough memory to draw it.
     """
     for kind, output in outputs.items():
         try:
@@ -120,6 +120,10 @@ def write_outputs(result: Segmentation, outputs: Mapping[str, Path]) -> None:
                 else:
                     # A fifth of the time of Pillow's default, which the network may be waiting for; a sixth larger
                     result.overlay().save(file, format="PNG", compress_level=1)
+        except MemoryError as error:
+            raise OutputError(
+                f"there is not enough memory for the outputs of {result.path}; make it smaller, or leave out --overlay"
+            ) from error
         except OSError as error:
             raise OutputError(
                 f"cannot write the outputs of {result.path} to {output.parent}: {error.strerror or error}; choose a "

@@ -130,6 +130,20 @@ def not_finite(name: object, precision: str) -> IsanetError:
     )
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, torch or a device has said that there is not enough memory."""
+    text = str(error).lower()
+    words = ("out of memory", "not enough memory", "can't allocate", "bad_alloc")
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(word in text for word in words))
+
+
+def not_enough_memory(name: object) -> IsanetError:
+    """The error for an image that takes more memory than there is."""
+    return IsanetError(
+        f"there is not enough memory for {name}; make it smaller, lower max_memory, or use another device"
+    )
+
+
 def _kept_classes(keep: Sequence[int], num_classes: int) -> Tensor:
     """The classes to keep, in the dtype of labels."""
     if not keep or len(set(keep)) != len(keep) or not all(0 <= index < num_classes for index in keep):

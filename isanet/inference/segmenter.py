@@ -21,12 +21,19 @@ from PIL import Image
 from torch import Tensor
 
 from isanet import protocols
-from isanet.errors import IsanetError
+from isanet.errors import ImageError, IsanetError
 from isanet.images.reading import MAX_PIXELS, RGBImage, images_in, read_image
 from isanet.inference.fast.network import FastISANet
 from isanet.inference.fast.optimize import PRECISIONS, has_bfloat16, optimize, why_not_optimizable
 from isanet.inference.network import EagerNetwork, ModelState
-from isanet.inference.predict import Prediction, not_finite, predict, prepare
+from isanet.inference.predict import (
+    Prediction,
+    is_out_of_memory,
+    not_enough_memory,
+    not_finite,
+    predict,
+    prepare,
+)
 from isanet.inference.segmentation import Segmentation
 from isanet.model import ISANet
 from isanet.protocols import Protocol
@@ -191,7 +198,7 @@ class Segmenter:
 
         Raises:
             ImageError: An image cannot be read, or a folder has none.
-            IsanetError: The network gave logits that are not finite.
+            IsanetError: The network gave logits that are not finite, or there is not enough memory for an image.
         """
         if isinstance(image, list | tuple) or _is_folder(image):
             return list(self.stream(image, confidence=confidence))
@@ -227,7 +234,7 @@ class Segmenter:
         Raises:
             ValueError: `batch_size` is below 1.
             ImageError: An image cannot be read, or a folder has none.
-            IsanetError: The network gave logits that are not finite.
+            IsanetError: The network gave logits that are not finite, or there is not enough memory for an image.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -286,12 +293,35 @@ class Segmenter:
             pool.shutdown(cancel_futures=True)
 
     def _read(self, source: Source) -> _Read:
-        image = read_image(source, max_pixels=self.max_pixels)
         path = Path(source) if isinstance(source, str | os.PathLike) else None
-        return _Read(path, image, prepare(image, self.model.preprocessing, self.protocol))
+        try:
+            image = read_image(source, max_pixels=self.max_pixels)
+            if (row := 12 * len(self.model.classes) * image.shape[1]) > self.max_memory:
+                raise ImageError(
+                    f"{path or 'this image'} is {image.shape[1]} pixels wide: the labels of a single row take {row:,} "
+                    f"bytes, more than max_memory, {self.max_memory:,}; cut it into parts"
+                )
+            return _Read(path, image, prepare(image, self.model.preprocessing, self.protocol))
+        except (MemoryError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise not_enough_memory(path or "this image") from error
+            raise
+
+    def _segment(self, reads: Sequence[_Read], confidence: bool) -> list[Segmentation | IsanetError]:
+        """The result of each image, or its error; where there is too little memory for several at once, one by one."""
+        try:
+            return self._segment_together(reads, confidence)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(reads) == 1:
+                return [not_enough_memory(reads[0].path or "this image")]
+        return [
+            result for read in reads for result in self._segment([read], confidence)
+        ]  # the error's tensors are freed
 
     @torch.inference_mode()
-    def _segment(self, reads: Sequence[_Read], confidence: bool) -> list[Segmentation | IsanetError]:
+    def _segment_together(self, reads: Sequence[_Read], confidence: bool) -> list[Segmentation | IsanetError]:
         predictions = self.predict(
             [read.tensors for read in reads], [read.image.shape[:2] for read in reads], confidence=confidence
         )

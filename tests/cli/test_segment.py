@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 import isanet
 from isanet.cli import segment
-from tests.helpers import tiny_zoo
+from isanet.inference.segmentation import Segmentation
+from tests.helpers import disk, tiny_zoo
 from tests.helpers.commands import run
 from tests.helpers.file_server import FileServer
 
@@ -182,22 +183,57 @@ def test_the_network_runs_ahead_of_the_writers_but_not_far(
     assert ahead == segment.MAX_PENDING_WRITES + 1
 
 
-def test_running_out_of_memory_after_an_image_writes_that_image(
+def test_what_one_image_cannot_have_does_not_stop_the_others(
     tiny: FileServer, work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result_of = isanet.Segmenter._result
+    for i in range(3, 9):
+        shutil.copy("images/0.png", f"images/{i}.png")
+    result_of, overlay = isanet.Segmenter._result, Segmentation.overlay
 
     def full(segmenter: isanet.Segmenter, read: Any, *prediction: Any) -> Any:
         if read.path.stem == "1":
             raise torch.OutOfMemoryError("CUDA out of memory")
         return result_of(segmenter, read, *prediction)
 
+    def cramped(result: Segmentation) -> Any:
+        assert result.path is not None
+        if result.path.stem == "5":
+            raise MemoryError
+        return overlay(result)
+
     monkeypatch.setattr(isanet.Segmenter, "_result", full)
-    assert run("segment", "images", "--model", tiny_zoo.NAME) == 1
-    out, error = capsys.readouterr()
-    assert "0.png -> segmented/0_overlay.png" in out
-    assert "out of memory; try --batch-size 1" in error
-    assert [path.name for path in Path("segmented").iterdir()] == ["0_overlay.png"]
+    monkeypatch.setattr(Segmentation, "overlay", cramped)
+    disk.full_at(monkeypatch, 4)  # 0, 2, 3, and now 4
+    assert run("segment", "images", "--model", tiny_zoo.NAME, "--batch-size", "2", "--device", "cpu") == 1
+    error = capsys.readouterr().err
+    assert "not enough memory for images/1.png" in error
+    assert "not enough memory for the outputs of images/5.png" in error
+    assert "No space left on device" in error
+    assert "3 of 9 images were not segmented" in error
+    assert len(list(Path("segmented").iterdir())) == 6
+    assert all(path.name.endswith("_overlay.png") for path in Path("segmented").iterdir())
+
+
+def test_a_large_image_is_written_before_the_next_is_segmented(
+    tiny: FileServer, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting: set[str] = set()
+    write, result_of = segment._write, isanet.Segmenter._result
+
+    def counted(segmenter: isanet.Segmenter, read: Any, *prediction: Any) -> Any:
+        assert not waiting
+        waiting.add(read.path.stem)
+        return result_of(segmenter, read, *prediction)
+
+    def written(result: Any, outputs: Any) -> str:
+        line = write(result, outputs)
+        waiting.remove(result.path.stem)
+        return line
+
+    monkeypatch.setattr(isanet.Segmenter, "_result", counted)
+    monkeypatch.setattr(segment, "_write", written)
+    monkeypatch.setattr(segment, "MAX_PENDING_PIXELS", 80 * 60 - 1)
+    assert run("segment", "images", "--model", tiny_zoo.NAME) == 0
 
 
 def test_segment_writes_official_ids(

@@ -407,6 +407,64 @@ def test_bad_image_raises_after_the_results_before_it(tmp_path: Path, batch_size
     assert not reading_threads()
 
 
+OUT_OF_MEMORY = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory"
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize(
+    "error", [RuntimeError(OUT_OF_MEMORY), MemoryError(), torch.OutOfMemoryError("CUDA out of memory.")]
+)
+def test_an_image_that_takes_more_memory_than_there_is_fails_alone(batch_size: int, error: Exception) -> None:
+    class Full(NearestColor):
+        def coarse_logits(self, images: Tensor) -> Tensor:
+            if (images.mean(dim=(1, 2, 3)) > 0.99).any():  # class 4, white
+                raise error
+            return super().coarse_logits(images)
+
+    sources, failed = [solid(1), solid(4), solid(2), solid(3)], []
+    stream = make(Full()).stream(sources, batch_size=batch_size, on_error=lambda *failure: failed.append(failure))
+    assert [int(result.labels[0, 0]) for result in stream] == [1, 2, 3]
+    ((source, reason),) = failed
+    assert source is sources[1]
+    assert str(reason).startswith("there is not enough memory for this image; ")
+    with pytest.raises(IsanetError, match="not enough memory"):
+        make(Full())(solid(4))
+
+
+def test_other_errors_of_the_network_are_not_taken_for_a_lack_of_memory() -> None:
+    class Broken(NearestColor):
+        def coarse_logits(self, images: Tensor) -> Tensor:
+            raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        list(make(Broken()).stream([solid(1)], on_error=lambda *_: None))
+
+
+def test_reading_without_memory_is_the_failure_of_that_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(3):
+        Image.fromarray(solid(number, 16 + number)).save(tmp_path / f"{number}.png")
+    load = Image.Image.load
+
+    def full(image: Image.Image) -> Any:
+        if image.height == 17:
+            raise MemoryError
+        return load(image)
+
+    monkeypatch.setattr(Image.Image, "load", full)
+    failed: list[Any] = []
+    results = list(make().stream(tmp_path, on_error=lambda *failure: failed.append(failure)))
+    assert [result.labels.shape[0] for result in results] == [16, 18]
+    ((source, reason),) = failed
+    assert str(reason).startswith(f"there is not enough memory to read {source}; ")
+
+
+def test_a_row_too_wide_for_the_memory_is_refused() -> None:
+    segmenter = make(max_memory=12 * len(CLASSES) * 300)
+    assert segmenter(solid(1, 2, 300)).labels.shape == (2, 300)
+    with pytest.raises(ImageError, match=r"301 pixels wide.*max_memory"):
+        segmenter(solid(1, 2, 301))
+
+
 def test_one_image_that_overflows_does_not_spoil_its_batch() -> None:
     class Overflowing(NearestColor):
         def coarse_logits(self, images: Tensor) -> Tensor:
