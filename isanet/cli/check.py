@@ -26,6 +26,9 @@ PACKAGES = ("torch", "torchvision", "huggingface_hub", "safetensors", "requests"
 
 SETTINGS = ("ISANET_HOME", "ISANET_OFFLINE", "ISANET_MIRROR", "HF_ENDPOINT", "HF_HUB_OFFLINE", "REQUESTS_CA_BUNDLE")
 
+ADDRESSES = ("ISANET_MIRROR", "HF_ENDPOINT")
+"""Shown without what may be a password, also if they are malformed."""
+
 SECRET_SETTINGS = ("HF_TOKEN", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
 """May hold passwords: shown as set or not."""
 
@@ -144,11 +147,11 @@ def _doctor(options: argparse.Namespace) -> int:
     print("settings:")
     for name in SETTINGS:
         value = os.environ.get(name, "")
-        print(f"  {name}={clean(redacted(value) if '://' in value else value)}")
+        print(f"  {name}={clean(redacted(value) if name in ADDRESSES else value)}")
     for name in SECRET_SETTINGS:
         print(f"  {name} is {'set' if os.environ.get(name) or os.environ.get(name.lower()) else 'not set'}")
-    if download.offline():
-        print("addresses: not asked, because ISANET_OFFLINE or HF_HUB_OFFLINE is set")
+    if variable := download.offline():
+        print(f"addresses: not asked, because {variable} is set")
         return 0 if healthy else 1
     return 0 if _check_addresses() and healthy else 1
 

@@ -59,10 +59,12 @@ class Fetched:
     size: int
 
 
-def offline() -> bool:
-    """Whether ISANET_OFFLINE or HF_HUB_OFFLINE says never to open a socket."""
-    values = (os.environ.get(name, "") for name in ("ISANET_OFFLINE", "HF_HUB_OFFLINE"))
-    return any(value.strip().lower() in {"1", "true", "yes", "on"} for value in values)
+def offline() -> str:
+    """Which variable, ISANET_OFFLINE or HF_HUB_OFFLINE, says never to open a socket; empty if none does."""
+    for name in ("ISANET_OFFLINE", "HF_HUB_OFFLINE"):
+        if os.environ.get(name, "").strip().lower() in {"1", "true", "yes", "on"}:
+            return name
+    return ""
 
 
 def addresses(urls: Sequence[str]) -> list[str]:
@@ -126,8 +128,8 @@ def fetch(
 
     limits = limits or Limits()
     local = url.startswith("file:")
-    if offline() and not local:
-        raise OfflineError("not tried, because ISANET_OFFLINE or HF_HUB_OFFLINE is set")
+    if not local and (variable := offline()):
+        raise OfflineError(f"not tried, because {variable} is set")
     if progress is None:  # a notebook is not a terminal, but shows a bar
         progress = sys.stderr is not None and (sys.stderr.isatty() or "ipykernel" in sys.modules)
     deadline = deadline_from_now(limits) if deadline is None else deadline

@@ -8,45 +8,131 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import re
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies_environment
 
 from torch import Tensor
 
 from isanet._files import atomic_write_all
 from isanet._text import clean, shortened
-from isanet.errors import CacheError, CheckpointFormatError, NetworkError, OfflineError, OutputError
+from isanet.errors import (
+    CacheError,
+    CheckpointFormatError,
+    IntegrityError,
+    IsanetError,
+    NetworkError,
+    OfflineError,
+    OutputError,
+)
 from isanet.protocols import PROTOCOLS
 from isanet.weights import checkpoint, download
 from isanet.weights.manifest import load_manifest
-from isanet.weights.url import redacted
+from isanet.weights.partfile import Limits
+from isanet.weights.url import is_loopback, redacted
 
 CACHE_IS_UNWRITABLE = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG}
 """What the operating system says when huggingface_hub's cache cannot be written, permissions aside."""
 
 
-def fetch_model(repo_id: str, *, revision: str | None, token: str | bool | None) -> tuple[Path, Path]:
-    """Paths of a repository's model.safetensors and config.json in huggingface_hub's cache, fetched if necessary.
+def fetch(
+    repo_id: str,
+    name: str,
+    *,
+    revision: str | None,
+    token: str | bool | None,
+    max_size: int,
+    limits: Limits | None = None,
+) -> Path:
+    """The path of a repository's file in huggingface_hub's cache, fetched if necessary; its folder is its commit.
+
+    Args:
+        repo_id: `org/name`.
+        name: Of the file.
+        revision: Branch, tag or commit; None takes the main branch.
+        token: For a private repository; None takes what huggingface_hub finds.
+        max_size: A larger file is refused before any of it is asked for.
+        limits: None takes `Limits()`.
 
     Raises:
         ValueError: `repo_id` is not a name that the Hub allows.
         DownloadError: There is no such repository or revision, or the Hub cannot be reached; the message says which.
+        IntegrityError: The file is too large, or more comes than was announced.
         CacheError: huggingface_hub's cache cannot be written.
-        CheckpointFormatError: The repository has no such files.
+        CheckpointFormatError: The repository has no such file.
     """
-    from huggingface_hub import hf_hub_download
-
-    local = download.offline()
+    limits, local = limits or Limits(), bool(download.offline())
     with _our_errors(f"{repo_id} at revision {revision or 'main'}"):
-        config = Path(hf_hub_download(repo_id, "config.json", revision=revision, token=token, local_files_only=local))
-        commit = config.parent.name  # both from one commit, even while somebody pushes another
-        model = hf_hub_download(repo_id, "model.safetensors", revision=commit, token=token, local_files_only=local)
-    return Path(model), config
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.utils.tqdm import tqdm
+
+        _prepare_client()
+        where: Any = {"revision": revision, "token": token, "local_files_only": local}
+        with _time_limit(limits.window):
+            size = hf_hub_download(repo_id, name, dry_run=True, **where).file_size
+        if size is None or size < 0:
+            raise NetworkError(f"the Hub does not say how long {name} is")
+        if size > max_size:
+            raise IntegrityError(f"{name} has {size} bytes, more than the {max_size} allowed")
+        limit = 2 * size  # twice, because after a broken connection it may start again
+
+        class Bar(tqdm):
+            """Counts what comes: the client compares sizes only at the end."""
+
+            received = 0.0
+
+            def update(self, n: float | None = 1) -> bool | None:
+                self.received += n or 0
+                if self.received > limit:
+                    raise IntegrityError(f"sends more than the {size} bytes that were announced for {name}; stopped")
+                return super().update(n)
+
+        with _time_limit(min(limits.deadline, limits.window * (1 + size / limits.window_bytes))):
+            path = hf_hub_download(repo_id, name, tqdm_class=Bar, **where)
+    return Path(path)
+
+
+def _prepare_client() -> None:
+    """Keep its log clean, and loopback addresses from proxies, which it does only for those that NO_PROXY names."""
+    from huggingface_hub import close_session, constants
+
+    for handler in logging.getLogger("huggingface_hub").handlers:
+        handler.addFilter(_clean_record)
+    host, proxies = urlsplit(constants.ENDPOINT).hostname or "", getproxies_environment()
+    if is_loopback(host) and proxies.keys() - {"no"} and host not in proxies.get("no", "").split(","):
+        os.environ["no_proxy"] = f"{proxies.get('no', '')},{host}"
+        close_session()  # its client has read the environment
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Around calls of huggingface_hub, which wait for ever where bytes trickle: then its connections are closed."""
+    from huggingface_hub import close_session
+
+    done, late = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        while not done.wait(seconds):  # again and again, because it tries again
+            late.set()
+            close_session()
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    except Exception:
+        if late.is_set():
+            raise NetworkError(f"gave up: not done within {seconds:.0f} s") from None
+        raise
+    finally:
+        done.set()
 
 
 @contextmanager
@@ -60,11 +146,13 @@ def _our_errors(what: str) -> Iterator[None]:
 
     try:
         yield
+    except IsanetError as error:
+        raise type(error)(f"{what}: {error}") from None
     except errors.LocalEntryNotFoundError as error:
-        if download.offline():
+        if variable := download.offline():
             raise OfflineError(
-                f"{what} is not a folder here and not in huggingface_hub's cache, and ISANET_OFFLINE or HF_HUB_OFFLINE "
-                "is set; load it once online"
+                f"{what} is not a folder here and not in huggingface_hub's cache, and {variable} is set; load it once "
+                "online, or copy the folder of its files here and pass its path"
             ) from None
         raise NetworkError(
             f"{what}: the Hub cannot be reached, and the file is not cached ({_message(error)})"
@@ -92,10 +180,17 @@ def _our_errors(what: str) -> Iterator[None]:
         raise NetworkError(f"{what}: {_message(error)}") from None
 
 
-def _message(error: Exception) -> str:
-    """One line of what an error of the client says, without the secrets of addresses in it."""
-    text = re.sub(r"\w+://[^\s'\"<>)]+", lambda url: redacted(url[0]), clean(str(error)))
+def _message(error: Exception | str) -> str:
+    """One line of what the client says, without the secrets of addresses in it, well-formed or not."""
+    text = re.sub(r"\S+@", "…@", re.sub(r"(?<=://).*@", "", clean(str(error)[:5000])))
+    text = re.sub(r"\w{1,20}://[^\s'\"<>)]+", lambda url: redacted(url[0]), text)
     return shortened(text, 500) or type(error).__name__
+
+
+def _clean_record(record: logging.LogRecord) -> bool:
+    """A filter of the client's own log, which quotes servers and signed addresses."""
+    record.msg, record.args = _message(record.getMessage()), ()
+    return True
 
 
 def save_pretrained(
@@ -161,12 +256,13 @@ def push_to_hub(
         NetworkError: The Hub refused, or cannot be reached.
         OutputError: The temporary folder cannot be written.
     """
-    if download.offline():
-        raise OfflineError(f"cannot push to {repo_id}: ISANET_OFFLINE or HF_HUB_OFFLINE is set")
-    from huggingface_hub import HfApi
-
-    api = HfApi(token=token)
+    if variable := download.offline():
+        raise OfflineError(f"cannot push to {repo_id}: {variable} is set")
     with _our_errors(repo_id):
+        from huggingface_hub import HfApi
+
+        _prepare_client()
+        api = HfApi(token=token)
         address = str(api.create_repo(repo_id, private=private, exist_ok=True))
         kept = ["README.md"] if api.file_exists(repo_id, "README.md") else None  # somebody may have edited it
     with TemporaryDirectory() as folder:

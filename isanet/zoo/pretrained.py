@@ -264,7 +264,12 @@ def _configured(place: str, text: str | bytes) -> ISANet:
 
 
 def _load_repository(repo_id: str, *, revision: str | None, token: str | bool | None) -> ISANet:
-    file_path, config_path = hub.fetch_model(repo_id, revision=revision, token=token)
+    config_path = hub.fetch(repo_id, "config.json", revision=revision, token=token, max_size=MAX_DESCRIPTION_BYTES)
+    network = _configured(str(config_path), read_file(config_path).data.tobytes())
+    payload = sum(tensor.nbytes for tensor in network.state_dict().values())
+    commit = config_path.parent.name  # both from one commit, even while somebody pushes another
+    largest = 2 * payload + MAX_DESCRIPTION_BYTES  # twice: it may be in float64
+    file_path = hub.fetch(repo_id, "model.safetensors", revision=commit, token=token, max_size=largest)
     file = read_file(file_path)
     # huggingface_hub stores a large file under its hash, and never looks at it again
     stored = file_path.resolve()

@@ -197,6 +197,11 @@ def status(code: int, body: bytes = b"", **headers: str) -> Fault:
     return lambda handler: handler.reply(code, {k.replace("_", "-"): v for k, v in headers.items()}, body)
 
 
+def raw(answer: bytes) -> Fault:
+    """An answer of these bytes, status line and headers included."""
+    return lambda handler: void(handler.wfile.write(answer))
+
+
 def redirect(to: str, code: int = 302) -> Fault:
     return status(code, Location=to)
 

@@ -100,13 +100,13 @@ class HubServer:
         token: The one token that may write and that sees private repositories.
         url: Where the server listens, known once it has started.
         requests: The requests so far, as "METHOD /path", quoted as sent, without the query.
-        faults: What answers instead, by the end of "METHOD /path"; gets the handler, whose connection is closed then.
+        faults: What answers instead, by method and file name; it gets the handler, whose connection is closed then.
     """
 
     def __init__(self, token: str = "hf_loopback") -> None:
         self.token, self.url = token, ""
         self.requests: list[str] = []
-        self.faults: dict[str, Callable[[BaseHTTPRequestHandler], object]] = {}
+        self.faults: dict[tuple[str, str], Callable[[Any], object]] = {}
         self._lock = threading.Lock()  # held while a reply is made, not while its bytes travel
         self._repos: dict[str, Repo] = {}
         self._objects: dict[str, bytes | None] = {}  # Git LFS objects by sha256; None: announced, not yet uploaded
@@ -291,12 +291,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         headers = {name.title(): value for name, value in self.headers.items()}
-        for end, fault in self.server.hub.faults.items():
-            if f"{self.command} {self.path}".endswith(end):
-                self.close_connection = True
-                with suppress(OSError):  # the client has disconnected, as most tests want
-                    fault(self)
-                return
+        if fault := self.server.hub.faults.get((self.command, self.path.rpartition("/")[2])):
+            self.close_connection = True
+            with suppress(OSError):  # the client has disconnected, as most tests want
+                fault(self)
+            return
         reply = self.server.hub.answer(self.command, self.path, headers, self._body())
         self.send_response(reply.status)
         for name, value in {**reply.headers, "Content-Length": str(len(reply.body))}.items():

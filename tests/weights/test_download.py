@@ -34,7 +34,19 @@ from isanet.errors import (
 from isanet.weights import download, http
 from isanet.weights.download import Fetched, Limits, fetch
 from tests.helpers.downloads import fetch_first
-from tests.helpers.file_server import FileServer, changed, cut, html, redirect, reset, serving, stall, status, trickle
+from tests.helpers.file_server import (
+    FileServer,
+    changed,
+    cut,
+    html,
+    raw,
+    redirect,
+    reset,
+    serving,
+    stall,
+    status,
+    trickle,
+)
 
 NAME = "/name.pth"
 BODY = random.Random(0).randbytes(300_000)
@@ -341,11 +353,6 @@ def test_what_the_caller_raises_counts_as_a_failure_of_the_address(
     with pytest.raises(error, match="not one of ours"):
         get(server, folder, check=check)
     assert len(left_over(folder)) == 1
-
-
-def raw(answer: bytes) -> Any:
-    """An answer of these bytes, status line and headers included."""
-    return lambda handler: handler.wfile.write(answer)
 
 
 def framed(*headers: bytes, body: bytes = BODY) -> bytes:

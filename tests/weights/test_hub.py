@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import os
 import re
+import socket
+import struct
+import threading
+import time
 import traceback
 import uuid
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -16,11 +25,13 @@ from huggingface_hub.errors import HTTPError
 import isanet
 from isanet.model import ISANet
 from isanet.weights import checkpoint
-from isanet.weights.hub import model_card
+from isanet.weights.hub import fetch, model_card
+from isanet.weights.partfile import Limits
 from tests.helpers import tiny_zoo
 from tests.helpers.disk import full_at
-from tests.helpers.file_server import FileServer
+from tests.helpers.file_server import FileServer, raw
 from tests.helpers.hub_server import HubServer
+from tests.helpers.processes import python
 from tests.model.test_model import tiny as tiny_model
 
 # huggingface_hub uploads large files through a call that its HTTP library has begun to discourage.
@@ -169,6 +180,206 @@ def test_errors_of_the_client_arrive_as_ours_and_without_secrets(
         assert "secret" not in shown.splitlines()[-1]
         assert caught.value.__suppress_context__
         assert str(caught.value).isprintable()
+
+
+# --- a Hub that fails in the middle
+
+OK = b"HTTP/1.1 200 OK\r\n"
+LONG = 60_000
+BOMB = gzip.compress(bytes(30_000_000))
+
+
+def cut_off(handler: Any, after: str = "close") -> None:
+    handler.wfile.write(OK + b"Content-Length: 5000\r\n\r\nabc")
+    handler.wfile.flush()
+    if after == "reset":
+        handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        handler.connection.close()
+    elif after == "silence":
+        threading.Event().wait(0.5)
+
+
+def endless(handler: Any) -> None:
+    handler.wfile.write(OK + b"\r\n")
+    for _ in range(500):
+        handler.wfile.write(bytes(1 << 17))
+
+
+def moved(to: bytes) -> Any:
+    return raw(b"HTTP/1.1 302 Found\r\nLocation: %s\r\nContent-Length: 0\r\n\r\n" % to)
+
+
+FAULTS: dict[str, Any] = {
+    "cut": cut_off,
+    "reset": partial(cut_off, after="reset"),
+    "stall": partial(cut_off, after="silence"),
+    "nothing": lambda handler: None,
+    "garbage": raw(b"\0\xff\x1b[2Jgarbage\r\n\r\n"),
+    "a header bomb": raw(OK + b"".join(b"X-%d: %s\r\n" % (i, b"a" * 1000) for i in range(1000)) + b"\r\n"),
+    "a header without end": raw(OK + b"X: " + b"a" * 1_000_000),
+    "bad gzip": raw(OK + b"Content-Encoding: gzip\r\nContent-Length: 10\r\n\r\n0123456789"),
+    "a gzip bomb": raw(OK + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(BOMB) + BOMB),
+    "a body without end": endless,
+    "a bad chunk": raw(OK + b"Transfer-Encoding: chunked\r\n\r\nZZ\r\nabc"),
+    "xchunked": raw(OK + b"Transfer-Encoding: xchunked\r\n\r\nabc"),
+    "chunks and a length": raw(OK + b"Transfer-Encoding: chunked\r\nContent-Length: 9\r\n\r\n3\r\nabc\r\n0\r\n\r\n"),
+    "a negative length": raw(OK + b"Content-Length: -5\r\n\r\nabc"),
+    "a length of 10**30": raw(OK + b"Content-Length: 1" + b"0" * 30 + b"\r\n\r\nabc"),
+    "a refusal of 60 kB": raw(b"HTTP/1.1 403 No\r\nX-Error-Message: " + b"R" * LONG + b"\r\nContent-Length: 0\r\n\r\n"),
+    "a refusal with escapes": raw(b"HTTP/1.1 403 No\r\nX-Error-Message: \x1b[31mx\r\nContent-Length: 0\r\n\r\n"),
+    "a reason of 60 kB": raw(b"HTTP/1.1 500 " + b"R" * LONG + b"\r\nContent-Length: 0\r\n\r\n"),
+    "a status of 999": raw(b"HTTP/1.1 999 Foo\r\nContent-Length: 0\r\n\r\n"),
+    "a loop of redirects": lambda handler: moved(handler.path.encode())(handler),
+    "a redirect to a file": moved(b"file:///etc/passwd"),
+    "a redirect to nowhere": moved(b"http://u:pssst@[::1"),
+}
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client waits for a fifth of a second, and not at all between its tries."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 0.2)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("method", "name"), [("HEAD", "config.json"), ("GET", "config.json"), ("GET", "model.safetensors")]
+)
+@pytest.mark.parametrize("kind", FAULTS)
+def test_whatever_the_hub_does_is_one_line_and_leaves_no_part(
+    hub: HubServer,
+    repo_id: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    impatient: None,
+    kind: str,
+    method: str,
+    name: str,
+) -> None:
+    hub.add_repo(repo_id, files_of(tiny_model(), tmp_path / "model"))
+    monkeypatch.setitem(hub.faults, (method, name), FAULTS[kind])
+    longer = kind in ("a body without end", "a gzip bomb") and method == "GET"
+    with pytest.raises(isanet.IntegrityError if longer else isanet.NetworkError) as caught:
+        isanet.from_pretrained(repo_id)
+    assert re.fullmatch(f"{repo_id} at revision [0-9a-z]+: .{{5,700}}", str(caught.value))
+    assert str(caught.value).isprintable()
+    assert caught.value.__suppress_context__
+    assert "pssst" not in str(caught.value)
+    if longer:
+        assert "that were announced for" in str(caught.value)
+    logged = capfd.readouterr().err  # by the client
+    assert "pssst" not in logged
+    assert all(line.isprintable() and len(line) < 1000 for line in logged.splitlines())
+    folder = Path(huggingface_hub.constants.HF_HUB_CACHE, f"models--{repo_id.replace('/', '--')}")
+    assert [path for path in folder.rglob("*") if path.suffix == ".incomplete"] == []
+    hub.faults.clear()
+    isanet.from_pretrained(repo_id)
+
+
+@pytest.mark.parametrize(("method", "name"), [("HEAD", "config.json"), ("GET", "model.safetensors")])
+def test_a_hub_that_trickles_is_given_up(
+    hub: HubServer, repo_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, name: str
+) -> None:
+    hub.add_repo(repo_id, files_of(tiny_model(), tmp_path / "model"))
+    over = threading.Event()
+
+    def trickle(handler: Any) -> None:
+        handler.wfile.write(OK if method == "HEAD" else OK + b"Content-Length: 753112\r\n\r\n")
+        while not over.wait(0.05):
+            handler.wfile.write(b"X: y\r\n")
+
+    monkeypatch.setitem(hub.faults, (method, name), trickle)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    limits = Limits(window=0.4, window_bytes=10**9)
+    with pytest.raises(isanet.NetworkError, match=f"{repo_id} at revision main: gave up: not done within 0 s"):
+        fetch(repo_id, name, revision=None, token=None, max_size=10**6, limits=limits)
+    over.set()
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_file_that_is_too_large_is_refused_before_any_of_it_is_asked_for(
+    hub: HubServer, repo_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    files = files_of(tiny_model(), tmp_path / "model")
+    hub.add_repo(repo_id, {**files, name: files[name] + bytes(6_000_000)})
+    asked = len(hub.requests)
+    with pytest.raises(
+        isanet.IntegrityError, match=rf"{repo_id} at .*: {name} has 6\d+ bytes, more than the \d+ allowed"
+    ):
+        isanet.from_pretrained(repo_id)
+    assert [request for request in hub.requests[asked:] if request.startswith("GET") and request.endswith(name)] == []
+
+
+@pytest.mark.parametrize("length", ["", "Content-Length: -1\r\n", "X-Linked-Size: -1\r\n", "X-Linked-Size: 1e3\r\n"])
+def test_a_hub_that_does_not_say_how_long_a_file_is_is_refused(
+    hub: HubServer, repo_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, impatient: None, length: str
+) -> None:
+    commit = hub.add_repo(repo_id, files_of(tiny_model(), tmp_path / "model"))
+    head = f'HTTP/1.1 200 OK\r\nETag: "x"\r\nX-Repo-Commit: {commit}\r\n{length}\r\n'
+    monkeypatch.setitem(hub.faults, ("HEAD", "config.json"), raw(head.encode()))
+    asked = len(hub.requests)
+    with pytest.raises(isanet.NetworkError, match=repo_id):
+        isanet.from_pretrained(repo_id)
+    assert not any(request.startswith("GET") for request in hub.requests[asked:])
+
+
+def test_a_hub_on_loopback_is_never_asked_through_a_proxy(
+    hub: HubServer, repo_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: FileServer
+) -> None:
+    hub.add_repo(repo_id, files_of(tiny_model(), tmp_path / "model"))
+    huggingface_hub.close_session()
+    monkeypatch.setenv("no_proxy", "example.com")
+    monkeypatch.setenv("NO_PROXY", "example.com")
+    for variable in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(variable, server.url)
+    isanet.from_pretrained(repo_id)
+    assert server.requests == []
+    assert os.environ["no_proxy"] == "example.com,127.0.0.1"
+    huggingface_hub.close_session()
+
+
+PROXIES = (
+    "garbage",
+    "http://u:pssst@[::1",
+    "socks5://u:pssst@h:1",
+    "http://u:pssst@",
+    "http://u:ps'sst@h:9",
+    "http://",
+)
+ENDPOINTS = (
+    *("https://u:pssst@[::1", "https://u:pssst@h:99999", "u:pssst@h:9", "https://", "https://u:ps/sst@h"),
+    "http://u:pssst@127.0.0.1:9",
+)
+ASK = """
+import json, os, socket, sys, time
+from isanet.errors import DownloadError
+from isanet.weights import hub
+def unknown(*_, **__): raise socket.gaierror(socket.EAI_NONAME, "unknown")
+socket.getaddrinfo, time.sleep = unknown, lambda _: None
+for settings in json.load(sys.stdin):
+    if os.fork() == 0:  # the client reads its settings when it is imported
+        os.environ.update(settings)
+        try: hub.fetch("org/name", "config.json", revision=None, token=None, max_size=9)
+        except DownloadError as error: print(error, flush=True)
+        os._exit(0)
+while True:
+    try: os.wait()
+    except ChildProcessError: break
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_malformed_proxies_and_endpoints_are_one_line_without_their_passwords(tmp_path: Path) -> None:
+    calls = [{"HTTPS_PROXY": proxy, "HF_ENDPOINT": "https://192.0.2.1"} for proxy in PROXIES]
+    calls += [{"HF_ENDPOINT": endpoint} for endpoint in ENDPOINTS]
+    with python(ASK, HF_HOME=str(tmp_path), NO_PROXY="") as process:
+        shown = "".join(process.communicate(json.dumps(calls), timeout=60))
+    lines = shown.splitlines()
+    assert sum(line.startswith("org/name at revision main: ") for line in lines) == len(calls), shown
+    assert "sst" not in shown
+    assert all(line.isprintable() for line in lines)
 
 
 def test_a_card_shows_untrusted_texts_literally() -> None:
