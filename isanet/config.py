@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from isanet.labels import LABEL_SPACES
+
 BACKBONES: dict[str, tuple[int, int, int, int]] = {
     "resnet14": (1, 1, 1, 1),
     "resnet26": (2, 2, 2, 2),
@@ -55,7 +57,7 @@ class ISANetConfig:
             about a third more time, the same gradients.
         classes: Names of the classes; "class 0", "class 1", ... if left out.
         palette: One (red, green, blue) of 0..255 for each class; a gray ramp if left out.
-        label_space: Name of the known label space of the classes, a key of `isanet.labels.LABEL_SPACES`.
+        label_space: Name of the known label space of exactly these classes, a key of `isanet.labels.LABEL_SPACES`.
         preprocessing: Arguments of `isanet.images.preprocess.preprocess`: `short_edge`, `long_edge`, `mean`, `std`.
 
     Raises:
@@ -101,6 +103,12 @@ class ISANetConfig:
         if not 1 <= len(names) == count or len(set(names)) != count:
             what = "classes" if len(names) == count else f"num_classes={count} contradicts classes, which"
             raise ValueError(f"{what} must be {count} different names, got {len(names)}: {', '.join(names)}")
+        space = LABEL_SPACES.get(self.label_space or "")
+        if self.label_space is not None and (space is None or list(space.classes) != names):
+            known = ", ".join(LABEL_SPACES)
+            raise ValueError(
+                f"label_space {self.label_space!r} is not that of the classes; it is one of {known}, or none"
+            )
         if palette is None:
             palette = [(i * 255 // max(count - 1, 1),) * 3 for i in range(count)]
         colors = [[int(red), int(green), int(blue)] for red, green, blue in palette]

@@ -130,7 +130,8 @@ def _start_model(model: ISANet | str | os.PathLike[str], train: SegmentationData
             f", except for {', '.join(kept)}" if kept else "",
         )
     network.palette = train.palette
-    network.label_space = train.label_space.name if train.label_space.name in LABEL_SPACES else None
+    known = LABEL_SPACES.get(train.label_space.name)
+    network.label_space = known.name if known and known.classes == train.classes else None
     network.config |= {"palette": [list(color) for color in train.palette], "label_space": network.label_space}
     network.provenance["started_from"] = origin
     return network

@@ -251,6 +251,28 @@ def test_segment_writes_official_ids(
     assert not Path("other").exists()
 
 
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"label_space": "ade20k150"},
+        {"label_space": 5},
+        {"palette": [[1, 2, 3]]},
+        {"palette": [[float("inf"), 0, 0], [0, 0, 0]]},
+        {"classes": [1, 2]},
+        {"preprocessing": {"short_edge": 10**9, "long_edge": 10**9, "mean": [0, 0, 0], "std": [1, 1, 1]}},
+    ],
+)
+def test_false_facts_of_a_model_are_noticed_before_the_first_image(
+    tiny: FileServer, work: Path, capsys: pytest.CaptureFixture[str], facts: dict[str, Any]
+) -> None:
+    isanet.from_pretrained(tiny_zoo.NAME, classes=["cat", "dog"]).save_pretrained("false")
+    config = Path("false/config.json")
+    config.write_text(json.dumps(json.loads(config.read_text()) | facts))
+    assert run("segment", "images", "--model", "false", "--labels", "--ids") == 1
+    assert "is not the configuration of an ISANet" in capsys.readouterr().err
+    assert not list(Path("segmented").iterdir())
+
+
 def test_class_names_of_an_untrusted_model_are_cleaned(
     tiny: FileServer, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from isanet.config import ISANetConfig
+from isanet.labels import LABEL_SPACES
 from isanet.model import ISANet
 
 
@@ -45,6 +46,13 @@ def test_unknown_arguments_are_refused() -> None:
         ISANet(num_clases=3)
     with pytest.raises(TypeError):
         ISANet(3)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", ["voc21", "cityscapes-ids", "no such space"])
+def test_a_false_label_space_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"label_space '{name}' is not that of the classes"):
+        ISANetConfig(classes=LABEL_SPACES["cityscapes19"].classes, label_space=name)
+    assert ISANetConfig(classes=LABEL_SPACES["voc21"].classes, label_space="voc21").label_space == "voc21"
 
 
 def test_config_does_not_need_torch() -> None:
