@@ -221,6 +221,8 @@ def test_automatic_device_and_precision(
     monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, bf16: bool, known: bool, expected: tuple[str, str]
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": bf16})
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
     model: Any = isanet.ISANet(num_classes=2, backbone="resnet14", width=2) if known else NearestColor()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
