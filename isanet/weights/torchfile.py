@@ -29,7 +29,7 @@ from torch import Tensor
 
 from isanet._text import clean
 from isanet.errors import CheckpointFormatError, UnsafeCheckpointError
-from isanet.weights.zipreader import read_directory
+from isanet.weights.zipreader import check_crc, read_directory
 
 Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]
 
@@ -284,14 +284,19 @@ def read_archive(file: File) -> object:
     entries = read_directory(
         lambda start, size: memory[start : start + size].tobytes(), len(memory), max_bytes=MAX_DESCRIPTION_BYTES
     )
+    folder = next((name.partition("/")[0] for name in entries), "") + "/"
+    if f"{folder}data.pkl" not in entries:
+        raise CheckpointFormatError("it is a zip archive, but not one that torch.save wrote: no data.pkl in its folder")
     records: dict[str, Bytes] = {}
-    for full_name, entry in entries.items():
-        name = full_name.partition("/")[2] or full_name
-        if name in records:
-            raise CheckpointFormatError(f"the entry {clean(name)[:200]!r} appears twice")
-        records[name] = file.data[entry.start : entry.start + entry.size]
-    if "data.pkl" not in records:
-        raise CheckpointFormatError("it is a zip archive, but not one that torch.save wrote: no data.pkl in it")
+    checked = any(entry.crc for entry in entries.values())  # torch.serialization.set_crc32_options(False) writes zeros
+    for name, entry in entries.items():
+        if not name.startswith(folder):
+            raise CheckpointFormatError(
+                f"its entry {clean(name)[:200]!r} is not in {clean(folder)[:200]!r}, the folder of data.pkl"
+            )
+        records[name.removeprefix(folder)] = data = file.data[entry.start : entry.start + entry.size]
+        if checked:
+            check_crc(name, entry, data)
     if "byteorder" in records and records["byteorder"].tobytes() != b"little":
         raise CheckpointFormatError("it was written on a big-endian machine")
     storages = {name.removeprefix("data/"): data for name, data in records.items() if name.startswith("data/")}

@@ -1,13 +1,13 @@
 """The directory of an untrusted zip archive, read in one way only.
 
 The module zipfile looks for a directory in several places and follows what it finds. Here it must lie at the very end
-of the file, in one piece; entries are stored, not compressed or encrypted, and follow in the directory's order; no two
-have one name or one byte, and each has the same name in the directory and before its data. So there are no two readings
-of one file, and a small file cannot become a large one.
+of the file, in one piece; entries are stored, not compressed or encrypted, and follow in the directory's order without
+gaps; no two have one name, and each is described before its data as in the directory. So there are no two readings of
+one file, and a small file cannot become a large one. The checksum of an entry is compared by who reads it.
 
-`torch.save` also writes the directory's end in its 64-bit form, pads entries by extra fields and may leave
-descriptors after them. `isanet pack` writes none of that, so its archives are read with `exact`: every byte belongs to
-an entry or to the directory.
+`torch.save` also writes the directory's end in its 64-bit form, pads entries by extra fields and describes them after
+their data too. `isanet pack` writes none of that, so its archives are read with `exact`: every byte belongs to an entry
+or to the directory.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from __future__ import annotations
 import stat
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from isanet._text import clean
 from isanet.errors import CheckpointFormatError
@@ -29,11 +30,13 @@ class Entry(NamedTuple):
         start: First byte of the data in the archive.
         size: Number of bytes.
         crc: Their CRC-32 as the directory says.
+        end: First byte after the data and their descriptor.
     """
 
     start: int
     size: int
     crc: int
+    end: int
 
 
 Read = Callable[[int, int], bytes]
@@ -70,10 +73,10 @@ def read_directory(read: Read, size: int, *, max_bytes: int, exact: bool = False
             raise CheckpointFormatError(f"{what} is not as `isanet pack` writes it")
         entries[name] = entry = _locate(read, fixed, raw_name, end, offset, what, exact=exact)
         position += 46 + name_length + extra + comment
-        end = entry.start + entry.size
+        end = entry.end
     if position != length or len(entries) != count:
         raise CheckpointFormatError("its directory is broken")
-    if exact and end != offset:
+    if end != offset:
         raise CheckpointFormatError("it has bytes that belong to no entry")
     return entries
 
@@ -120,13 +123,42 @@ def _locate(read: Read, fixed: bytes, raw_name: bytes, end: int, directory: int,
         raise CheckpointFormatError(f"{what} is a folder, a link or a device, not a file")
     if end == 0 and header_start != 0:
         raise CheckpointFormatError(f"{what} is the first, and there is something else before it")
-    header = read(header_start, 30)
-    name_length, extra_length = struct.unpack("<2H", header[26:30].ljust(4, b"\0"))
+    header = read(header_start, 30).ljust(30, b"\0")
+    name_length, extra_length = struct.unpack("<2H", header[26:])
     start = header_start + 30 + name_length + extra_length
     if header[:4] != b"PK\x03\x04" or start + size > directory:
         raise CheckpointFormatError(f"{what} lies outside the file; fetch it again")
     if header_start < end or read(header_start + 30, name_length) != raw_name:
         raise CheckpointFormatError(f"{what} lies over another, or has another name before its data")
-    if exact and (flags or disk or extra_length or header_start != end or header[4:] != fixed[6:32]):
+    if header_start > end:
+        raise CheckpointFormatError(f"{what} has bytes before it that belong to no entry")
+    # Where its flags say so, CRC and sizes are zeros before the data, and follow after them
+    described = flags & 8 and header[14:26] == bytes(12)
+    local_sizes = header[18:26]
+    if local_sizes == b"\xff" * 8 and read(start - extra_length, 20) == struct.pack("<2H2Q", 1, 16, size, size):
+        local_sizes = fixed[20:28]  # they are in their 64-bit form
+    if header[6:10] != fixed[8:12] or not (described or header[14:18] + local_sizes == fixed[16:28]):
+        raise CheckpointFormatError(
+            f"{what} is described before its data otherwise than in the directory (flags, sizes or CRC)"
+        )
+    if exact and (flags or disk or extra_length or header[4:] != fixed[6:32]):
         raise CheckpointFormatError(f"{what} is not as `isanet pack` writes it")
-    return Entry(start, size, crc)
+    end = start + size
+    if described:
+        end += 16
+        if read(start + size, 16) != b"PK\x07\x08" + fixed[16:28]:
+            raise CheckpointFormatError(f"{what} is described after its data otherwise than in the directory")
+    return Entry(start, size, crc, end)
+
+
+def check_crc(name: str, entry: Entry, data: Any) -> None:
+    """Compare the data of an entry, a buffer, with the checksum that the directory has of them.
+
+    Raises:
+        CheckpointFormatError: They differ.
+    """
+    if (found := zlib.crc32(data)) != entry.crc:
+        raise CheckpointFormatError(
+            f"its entry {clean(name)[:200]!r} is damaged: its CRC is {found:08x}, and {entry.crc:08x} was written; "
+            "fetch or copy the file again"
+        )

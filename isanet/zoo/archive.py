@@ -24,7 +24,6 @@ import logging
 import os
 import stat
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -43,7 +42,7 @@ from isanet.weights import cache, checkpoint, convert
 from isanet.weights.cache import Record
 from isanet.weights.manifest import Released, load_released, model_info
 from isanet.weights.torchfile import MAX_DESCRIPTION_BYTES, File
-from isanet.weights.zipreader import Entry, read_directory
+from isanet.weights.zipreader import Entry, check_crc, read_directory
 from isanet.zoo import released
 
 SCHEMA = 1
@@ -190,8 +189,7 @@ def _read_index(stream: BinaryIO, entries: dict[str, Entry], known: dict[str, Re
     if entry is None or entry.size > MAX_INDEX_BYTES:
         raise CheckpointFormatError(f"it has no index {INDEX}, or one that is too large: not an archive of isanet")
     data = _read_at(stream, entry.start, entry.size)
-    if zlib.crc32(data) != entry.crc:
-        raise CheckpointFormatError(f"its index {INDEX} is damaged; copy the archive again")
+    check_crc(INDEX, entry, data)
     try:
         index = json.loads(data.decode(), object_pairs_hook=checkpoint.unique_keys)
         if type(schema := index["schema"]) is not int or schema != SCHEMA:

@@ -343,9 +343,6 @@ ARCHIVES: dict[str, bytes] = {
     "entries beyond the file": zipped(record(*PICKLE), record("a/data/0", FOUR_FLOATS, offset=1 << 31)),
 }
 
-AS_GOOD = ("a directory that nobody asks for",)
-"""What the directory says alone counts, and that of these is true: they hold what a good file holds."""
-
 
 def test_archives_are_good_before_they_lie() -> None:
     for data in (GOOD, zip64()):
@@ -359,7 +356,7 @@ def test_an_archive_that_lies(file_left: Path, case: str) -> None:
     error = refused(ARCHIVES[case])
     assert type(error) is CheckpointFormatError
     # A tensor called "a" alone is not an ISANet, which is the first thing to be said of a file that was read
-    assert ("not an ISANet in a known layout" in str(error)) == (case in AS_GOOD), error
+    assert "not an ISANet in a known layout" not in str(error)
 
 
 # --- safetensors ------------------------------------------------------------------------------------------------

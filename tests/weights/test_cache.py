@@ -480,6 +480,24 @@ def test_a_file_put_there_by_hand_is_used(
     assert (home / file_name).read_bytes() == upstream
 
 
+def test_a_damaged_file_put_there_by_hand_is_not_recorded(
+    tiny: FileServer, home: Path, good: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One bit of a weight is another: all shapes fit, all values are finite, and no hash was published."""
+    home.mkdir()
+    upstream = tiny.files[f"/{FILE_NAME}"]
+    assert isinstance(upstream, bytes)
+    damaged = bytearray(upstream)
+    damaged[upstream.index(good["classifier.weight"].numpy().tobytes())] ^= 1
+    (home / FILE_NAME).write_bytes(damaged)
+    monkeypatch.setenv("ISANET_OFFLINE", "1")
+    with pytest.raises(isanet.CheckpointFormatError, match="damaged: its CRC"):
+        isanet.from_pretrained(NAME)
+    assert cache.read_record(NAME) is None
+    monkeypatch.setenv("ISANET_OFFLINE", "0")
+    assert same(isanet.from_pretrained(NAME).state_dict(), good)
+
+
 @pytest.mark.parametrize("content", [b"", b"<html>log in</html>", b"PK\x03\x04 truncated"])
 def test_a_bad_file_put_there_by_hand_is_skipped_only_online(
     tiny: FileServer, home: Path, good: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch, content: bytes

@@ -544,6 +544,36 @@ def test_many_views_of_the_same_bytes_are_no_way_to_much_memory(
 # --- archives and older files that lie ------------------------------------------------------------------------
 
 
+def test_a_flipped_bit_is_noticed_by_the_checksum(tmp_path: Path) -> None:
+    """One bit of one mantissa gives another finite number, which only the checksum shows."""
+    data = bytearray(saved({"a": torch.full((1000,), 1.5)}))
+    place = data.index(struct.pack("<f", 1.5) * 1000)
+    data[place + 2000] ^= 1
+    with pytest.raises(CheckpointFormatError, match=r"'.*/data/0' is damaged: its CRC is .*fetch or copy"):
+        read(tmp_path, bytes(data))
+
+
+def test_a_file_that_torch_saved_without_checksums_is_read(tmp_path: Path) -> None:
+    contents = {"a": torch.arange(10.0)}
+    torch.serialization.set_crc32_options(False)
+    try:
+        data = saved(contents)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert_same(read(tmp_path, data), contents)
+
+
+@pytest.mark.parametrize("folder", ["other", "archive/data", ""])
+def test_what_lies_in_another_folder_than_the_pickle_is_refused(tmp_path: Path, folder: str) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr("archive/data.pkl", b"\x80\x02" + tensor() + b".")
+        file.writestr(f"{folder}/data/0".removeprefix("/"), FOUR_FLOATS)
+    message = "is missing|should have" if folder.startswith("archive/") else r"is not in 'archive/', the folder of data"
+    with pytest.raises(CheckpointFormatError, match=message):
+        read(tmp_path, buffer.getvalue())
+
+
 def replaced(data: bytes, old: bytes, new: bytes, count: int = -1) -> bytes:
     assert old in data
     return data.replace(old, new, count)
