@@ -4,7 +4,10 @@ For each model there is one record, `<name>.json`, and the file that the record 
 `<name>-<8 digits>.safetensors`. Writing the record is the commit point: a process killed before it leaves the old
 pair, one killed after it leaves the new pair.
 
-A record outlives its file, because any later download of that model must match the hash in it.
+Each version of the converter has its own pair, from the second on as `<name>.<version>.json` and so on: two versions of
+the package that share a cache neither replace each other's files nor fetch in turns.
+
+A record outlives its file, because any later download of that model, by whatever version, must match the hash in it.
 Standard library only, except for filelock.
 """
 
@@ -27,8 +30,13 @@ from isanet._files import atomic_write_all
 from isanet._text import clean
 from isanet.errors import CacheError
 
+CONVERTER_VERSION = 1
+"""Increased whenever the same file would be converted to other tensors; recorded in every converted file."""
+
 LOCK_TIMEOUT = 3600.0
 """Seconds to wait for another process that fetches the same model."""
+
+_VERSION, _CONVERTED = r"(?:\.[0-9]+)?", r"-[0-9a-f]{8}\.safetensors"
 
 log = logging.getLogger("isanet")
 
@@ -69,14 +77,31 @@ def home() -> Path:
     return Path(os.path.expanduser(base), "hub", "isanet")  # noqa: PTH111  Path's raises where there is no home
 
 
+def _stem(name: str) -> str:
+    """What the names of a model's files start with that are this version's."""
+    return name if CONVERTER_VERSION == 1 else f"{name}.{CONVERTER_VERSION}"
+
+
 def record_path(name: str) -> Path:
     """The path of a model's record."""
-    return home() / f"{name}.json"
+    return home() / f"{_stem(name)}.json"
+
+
+def converted_name(name: str, sha256: str) -> str:
+    """The name of a model's converted file with this hash."""
+    return f"{_stem(name)}-{sha256[:8]}.safetensors"
 
 
 def read_record(name: str) -> Record | None:
-    """The record of a model; None if it was never cached, or if the record is damaged, which is logged."""
-    path = record_path(name)
+    """The record of a model; None if it was never cached, or if the record is damaged, which is logged.
+
+    If only other versions of the converter have recorded it, the record of one of them: its hash binds every version.
+    """
+    paths = dict.fromkeys([record_path(name), *sorted(_files(name, r"\.json"))])
+    return next((record for path in paths if (record := _read_record(name, path)) is not None), None)
+
+
+def _read_record(name: str, path: Path) -> Record | None:
     try:
         return parse_record(name, json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -101,7 +126,7 @@ def parse_record(name: str, values: Any) -> Record:
     for digest in (record.file_sha256, record.source_sha256):
         if not re.fullmatch("[0-9a-f]{64}", digest):
             raise ValueError(f"{digest[:100]!r} is not a SHA-256 digest")
-    if not re.fullmatch(re.escape(name) + r"-[0-9a-f]{8}\.safetensors", record.file):
+    if not re.fullmatch(re.escape(name) + _VERSION + _CONVERTED, record.file):
         raise ValueError(f"{record.file[:100]!r} is not a file name that isanet writes")
     return record
 
@@ -109,7 +134,9 @@ def parse_record(name: str, values: Any) -> Record:
 def cached_file(name: str) -> Path | None:
     """The path of a model's converted file, not verified; None if it is not cached."""
     record = read_record(name)
-    return home() / record.file if record and (home() / record.file).is_file() else None
+    if record is None or record.converter != CONVERTER_VERSION or not (home() / record.file).is_file():
+        return None
+    return home() / record.file
 
 
 def write_record(name: str, record: Record) -> None:
@@ -125,7 +152,7 @@ def serialized(record: Record) -> bytes:
 
 def remove_unrecorded(name: str, record: Record) -> None:
     """Remove the converted files of a model that its record does not name."""
-    for path in _converted_files(name):
+    for path in _files(_stem(name), _CONVERTED, version=""):
         if path.name != record.file:
             with suppress(OSError):  # the record is in force already: what stays only wastes space
                 path.unlink()
@@ -137,7 +164,7 @@ def selftest_path(name: str) -> Path:
 
 
 def clear(name: str, *, forget: bool = False) -> int:
-    """Delete the converted file of a model.
+    """Delete the converted files of a model, those of other versions too.
 
     Args:
         name: Its name.
@@ -152,11 +179,12 @@ def clear(name: str, *, forget: bool = False) -> int:
     freed = 0
     with lock(name):
         try:
-            for path in _converted_files(name):
+            for path in _files(name, _CONVERTED):
                 freed += path.lstat().st_size
                 path.unlink()
             if forget:
-                record_path(name).unlink(missing_ok=True)
+                for path in _files(name, r"\.json"):
+                    path.unlink(missing_ok=True)
                 selftest_path(name).unlink(missing_ok=True)
         except OSError as error:
             raise write_error(home(), error) from error
@@ -171,9 +199,10 @@ def sweep() -> None:
                 path.unlink()
 
 
-def _converted_files(name: str) -> list[Path]:
-    pattern = re.compile(re.escape(name) + r"-[0-9a-f]{8}\.safetensors")
-    return [path for path in home().glob(f"{name}-*.safetensors") if pattern.fullmatch(path.name)]
+def _files(name: str, ending: str, version: str = _VERSION) -> list[Path]:
+    """The model's files in the cache whose names end like that, a regular expression; links and folders too."""
+    pattern = re.compile(re.escape(name) + version + ending)
+    return [path for path in home().glob(f"{name}*") if pattern.fullmatch(path.name)]
 
 
 @contextmanager

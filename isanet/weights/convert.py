@@ -17,9 +17,6 @@ from isanet._text import listed
 from isanet.config import BACKBONES, EXPANSION
 from isanet.errors import CheckpointFormatError, CheckpointMismatchError
 
-CONVERTER_VERSION = 1
-"""Increased whenever the same file would be converted to other tensors; recorded in every converted file."""
-
 ATTENTIONS = {"global_relation": "long_range", "local_relation": "short_range"}
 PROJECTIONS = ("query_project.0", "query_project.1", "key_project.0", "key_project.1", "output_project")
 

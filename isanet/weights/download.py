@@ -1,6 +1,6 @@
 """Fetch files from the first address that has the right bytes: decide which addresses to try, then fetch from one.
 
-    failures = Failures("name.pth", folder)
+    failures = Failures("name", "name.pth", folder)
     deadline = deadline_from_now()
     for url in addresses(urls):
         with failures.of(url), fetch(url, folder, sha256=sha256, max_size=max_size, deadline=deadline) as fetched:
@@ -146,16 +146,20 @@ def fetch(
 
 
 class Failures:
-    """Why no address had a usable file.
+    """Why no address had a usable file, for messages.
 
     Args:
-        name: What was to be fetched, for the message.
-        folder: Where the user could put it by hand, for the message.
+        model: What was asked for.
+        name: Of its file.
+        folder: Where the user could put it by hand.
+        state: Why what is there already is not enough.
     """
 
-    def __init__(self, name: str, folder: Path) -> None:
+    def __init__(self, model: str, name: str, folder: Path, state: str = "is not there") -> None:
+        self.model = model
         self.name = name
         self.folder = folder
+        self.state = state
         self.causes: list[tuple[str, Exception]] = []
 
     @contextmanager
@@ -182,9 +186,10 @@ class Failures:
             return DownloadError("there is no address to download from")
         lines = [f"{redacted(url)}: {error}" for url, error in self.causes]
         listed = "".join(f"\n  {line}" for line in lines)
-        if offline():
+        if variable := offline():
             return OfflineError(
-                f"{self.name} is needed; unset the variable, or put the file into {self.folder} by hand:{listed}"
+                f"{self.model} {self.state}, and {variable} is set; unset it, put the file into {self.folder} by hand, "
+                f"or pass `isanet install` an archive that `isanet pack {self.model}` wrote on another machine:{listed}"
             )
         advice = f"try again later, set ISANET_MIRROR to a copy's folder, or put {self.name} into {self.folder} by hand"
         if len(lines) > 1:

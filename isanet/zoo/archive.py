@@ -38,7 +38,7 @@ import numpy as np
 from isanet._files import atomic_write, atomic_write_all, keep_existing, output_errors
 from isanet._text import clean
 from isanet.errors import CheckpointFormatError, CheckpointMismatchError, IntegrityError
-from isanet.weights import cache, checkpoint, convert
+from isanet.weights import cache, checkpoint
 from isanet.weights.cache import Record
 from isanet.weights.manifest import Released, load_released, model_info
 from isanet.weights.torchfile import MAX_DESCRIPTION_BYTES, File
@@ -222,10 +222,10 @@ def _check_record(weights: Released, record: Record) -> Record:
         if not text.isprintable() or len(text) > MAX_TEXT:
             raise ValueError(f"{weights.name}: a text in its record is too long, or not printable")
     datetime.fromisoformat(record.date)
-    if record.converter != convert.CONVERTER_VERSION:
+    if record.converter != cache.CONVERTER_VERSION:
         raise ValueError(
             f"{weights.name} was converted by version {record.converter} of the converter, and this isanet has "
-            f"version {convert.CONVERTER_VERSION}; pack it again with the same isanet as here"
+            f"version {cache.CONVERTER_VERSION}; pack it again with the same isanet as here"
         )
     if record.layout != weights.layout or record.source_size < 1 or weights.size not in (None, record.source_size):
         raise ValueError(f"{weights.name}: layout or size of the released file differ from the manifest")
@@ -250,9 +250,8 @@ def _check_model(weights: Released, record: Record, file: File, path: Path) -> R
         raise IntegrityError(f"the metadata of the file of {name} is not as isanet writes it")
     if not source or not same_source or any(provenance.get(key) != value for key, value in expected.items()):
         raise IntegrityError(f"the metadata of the file of {name} names another origin than its record")
-    return replace(
-        record, file=f"{name}-{record.file_sha256[:8]}.safetensors", source=f"{source} (by {clean(path.name)})"
-    )
+    file_name = cache.converted_name(name, record.file_sha256)
+    return replace(record, file=file_name, source=f"{source} (by {clean(path.name)})")
 
 
 def _is_installed(weights: Released, record: Record) -> bool:

@@ -17,7 +17,7 @@ from isanet._text import clean
 from isanet.errors import CheckpointFormatError, IntegrityError
 from isanet.labels import LABEL_SPACES, generic_palette, label_space_for
 from isanet.model import ISANet
-from isanet.weights import checkpoint, convert, hub
+from isanet.weights import cache, checkpoint, convert, hub
 from isanet.weights.manifest import CHECKS, Weights, load_backbones, load_manifest, unknown_model
 from isanet.weights.torchfile import MAX_DESCRIPTION_BYTES, File
 from isanet.zoo import released
@@ -204,7 +204,7 @@ def load_file(file: File, config_file: Path | None = None) -> ISANet:
         "source": Path(file.name).name,
         "source_sha256": file.sha256,
         "layout": layout,
-        "converter_version": str(convert.CONVERTER_VERSION),
+        "converter_version": str(cache.CONVERTER_VERSION),
     }
     return model
 

@@ -93,7 +93,7 @@ def plan(weights: Released, record: Record | None, present: Container[str], *, f
     expected = weights.sha256 or (record.source_sha256 if record is not None else None)
     steps: list[Step] = []
     if not force:
-        if record is not None and record.converter == convert.CONVERTER_VERSION and record.file in present:
+        if record is not None and record.converter == cache.CONVERTER_VERSION and record.file in present:
             steps.append(LoadCached(record))
         steps += [ConvertFile(name, expected) for name in weights.file_names if name in present]
     return [*steps, Fetch(weights.urls, expected)]
@@ -243,15 +243,15 @@ def verify(weights: Released) -> Record | None:
 
 def read_verified(weights: Released) -> tuple[Record, File]:
     """The record and the converted file of a cached model, compared as by `verify`, with the same errors."""
-    record = cache.read_record(weights.name)
-    if record is None or not (cache.home() / record.file).is_file():
+    record, path = cache.read_record(weights.name), cache.cached_file(weights.name)
+    if record is None or path is None:
         raise CacheError(
             f"{weights.name} is not cached in {cache.home()}; fetch it with `isanet download {weights.name}`"
         )
     try:
-        file = checkpoint.read_file(cache.home() / record.file)
+        file = checkpoint.read_file(path)
     except OSError as error:
-        raise CacheError(f"cannot read {cache.home() / record.file}: {error.strerror}") from error
+        raise CacheError(f"cannot read {path}: {error.strerror}") from error
     load_converted(weights, record, file, values=True)
     return record, file
 
@@ -260,7 +260,7 @@ def _fetch(weights: Released, step: Fetch, *, progress: bool | None, keep: bool)
     """Get the released file, check and convert it, and cache the result; the caller holds the lock."""
     folder, expected = cache.home(), step.expected
     cache.sweep()
-    failures = download.Failures(weights.file_names[0], folder)
+    failures = download.Failures(weights.name, weights.file_names[0], folder, state=_state(weights))
     deadline = download.deadline_from_now()
     for url in download.addresses(step.urls):
         with (
@@ -290,6 +290,15 @@ def _fetch(weights: Released, step: Fetch, *, progress: bool | None, keep: bool)
             f"published a new file since, `isanet cache clear {weights.name} --forget` makes isanet accept it"
         ) from failure
     raise failure
+
+
+def _state(weights: Released) -> str:
+    """Why a network cannot be loaded from the cache, for the message offline."""
+    if cache.cached_file(weights.name):
+        return "is cached, but its file is damaged"
+    if (record := cache.read_record(weights.name)) and record.converter != cache.CONVERTER_VERSION:
+        return f"is cached only as another version of isanet converts it ({record.converter})"
+    return "is not cached"
 
 
 def _convert_fetched(weights: Released, fetched: download.Fetched, expected: str | None) -> Loaded:
@@ -332,13 +341,13 @@ def _store(weights: Released, network: nn.Module, source: str, file: File, expec
     data = checkpoint.serialize(state, {**provenance, **config})
     digest = sha256(data).hexdigest()
     record = Record(
-        file=f"{weights.name}-{digest[:8]}.safetensors",
+        file=cache.converted_name(weights.name, digest),
         file_sha256=digest,
         source=source,
         source_sha256=file.sha256,
         source_size=len(file.data),
         layout=weights.layout,
-        converter=convert.CONVERTER_VERSION,
+        converter=cache.CONVERTER_VERSION,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     try:
@@ -364,7 +373,7 @@ def _provenance(weights: Released, source: str, file: File) -> dict[str, str]:
         "source": source,
         "source_sha256": file.sha256,
         "layout": weights.layout,
-        "converter_version": str(convert.CONVERTER_VERSION),
+        "converter_version": str(cache.CONVERTER_VERSION),
         "isanet_version": __version__,
     }
 

@@ -19,7 +19,8 @@ def fetch_first(
     **how: Any,
 ) -> Fetched:
     """The first file that passes `check`, renamed so that it stays."""
-    failures = Failures(urls[0].partition("?")[0].rpartition("/")[2], folder)
+    name = urls[0].partition("?")[0].rpartition("/")[2]
+    failures = Failures(name, name, folder)
     deadline = deadline_from_now(limits)
     for url in addresses(urls):
         with failures.of(url), fetch(url, folder, deadline=deadline, limits=limits, **how) as fetched:

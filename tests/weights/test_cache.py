@@ -339,7 +339,7 @@ def test_the_converted_file_says_where_it_came_from(tiny: FileServer, home: Path
         "source": f"{tiny.url}/{FILE_NAME}",
         "source_sha256": sha256(upstream).hexdigest(),
         "layout": "sssegmentation",
-        "converter_version": str(convert.CONVERTER_VERSION),
+        "converter_version": str(cache.CONVERTER_VERSION),
         "isanet_version": isanet.__version__,
     }
     assert metadata.items() >= expected.items()
@@ -352,7 +352,7 @@ def test_the_converted_file_says_where_it_came_from(tiny: FileServer, home: Path
     assert written.file_sha256 == sha256(data).hexdigest()
     assert (written.source, written.source_sha256) == (expected["source"], expected["source_sha256"])
     assert (written.source_size, written.layout) == (len(upstream), "sssegmentation")
-    assert written.converter == convert.CONVERTER_VERSION
+    assert written.converter == cache.CONVERTER_VERSION
     assert released.verify(isanet.model_info(NAME)) == written
 
 
@@ -569,16 +569,65 @@ def test_a_pinned_hash_overrides_what_is_cached(
     assert the_file(home) != old
 
 
-def test_another_version_of_the_converter_converts_again(
+def test_two_versions_of_the_converter_share_a_cache_without_fetching_in_turns(
     tiny: FileServer, home: Path, good: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    first, second = cache.CONVERTER_VERSION, cache.CONVERTER_VERSION + 1
     isanet.from_pretrained(NAME)
-    monkeypatch.setattr(convert, "CONVERTER_VERSION", convert.CONVERTER_VERSION + 1)
-    model = isanet.from_pretrained(NAME)
-    assert same(model.state_dict(), good)
-    assert model.provenance["converter_version"] == str(convert.CONVERTER_VERSION)
+    files = {path: path.read_bytes() for path in home.glob("*.[js]*")}
+    for version in (second, first, second):
+        monkeypatch.setattr(cache, "CONVERTER_VERSION", version)
+        model = isanet.from_pretrained(NAME)
+        assert same(model.state_dict(), good)
+        assert model.provenance["converter_version"] == str(version)
+        assert released.verify(isanet.model_info(NAME)) == cache.read_record(NAME)
+        assert f"-{sha256(the_file(home).read_bytes()).hexdigest()[:8]}." in the_file(home).name
     assert len(gets(tiny)) == 2
-    assert names(home) == {f"{NAME}.json", the_file(home).name}
+    assert len(names(home)) == 4
+    assert {path: path.read_bytes() for path in files} == files, "the first version's files are as they were"
+    monkeypatch.setenv("ISANET_OFFLINE", "1")
+    for version in (first, second):
+        monkeypatch.setattr(cache, "CONVERTER_VERSION", version)
+        assert same(isanet.from_pretrained(NAME).state_dict(), good)
+    monkeypatch.setattr(cache, "CONVERTER_VERSION", second + 1)
+    assert cache.cached_file(NAME) is None
+    with pytest.raises(isanet.OfflineError, match="another version of isanet converts it"):
+        isanet.from_pretrained(NAME)
+    assert cache.clear(NAME) > 0
+    assert len(names(home)) == 2, "the records"
+    cache.clear(NAME, forget=True)
+    assert names(home) == set()
+
+
+def test_what_one_version_recorded_binds_the_others(
+    tiny: FileServer, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    isanet.from_pretrained(NAME)
+    before = {path.name: path.read_bytes() for path in home.iterdir()}
+    tiny.files[f"/{FILE_NAME}"] = other_version()
+    monkeypatch.setattr(cache, "CONVERTER_VERSION", cache.CONVERTER_VERSION + 1)
+    with pytest.raises(isanet.DownloadError, match="wrong bytes") as caught:
+        isanet.from_pretrained(NAME)
+    assert f"isanet cache clear {NAME} --forget" in str(caught.value)
+    assert {path.name: path.read_bytes() for path in home.iterdir()} == before
+
+
+@pytest.mark.parametrize("variable", ["ISANET_OFFLINE", "HF_HUB_OFFLINE"])
+@pytest.mark.parametrize("state", ["is not cached", "is cached, but its file is damaged"])
+def test_an_offline_error_says_what_is_missing_why_and_what_helps(
+    tiny: FileServer, home: Path, monkeypatch: pytest.MonkeyPatch, variable: str, state: str
+) -> None:
+    if "damaged" in state:
+        isanet.from_pretrained(NAME)
+        truncate(the_file(home))
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(isanet.OfflineError) as caught:
+        isanet.from_pretrained(NAME)
+    first, *addresses = str(caught.value).splitlines()
+    assert first.startswith(f"{NAME} {state}, and {variable} is set; unset it, put the file into {home} by hand, or ")
+    assert f"`isanet install` an archive that `isanet pack {NAME}` wrote" in first
+    assert len(addresses) == 4
+    assert all(line.endswith(f".pth: not tried, because {variable} is set") for line in addresses)
 
 
 @posix

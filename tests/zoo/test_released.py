@@ -28,10 +28,10 @@ RECORD = Record(
     source_sha256="1" * 64,
     source_size=1,
     layout="sssegmentation",
-    converter=convert.CONVERTER_VERSION,
+    converter=cache.CONVERTER_VERSION,
     date="2026-01-01T00:00:00+00:00",
 )
-OLDER = replace(RECORD, converter=convert.CONVERTER_VERSION - 1)
+OLDER = replace(RECORD, converter=cache.CONVERTER_VERSION - 1)
 FIRST, SECOND = tiny_zoo.FILE_NAME, "isanet_tiny.pth"
 KNOWN = RECORD.source_sha256
 EVERYTHING = {RECORD.file, FIRST, SECOND}
