@@ -13,13 +13,15 @@ Standard library only, except for filelock.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import re
 import shutil
+import stat
 import sys
-import time
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
@@ -37,6 +39,9 @@ LOCK_TIMEOUT = 3600.0
 """Seconds to wait for another process that fetches the same model."""
 
 _VERSION, _CONVERTED = r"(?:\.[0-9]+)?", r"-[0-9a-f]{8}\.safetensors"
+
+NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
+"""What the operating system says where files cannot be locked."""
 
 log = logging.getLogger("isanet")
 
@@ -192,11 +197,13 @@ def clear(name: str, *, forget: bool = False) -> int:
 
 
 def sweep() -> None:
-    """Delete temporary files of killed processes; those written within the last hour may still be in use."""
-    for path in home().glob(".isanet-*.part"):
-        with suppress(OSError):
-            if time.time() - path.lstat().st_mtime > 3600:
-                path.unlink()
+    """Delete temporary files of killed processes: those untouched for an hour by the file system's own clock."""
+    with suppress(OSError), tempfile.TemporaryFile(dir=home()) as fresh:  # clocks of machines that share it may differ
+        now = os.fstat(fresh.fileno()).st_mtime
+        for path in home().glob(".isanet-*.part"):
+            with suppress(OSError):
+                if now - path.lstat().st_mtime > 3600:
+                    path.unlink()
 
 
 def _files(name: str, ending: str, version: str = _VERSION) -> list[Path]:
@@ -209,7 +216,8 @@ def _files(name: str, ending: str, version: str = _VERSION) -> list[Path]:
 def lock(name: str) -> Iterator[None]:
     """Let one process at a time change what is cached of a model.
 
-    The operating system releases the lock when its process ends, so there are no stale locks.
+    The operating system releases the lock when its process ends, so there are no stale locks. On a file system without
+    locks, as some of NFS, it goes on without one.
 
     Raises:
         CacheError: The folder cannot be written, or another process held the lock for over an hour.
@@ -218,19 +226,33 @@ def lock(name: str) -> Iterator[None]:
 
     folder = home()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        held = filelock.FileLock(folder / f"{name}.lock", timeout=LOCK_TIMEOUT)
+        create_shared_folder(folder)
+        mode = folder.stat().st_mode & 0o666  # who may write to the folder may lock in it
+        held = filelock.FileLock(folder / f"{name}.lock", timeout=LOCK_TIMEOUT, mode=mode)
         held.acquire()
     except filelock.Timeout as error:
         raise CacheError(
             f"another process has held {folder / name}.lock for {LOCK_TIMEOUT:.0f} s; check whether it is still running"
         ) from error
-    except OSError as error:
-        raise write_error(folder, error) from error
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+            raise write_error(folder, error) from error
+        # Files still appear whole, each under a name made from its content, and the last record wins
+        log.warning("%s cannot be locked (%s); what two processes fetch at once is fetched twice", folder, error)
     try:
         yield
     finally:
         held.release()
+
+
+def create_shared_folder(folder: Path) -> None:
+    """Create a folder and those above it; in a folder that a group shares (setgid, group-writable) they are its too."""
+    if not folder.is_dir():
+        create_shared_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        if (mode := stat.S_IMODE(folder.parent.stat().st_mode)) & 0o2020 == 0o2020:
+            with suppress(PermissionError):  # another process was first, of another user
+                folder.chmod(mode)
 
 
 def write_error(folder: Path, error: OSError | None, needed: int | str = 0, partial: int = 0) -> CacheError:

@@ -35,7 +35,7 @@ from isanet.errors import (
     OfflineError,
 )
 from isanet.weights import http
-from isanet.weights.cache import write_error
+from isanet.weights.cache import create_shared_folder, write_error
 from isanet.weights.partfile import Limits, PartFile
 from isanet.weights.url import file_name, is_allowed, local_path, redacted, split
 
@@ -218,7 +218,7 @@ def _copy(url: str, part: PartFile) -> None:
 def _temporary_file(folder: Path) -> Iterator[tuple[io.FileIO, Path]]:
     """A new file in `folder`, removed after the body unless it was renamed."""
     try:  # mkstemp creates exclusively, with an unpredictable name: a planted link is never followed
-        folder.mkdir(parents=True, exist_ok=True)
+        create_shared_folder(folder)
         descriptor, name = tempfile.mkstemp(prefix=".isanet-", suffix=".part", dir=folder)
     except OSError as error:
         raise write_error(folder, error) from error

@@ -25,7 +25,7 @@ from isanet.weights.cache import Record
 from isanet.zoo import released
 from tests.helpers import tiny_zoo
 from tests.helpers.file_server import FileServer
-from tests.helpers.processes import python
+from tests.helpers.processes import EIGHT, output, python
 from tests.helpers.tiny_zoo import FILE_NAME, NAME
 
 ROOT = Path(__file__).parents[2]
@@ -224,6 +224,20 @@ def test_sweeping_removes_what_killed_processes_left(home: Path) -> None:
     assert names(home) == {".isanet-young.part", "isanet.part", "a.pth", ".isanet-folder.part"}
 
 
+@pytest.mark.parametrize("hours", [2, -2])
+def test_a_clock_of_this_machine_that_is_wrong_sweeps_nothing(
+    home: Path, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    home.mkdir()
+    (home / ".isanet-running.part").write_bytes(b"x")
+    (home / ".isanet-old.part").write_bytes(b"x")
+    os.utime(home / ".isanet-old.part", (0, 0))
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 3600 * hours)
+    cache.sweep()
+    assert names(home) == {".isanet-running.part"}
+
+
 # --- locks --------------------------------------------------------------------------------------------------
 
 HOLD = f"from isanet.weights import cache\nwith cache.lock({NAME!r}):\n    print('held', flush=True)\n    input()\n"
@@ -255,6 +269,63 @@ def test_a_lock_is_freed_by_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyError
     with cache.lock(NAME):
         pass
+
+
+@posix
+@pytest.mark.parametrize(("folder", "shared"), [(0o2775, 0o664), (0o2777, 0o666), (0o755, 0o644), (0o700, 0o600)])
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_who_may_write_to_the_folder_may_lock_in_it(home: Path, folder: int, shared: int, umask: int) -> None:
+    home.mkdir()
+    home.chmod(folder)
+    before = os.umask(umask)
+    try:
+        with cache.lock(NAME):
+            assert (home / f"{NAME}.lock").stat().st_mode & 0o777 == shared
+    finally:
+        os.umask(before)
+
+
+@posix
+@pytest.mark.parametrize(("parent", "made"), [(0o2775, 0o2775), (0o775, 0o755), (0o1777, 0o755)])
+def test_a_cache_made_in_the_folder_of_a_group_is_the_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parent: int, made: int
+) -> None:
+    (tmp_path / "group").mkdir()
+    (tmp_path / "group").chmod(parent)
+    monkeypatch.setenv("ISANET_HOME", str(tmp_path / "group" / "deep" / "cache"))
+    before = os.umask(0o022)
+    try:
+        with cache.lock(NAME):
+            pass
+    finally:
+        os.umask(before)
+    for folder in (tmp_path / "group" / "deep", tmp_path / "group" / "deep" / "cache"):
+        assert folder.stat().st_mode & 0o7777 == made
+
+
+WITHOUT_LOCKS = """
+import errno, fcntl, os, sys
+def flock(*_):
+    raise OSError(getattr(errno, os.environ["ERRNO"]), "imitated")
+fcntl.flock = flock
+"""
+
+
+@posix
+@pytest.mark.parametrize("missing", ["ENOLCK", "EOPNOTSUPP", "ENOSYS"])
+def test_without_locks_two_processes_end_with_one_good_file(
+    tiny: FileServer, home: Path, tmp_path: Path, good: dict[str, Tensor], missing: str
+) -> None:
+    upstream = tiny.files[f"/{FILE_NAME}"]
+    assert isinstance(upstream, bytes)
+    (tmp_path / "upstream.pth").write_bytes(upstream)
+    settings = {"MANIFEST": str(tmp_path / "weights.json"), "UPSTREAM": str(tmp_path / "upstream.pth"), "NAME": NAME}
+    both = EIGHT.replace("range(8)", "range(2)").replace("[0] * 8", "[0] * 2")
+    lines = output(python(WITHOUT_LOCKS + both, ERRNO=missing, **settings)).splitlines()
+    assert len(lines) == 2
+    assert lines[0] == lines[1]
+    assert names(home) == {f"{NAME}.json", the_file(home).name}
+    released.verify(isanet.model_info(NAME))
 
 
 @pytest.mark.parametrize("obstacle", ["home", "parent"])
