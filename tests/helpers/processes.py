@@ -76,7 +76,7 @@ start, begin = os.pipe()
 def load():
     os.read(start, 1)
     network, provenance = released.load(isanet.model_info(NAME))
-    print(json.dumps([digest(network), provenance["source_sha256"]]), flush=True)
+    os.write(1, (json.dumps([digest(network), provenance["source_sha256"]]) + "\\n").encode())  # whole lines
 
 children = [child(load) for _ in range(8)]
 os.write(begin, b"x" * 8)
