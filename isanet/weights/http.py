@@ -91,7 +91,7 @@ def download(url: str, part: PartFile) -> None:
             except IsanetError:
                 raise
             except Exception as error:  # whatever requests and those below it raise: TypeError for a proxy without host
-                cause = _retry_cause(error, part)
+                cause = _retry_cause(error, url, part)
             fruitless = 0 if part.max_reached >= reached + limits.window_bytes else fruitless + 1
             if fruitless > limits.retries:
                 raise NetworkError(f"{cause}; gave up after {fruitless} attempts")
@@ -247,7 +247,7 @@ def _session(check: Callable[[], None]) -> requests.Session:
     return session
 
 
-def _retry_cause(error: Exception, part: PartFile) -> str:
+def _retry_cause(error: Exception, url: str, part: PartFile) -> str:
     """The cause of a failed request in words, if another try may help; else raises it as NetworkError."""
     import ssl
     from urllib.request import getproxies_environment
@@ -270,5 +270,5 @@ def _retry_cause(error: Exception, part: PartFile) -> str:
     # After progress, a lost network may return
     if isinstance(error, temporary) and (part.max_reached or not unreached):
         return cause
-    hint = "; a proxy is set: check HTTPS_PROXY" if getproxies_environment() else ""
-    raise NetworkError(f"cannot be reached: {cause}{hint}") from None
+    proxied = getproxies_environment().keys() - {"no"} and not is_loopback(urlsplit(url).hostname or "")
+    raise NetworkError(f"cannot be reached: {cause}{'; a proxy is set: check HTTPS_PROXY' * bool(proxied)}") from None

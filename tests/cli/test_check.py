@@ -31,3 +31,19 @@ def test_doctor(
     else:
         assert f"{tiny.url}/{tiny_zoo.FILE_NAME}: answers 200" in out
         assert "https://127.0.0.1:1/isanet_tiny.pth: FAILED" in out
+
+
+@pytest.mark.parametrize(
+    "mirror", ["u:pssst@127.0.0.1:9", "https:u:pssst@h", "https://u:pssst@[::1", "https://u:ps/sst@h"]
+)
+def test_doctor_shows_no_password_of_a_malformed_address(
+    tiny: FileServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], mirror: str
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", mirror)
+    run("doctor")
+    monkeypatch.setenv("ISANET_MIRROR", mirror)
+    assert run("doctor") == 1
+    shown = "".join(capsys.readouterr())
+    assert "HF_ENDPOINT=an unreadable address" in shown
+    assert "error: ISANET_MIRROR must be https://" in shown
+    assert "sst" not in shown

@@ -148,7 +148,7 @@ def test_every_download_ends_in_a_verified_file_or_a_named_error(
     assert min(kinds.values()) > DOWNLOADS / 50
 
     # The same plan again, by a client that never resumes
-    monkeypatch.setattr(http, "_validator", lambda _: "")
+    monkeypatch.setattr(http, "_validator", lambda *_: "")
     plain = soaked(tmp_path / "plain")
     mended = [
         number

@@ -278,6 +278,20 @@ def test_whatever_the_hub_does_is_one_line_and_leaves_no_part(
     isanet.from_pretrained(repo_id)
 
 
+@pytest.mark.parametrize("step", ["create", "main"])
+@pytest.mark.parametrize(
+    "kind", ["cut", "reset", "nothing", "garbage", "a header bomb", "bad gzip", "a refusal of 60 kB"]
+)
+def test_whatever_the_hub_does_while_a_model_is_pushed_is_one_line(
+    hub: HubServer, repo_id: str, monkeypatch: pytest.MonkeyPatch, impatient: None, kind: str, step: str
+) -> None:
+    monkeypatch.setitem(hub.faults, ("POST", step), FAULTS[kind])
+    with pytest.raises(isanet.NetworkError) as caught:
+        tiny_model().push_to_hub(repo_id, token=hub.token)
+    assert re.fullmatch(f"{repo_id}: .{{5,600}}", str(caught.value))
+    assert str(caught.value).isprintable()
+
+
 @pytest.mark.parametrize(("method", "name"), [("HEAD", "config.json"), ("GET", "model.safetensors")])
 def test_a_hub_that_trickles_is_given_up(
     hub: HubServer, repo_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, name: str
