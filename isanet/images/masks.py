@@ -44,7 +44,7 @@ def open_mask(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> 
         if path.exists() and not path.is_file():
             raise DatasetError(f"the mask {path} is not a regular file; expected an image")
         with path.open("rb") as stream:
-            image = open_header(stream, path)
+            image = open_header(stream, path, max_pixels)
             if image.format in ("JPEG", "MPO"):
                 raise DatasetError(f"the mask {path} is a JPEG, which alters labels; export the masks as PNG")
             check_size(*image.size, str(path), max_pixels)

@@ -25,6 +25,12 @@ MAX_PIXELS = 178_956_970
 A file of a few kB can declare an image of any size; this limit keeps it from being decoded.
 """
 
+MAX_TAG_BYTES = 1 << 26
+"""Memory that the tags of a TIFF may take beyond the size of the file; tags that overlap count several times."""
+
+MAX_TILE = 1 << 22
+"""Pixels that a tile of a TIFF may have beyond four times those of the image; a decoder makes room for whole tiles."""
+
 # Only common raster formats. Others are never tried: Pillow's EPS reader, for one, starts an interpreter. MPO, the
 # stereo JPEG of cameras and phones, is detected by the JPEG reader.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
@@ -92,7 +98,7 @@ def read_image(
         if path.exists() and not path.is_file():
             raise ImageError(f"{path} is not a regular file; save the image to one first")
         with path.open("rb") as stream:
-            return _pixels(open_header(stream, path), str(path), max_pixels)
+            return _pixels(open_header(stream, path, max_pixels), str(path), max_pixels)
     except ImageError:
         raise
     except MemoryError as error:
@@ -170,23 +176,38 @@ def check_size(width: int, height: int, name: str, max_pixels: int) -> None:
         raise ImageError(f"{name} is empty: {width}x{height} pixels")
 
 
-def open_header(stream: BinaryIO, path: Path) -> Image.Image:
+def open_header(stream: BinaryIO, path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Like `Image.open(stream, formats=FORMATS)`, which warns of large images or refuses them by a limit of its own.
 
+    What Pillow does not bound itself (text, profiles, EXIF and tags that it reads) is bounded here, before a decoder
+    takes memory for it: the whole file, by the size of the largest image uncompressed; the tags and tiles of a TIFF,
+    which libtiff takes as they are.
+
     Raises:
-        ImageError: It is not an image of a known format, or its header is damaged.
+        ImageError: It is not an image of a known format, its header is damaged, or the file, its tags or its tiles are
+            too large for an image.
     """
-    start = stream.read(16)
+    start, size = stream.read(16), stream.seek(0, os.SEEK_END)
     if not start:
         raise ImageError(f"{path} is empty (0 bytes); fetch or export it again")
+    if size > (limit := 8 * max_pixels + MAX_TAG_BYTES):  # 16 bits of red, green, blue and alpha
+        raise ImageError(
+            f"{path} has {size:,} bytes, more than the {limit:,} that an image of {max_pixels:,} pixels takes at most; "
+            "nothing was decoded: export it again, or raise max_pixels if you trust it"
+        )
     Image.init()
     for name in FORMATS:
         factory, accept = Image.OPEN.get(name, (None, None))
         if factory is None or (accept is not None and accept(start) is not True):
             continue
-        stream.seek(0)
         try:
-            return factory(stream, str(path))
+            if name == "TIFF" and _tag_bytes(stream) > size + MAX_TAG_BYTES:
+                raise ValueError("its tags take more memory than the whole file has bytes")
+            stream.seek(0)
+            image = factory(stream, str(path))
+            if name == "TIFF":
+                _check_tiles(image)
+            return image
         except MemoryError:
             raise
         except Exception as error:  # readers raise nearly anything on damaged headers
@@ -198,6 +219,36 @@ def open_header(stream: BinaryIO, path: Path) -> Image.Image:
         f"{path} is not an image in a known format: it looks like {looks_like(start)}; "
         f"convert it to one of {', '.join(FORMATS)}"
     )
+
+
+_TIFF_NUMBERS = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+"""Bytes of a value by the type of its tag; those of text and opaque types have one."""
+
+
+def _tag_bytes(stream: BinaryIO) -> int:
+    """Memory that the first directory of a TIFF or BigTIFF claims; a number becomes one of Python's, of 40 bytes."""
+    stream.seek(0)
+    head = stream.read(16)
+
+    def number(data: bytes) -> int:
+        return int.from_bytes(data, "little" if head.startswith(b"I") else "big")
+
+    width, offset = (8, head[8:]) if number(head[2:4]) == 43 else (4, head[4:8])
+    stream.seek(number(offset))
+    length = 4 + 2 * width  # tag and type, count, value or offset
+    entries = stream.read(length * min(number(stream.read(8 if width == 8 else 2)), 2**16))
+    total = 0
+    for start in range(0, len(entries), length):
+        kind, count = number(entries[start + 2 : start + 4]), number(entries[start + 4 : start + 4 + width])
+        if count * _TIFF_NUMBERS.get(kind, 1) > width:  # else it is in the entry itself
+            total += count * (40 if kind in _TIFF_NUMBERS else 1)
+    return total
+
+
+def _check_tiles(image: Image.Image) -> None:
+    width, height = (getattr(image, "tag_v2", {}).get(tag, 1) for tag in (322, 323))
+    if width * height > 4 * image.width * image.height + MAX_TILE:
+        raise ValueError(f"{image.width}x{image.height} pixels in tiles of {width}x{height}")
 
 
 def exif_orientation(image: Image.Image) -> int:

@@ -8,6 +8,7 @@ import resource
 import struct
 import warnings
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from PIL import Image
 
 from isanet.errors import ImageError
 from isanet.images.preprocess import preprocess, target_size
-from isanet.images.reading import images_in, read_image
+from isanet.images.reading import MAX_TAG_BYTES, images_in, read_image
 from tests.images.test_preprocess import VOC, noise
 
 # --- arrays -----------------------------------------------------------------------------------------------------------
@@ -301,6 +302,114 @@ def test_huge_declared_size_is_refused_before_decoding(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"60000x60000.*3,600,000,000 pixels.*178,956,970"):
         read_image(path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024  # kB
+
+
+def tiff(tags: list[tuple[int, int, int, int]], data: bytes = b"", order: str = "<", big: bool = False) -> bytes:
+    """A TIFF of one directory; a tag is (number, type, count, value), an offset of -1 is that of `data`."""
+    width = 8 if big else 4
+    start = 2 * width + (8 if big else 2) + (4 + 2 * width) * len(tags) + width
+    head = (b"II" if order == "<" else b"MM") + struct.pack(
+        order + ("HHHQ" if big else "HI"), *([43, 8, 0, 16] if big else [42, 8])
+    )
+    head += struct.pack(order + ("Q" if big else "H"), len(tags))
+    for number, kind, count, value in sorted(tags):
+        value = start if value == -1 else value
+        if count == 1 and kind == 3 and order == ">":
+            value <<= 8 * (width - 2)  # short values stand at the left
+        head += struct.pack(order + ("HHQQ" if big else "HHII"), number, kind, count, value)
+    return head + bytes(width) + data
+
+
+def tiled(side: int, data: bytes, **options: Any) -> bytes:
+    """A gray TIFF of 16x16 pixels in one tile, compressed with zlib."""
+    compressed = zlib.compress(data)
+    tags = [(256, 4, 1, 16), (257, 4, 1, 16), (258, 3, 1, 8), (259, 3, 1, 8), (262, 3, 1, 1), (277, 3, 1, 1)]
+    tags += [(322, 4, 1, side), (323, 4, 1, side), (324, 4, 1, -1), (325, 4, 1, len(compressed))]
+    return tiff(tags + options.pop("more", []), compressed, **options)
+
+
+def overlapping(count: int, size: int) -> list[tuple[int, int, int, int]]:
+    """Tags that are all the same bytes of the file."""
+    return [(number, 7, size, 8) for number in range(40_000, 40_000 + count)]
+
+
+def jpeg_with(segments: list[bytes]) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "JPEG")
+    rest = buffer.getvalue()[2:]
+    return b"\xff\xd8" + b"".join(b"\xff\xe1" + struct.pack(">H", len(one) + 2) + one for one in segments) + rest
+
+
+def png_with(chunks: bytes) -> bytes:
+    return (small := huge_png(1, 1))[:33] + chunks + small[33:]
+
+
+@pytest.mark.parametrize(("order", "big"), [("<", False), (">", False), ("<", True)])
+def test_tiles_of_a_tiff_are_bounded_by_its_image(tmp_path: Path, order: str, big: bool) -> None:
+    path = tmp_path / "tiles.tif"
+    path.write_bytes(tiled(64, bytes([7]) * 64 * 64, order=order, big=big))
+    assert (read_image(path) == 7).all()
+    path.write_bytes(tiled(45_056, bytes(1 << 20), order=order, big=big))  # took 1.9 GB
+    with pytest.raises(ImageError, match="16x16 pixels in tiles of 45056x45056"):
+        read_image(path)
+
+
+@pytest.mark.parametrize(("order", "big"), [("<", False), (">", False), ("<", True)])
+def test_tags_of_a_tiff_are_bounded_by_its_file(tmp_path: Path, order: str, big: bool) -> None:
+    path = tmp_path / "tags.tif"
+    path.write_bytes(tiled(16, bytes(256), order=order, big=big, more=overlapping(1, 1 << 20)) + bytes(1 << 20))
+    assert read_image(path).shape == (16, 16, 3)
+    path.write_bytes(tiled(16, bytes(256), order=order, big=big, more=overlapping(4000, 1 << 20)) + bytes(1 << 20))
+    with pytest.raises(ImageError, match="its tags take more memory"):  # 4.2 GB, and 26 s
+        read_image(path)
+    path.write_bytes(tiled(16, bytes(256), order=order, big=big, more=[(40_000, 3, 1 << 21, 8)]) + bytes(1 << 22))
+    with pytest.raises(ImageError, match="its tags take more memory"):  # as numbers of Python
+        read_image(path)
+
+
+def test_a_file_larger_than_the_largest_image_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "long.png"
+    Image.new("RGB", (8, 8)).save(path)
+    with path.open("r+b") as file:
+        file.truncate(8 * 64 + MAX_TAG_BYTES)
+    assert read_image(path, max_pixels=64).shape == (8, 8, 3)
+    with path.open("r+b") as file:
+        file.truncate(8 * 64 + MAX_TAG_BYTES + 1)
+    with pytest.raises(ImageError, match=r"has 67,109,377 bytes, more than .* an image of 64 pixels"):
+        read_image(path, max_pixels=64)
+
+
+EXIF = tiff(overlapping(20_000, 1 << 18), bytes(1 << 18))
+TEXT = zlib.compress(bytes(1 << 20), 9)
+GIF_FRAME = b",\0\0\0\0\1\0\1\0\0\2\2\x4c\1\0;"
+BOMBS = {
+    "EXIF.png": png_with(chunk(b"eXIf", EXIF)),
+    "EXIF as text.png": png_with(
+        chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n 5\n" + EXIF[:400_000].hex().encode()))
+    ),
+    "EXIF.jpg": jpeg_with([b"Exif\0\0" + EXIF[at : at + 65_000] for at in range(0, len(EXIF), 65_000)]),
+    "MPO.jpg": jpeg_with([b"MPF\0" + tiff(overlapping(2700, 30_000), bytes(30_000))]),
+    "texts.png": png_with(b"".join(chunk(b"zTXt", b"%d\0\0" % i + TEXT) for i in range(100))),
+    "texts in Unicode.png": png_with(b"".join(chunk(b"iTXt", b"%d\0\1\0\0\0" % i + TEXT) for i in range(100))),
+    "profile.png": png_with(chunk(b"iCCP", b"p\0\0" + zlib.compress(bytes(100 << 20), 9))),
+    "comment.gif": b"GIF89a\1\0\1\0\0\0\0!\xfe" + (b"\xff" + bytes(255)) * 40_000 + b"\0" + GIF_FRAME,
+    "frame.gif": b"GIF89a\1\0\1\0\0\0\0,\0\0\0\0\xff\xff\xff\xff\0\2\2\x4c\1\0;",
+    "canvas.webp": (
+        b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0\2\0\0\0\xff\x7f\0\xff\x7f\0"
+    ),
+}  # fmt: skip
+"""Small files that other readers, or Pillow before 13, take gigabytes or minutes for."""
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of damaged EXIF
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_small_file_takes_little_memory(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(BOMBS[name])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with suppress(ImageError):
+        read_image(path)
+    assert 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) < 4 * len(BOMBS[name]) + 100e6
 
 
 def test_pillows_own_limit_does_not_leak(tmp_path: Path) -> None:
