@@ -113,6 +113,7 @@ def _info(options: argparse.Namespace) -> int:
         ("name", weights.name),
         ("architecture", _pairs(weights.architecture)),
         ("published mIoU", f"{100 * metrics['miou']:.2f} on {metrics['dataset']} {metrics['split']}"),
+        *((f"  {part}", f"{100 * miou:.2f}") for part, miou in metrics.get("subsets", {}).items()),
         ("protocol", protocol),
         ("parameters", f"{weights.parameters:,}"),
         ("download", _download_size(weights)),

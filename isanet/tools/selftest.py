@@ -36,8 +36,9 @@ from isanet.zoo.pretrained import from_pretrained
 SCHEMA = "1"
 """Version of the layout of an answer."""
 
-SEED, SIZE = 0, (192, 256)
-"""Of the image, which `draw_scene` draws the same on every machine. All eleven classes are in it."""
+SEED, SIZE = 23, (192, 256)
+"""Of the image, which `draw_scene` draws the same on every machine. All eleven classes are in it, and a network without
+attention gives 9 % of its pixels other labels."""
 
 STEP = 2
 """Distance in pixels, down and right, between recorded pixels."""
@@ -71,9 +72,9 @@ TOLERANCES = {
 """By precision, on the CPU. float32 on an accelerator has the tolerance of float16: convolutions may run in TF32 there,
 whose significand has as many bits (10).
 
-Measured with isanet_nano_toystreets against float64 on drawn streets: no confident pixel changed its label in any
-precision; the confidence differed by 3e-7 in float32, 0.0002 in float16, 0.0045 in bfloat16, 0.0125 in a simulation of
-int8. Rounding the answer to float16 adds 0.0001. The faults in the tests change at least 2 % of the confident
+Measured with isanet_nano_toystreets on the image: no confident pixel changed its label but 0.15 % of them in int8; the
+confidence differed by 0.0001 in float32 (the answer is rounded to float16), 0.0005 in float16, 0.0036 in bfloat16,
+0.014 in int8. The faults in the tests change at least 2 % of the confident
 pixels."""
 
 VERSIONS = {"isanet": __version__, "torch": torch.__version__}

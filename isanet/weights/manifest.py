@@ -85,7 +85,7 @@ class Weights(ReleasedFile):
         log_urls: Addresses of the training log.
         parameters: Number of parameters, auxiliary head included.
         metrics: `dataset`, `split`, `miou` (0..1) and the `protocol` by which it was measured, a key of
-            `isanet.protocols.PROTOCOLS`.
+            `isanet.protocols.PROTOCOLS`; perhaps `subsets`, the mIoU of parts of the split by name.
         recipe: How it was trained.
         paper: Address of the paper.
     """
@@ -305,10 +305,12 @@ def _is_positive(value: Any) -> bool:
 
 
 def _is_metrics(value: Any) -> bool:
-    if not isinstance(value, dict) or set(value) != {"dataset", "split", "miou", "protocol"}:
+    if not isinstance(value, dict) or set(value) - {"subsets"} != {"dataset", "split", "miou", "protocol"}:
         return False
-    miou, texts = value["miou"], (value["dataset"], value["split"], value["protocol"])
-    return all(map(_is_text, texts)) and texts[2] in PROTOCOLS and isinstance(miou, float) and 0 <= miou <= 1
+    texts, subsets = (value["dataset"], value["split"], value["protocol"]), value.get("subsets", {})
+    if not all(map(_is_text, texts)) or texts[2] not in PROTOCOLS or not isinstance(subsets, dict):
+        return False
+    return all(isinstance(miou, float) and 0 <= miou <= 1 for miou in (value["miou"], *subsets.values()))
 
 
 def _is_triple(value: Any) -> bool:
@@ -342,7 +344,10 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "tensors": (_is_positive, "a positive whole number"),
     "payload": (_is_positive, "a number of bytes"),
     "parameters": (_is_positive, "a positive whole number"),
-    "metrics": (_is_metrics, "texts 'dataset' and 'split', the name of a 'protocol', and 'miou' between 0 and 1"),
+    "metrics": (
+        _is_metrics,
+        "texts 'dataset' and 'split', the name of a 'protocol', and 'miou' (and those of 'subsets') between 0 and 1",
+    ),
     "recipe": (lambda v: isinstance(v, dict), "an object of finite values"),
     "license": (_is_text, "a text"),
     "paper": (_is_url, "an https address"),

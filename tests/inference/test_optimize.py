@@ -137,6 +137,8 @@ def test_logits_are_upstreams(listing: str, height: int, width: int) -> None:
 
 # Promised shares of labels kept; float32 differs in rounding alone. CPUs without VNNI refuse int8.
 KEPT = {"float32": 0.999, "bfloat16": 0.995, "int8": 0.98}
+# Of photographs by the packaged model, which knows drawn streets alone and is confident of little there
+KEPT_OF_THE_UNKNOWN = {"float32": 0.999, "bfloat16": 0.985, "int8": 0.96}
 
 
 def r50() -> isanet.ISANet:
@@ -177,7 +179,8 @@ def test_labels_of_images_are_kept(images: str) -> None:
     streets = ToyStreets(6, split="test")
     shown = [streets[index][0] for index in range(6)] if images == "streets" else photographs()
     shares = kept(isanet.from_pretrained(NANO), shown)
-    assert all(share >= KEPT[precision] for precision, share in shares.items()), shares
+    least = KEPT if images == "streets" else KEPT_OF_THE_UNKNOWN
+    assert all(share >= least[precision] for precision, share in shares.items()), shares
 
 
 def test_labels_of_photographs_are_kept_at_full_size() -> None:
@@ -331,7 +334,7 @@ def test_the_segmenter_follows_weights_that_change() -> None:
 
 
 def test_a_senseless_limit_of_memory_is_an_error() -> None:
-    segmenter = Segmenter(NANO, device="cpu", max_memory=4)
+    segmenter = Segmenter(NANO, device="cpu", max_memory=100_000)
     with pytest.raises(ValueError, match="it is in bytes"):
         segmenter(data.astronaut())
 
@@ -395,7 +398,7 @@ print(status("VmHWM:") - before)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc")
 def test_memory_is_bounded() -> None:
     height, width = 3072, 4096
-    limit = 900 << 20
+    limit = 600 << 20
     peaks = []
     for allowed in (limit, 1 << 40):
         call = [sys.executable, "-c", PEAK, str(allowed), str(height), str(width)]

@@ -48,9 +48,9 @@ def test_the_packaged_model_is_good(precision: str, home: Path) -> None:
     found = selftest.selftest(MODEL, device="cpu", precision=precision)
     assert not found.fault
     assert not found.first
-    # At most a quarter of the tolerance, which leaves room for other models and machines
-    assert 1 - found.agreement <= (1 - found.tolerance.labels) / 4
-    assert found.difference <= found.tolerance.confidence / 4
+    # At most a third of the tolerance, which leaves room for other models and machines
+    assert 1 - found.agreement <= (1 - found.tolerance.labels) / 3
+    assert found.difference <= found.tolerance.confidence / 3
     assert not home.exists()
 
 
