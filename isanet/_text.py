@@ -11,6 +11,9 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
+MAX_LINE = 2000
+"""Most characters of a line with untrusted text."""
+
 
 def clean(text: str) -> str:
     """One line without control characters and lone surrogates; each of those becomes U+FFFD."""
@@ -24,8 +27,8 @@ def shortened(name: str, length: int = 32) -> str:
 
 
 def listed(items: Iterable[object], limit: int = 10) -> str:
-    """The first `limit` items, comma-separated, and an ellipsis if there are more."""
-    first = [str(item) for item in islice(items, limit + 1)]
+    """The first `limit` items, cleaned and comma-separated, and an ellipsis if there are more."""
+    first = [shortened(str(item), 500) for item in islice(items, limit + 1)]
     return ", ".join(first[:limit]) + (", …" if len(first) > limit else "")
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 
-from isanet._text import clean
+from isanet._text import MAX_LINE, shortened
 from isanet.errors import MirrorsExhaustedError, OfflineError
 
 
 class LogFormatter(logging.Formatter):
-    """Without control characters; line breaks stay, for tracebacks and lists."""
+    """Without control characters and endless lines; line breaks stay, for tracebacks and lists."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Formats a record as `isanet: MESSAGE`."""
@@ -20,7 +20,7 @@ def error_text(error: BaseException) -> str:
     """The message of an error on one cleaned line; a list of failed addresses stays a list, one line each."""
     if isinstance(error, MirrorsExhaustedError | OfflineError):
         return _clean_lines(str(error))
-    return clean(str(error)) or type(error).__name__
+    return shortened(str(error), MAX_LINE) or type(error).__name__
 
 
 def megabytes(size: int) -> str:
@@ -29,4 +29,6 @@ def megabytes(size: int) -> str:
 
 
 def _clean_lines(text: str) -> str:
-    return "\n".join(" " * (len(line) - len(line.lstrip(" "))) + clean(line) for line in text.splitlines())
+    return "\n".join(
+        " " * (len(line) - len(line.lstrip(" "))) + shortened(line, MAX_LINE) for line in text.splitlines()
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from isanet._text import clean
+from isanet._text import MAX_LINE, shortened
 from isanet.cli.options import MODEL, AddCommand, add_inference_options, add_output_options
 from isanet.cli.printing import error_text
 from isanet.errors import ImageError, IsanetError, OutputError
@@ -49,7 +50,7 @@ def _segment(options: argparse.Namespace) -> int:
     kinds = [kind for kind in SUFFIXES if getattr(options, kind)] or ["overlay"]
     plan, failures = plan_outputs(images, options.output, kinds, overwrite=options.force)
     for path, reason in failures.items():
-        print(clean(f"isanet: {path}: {reason}"), file=sys.stderr)
+        print(shortened(f"isanet: {path}: {reason}", MAX_LINE), file=sys.stderr)
     if plan:
         segmenter = _segmenter(options, plan)
         failures |= _segment_all(segmenter, plan, options.batch_size)
@@ -62,7 +63,7 @@ def _segmenter(options: argparse.Namespace, images: Iterable[Path]) -> Segmenter
     """The segmenter, and the folder for its outputs, which is made before a model is fetched in vain."""
     from isanet.inference.segmenter import Segmenter
 
-    made = not options.output.exists()
+    made = not os.path.lexists(options.output)  # False also for names too long
     try:
         options.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -104,7 +105,7 @@ def _segment_all(segmenter: Segmenter, plan: Mapping[Path, Mapping[str, Path]], 
         path, future, _ = pending.popleft()
         try:
             line = f"{path} -> {', '.join(map(str, plan[path].values()))}: {future.result()}"
-            tqdm.write(clean(line), file=sys.stdout)
+            tqdm.write(shortened(line, MAX_LINE), file=sys.stdout)
         except IsanetError as error:
             failures[path] = error_text(error)
             tqdm.write(f"isanet: {failures[path]}", file=sys.stderr)
@@ -141,4 +142,4 @@ def _segment_all(segmenter: Segmenter, plan: Mapping[Path, Mapping[str, Path]], 
 def _write(result: Segmentation, outputs: Mapping[str, Path]) -> str:
     """Writes the outputs of one image; returns its largest classes in words."""
     write_outputs(result, outputs)
-    return ", ".join(f"{name} {100 * share:.0f} %" for name, share in list(result.areas().items())[:4])
+    return ", ".join(f"{shortened(name)} {100 * share:.0f} %" for name, share in list(result.areas().items())[:4])

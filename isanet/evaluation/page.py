@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from isanet._files import atomic_write, output_errors, write_output
-from isanet._text import clean, percent, percent_number, shortened
+from isanet._text import MAX_LINE, percent, percent_number, shortened
 from isanet.images.masks import Color
 from isanet.images.reading import RGBImage
 
@@ -133,7 +133,7 @@ def _page(content: ReportContent, worst_sections: Sequence[str]) -> str:
 
 
 def _html(text: str) -> str:
-    return escape(clean(text))
+    return escape(shortened(text, MAX_LINE))
 
 
 def _table(headings: str, rows: Iterable[str]) -> str:
@@ -156,7 +156,7 @@ def _class_table(content: ReportContent) -> str:
         width = 0 if math.isnan(iou) else 100 * iou
         cells = "".join(f"<td>{percent_number(value)}</td>" for value in others)
         rows.append(
-            f'<td>{index}</td><td class="name">{_swatch(content.palette[index])}{_html(name)}</td>'
+            f'<td>{index}</td><td class="name">{_swatch(content.palette[index])}{_html(shortened(name, 100))}</td>'
             f'<td><span class="bar"><span style="width:{width:.1f}%"></span></span>'
             f'<span class="value">{percent_number(iou)}</span></td>{cells}'
             f'<td class="name">{escape(confused[index])}</td>'

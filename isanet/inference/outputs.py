@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 SUFFIXES = {"overlay": "_overlay.png", "labels": "_labels.png", "areas": "_areas.json", "ids": ".png"}
 """Kinds of output, and how the names of their files end."""
+
+MAX_STEM = 240
+"""Bytes of a name before that end; file systems take 255."""
 
 
 class OutputPlan(NamedTuple):
@@ -53,9 +57,9 @@ def find_images(arguments: Iterable[str]) -> list[Path]:
     images: list[Path] = []
     for argument in arguments:
         path = Path(argument)
-        if path.is_dir():
+        if os.path.isdir(argument):  # noqa: PTH112  Path's raises for a name too long
             images += images_in(path)
-        elif path.exists() or not glob.has_magic(argument):
+        elif os.path.exists(argument) or not glob.has_magic(argument):  # noqa: PTH110
             images.append(path)
         else:
             matches = sorted(Path(match) for match in glob.glob(argument, recursive=True))  # noqa: PTH207  a pattern may be absolute
@@ -81,14 +85,14 @@ def plan_outputs(images: Sequence[Path], folder: Path, kinds: Sequence[str], *, 
     plan = OutputPlan({}, {})
     claimed = {path.resolve(): path for path in images}  # by an input, or as an output of an earlier image
     for path in images:
-        outputs = {kind: folder / f"{path.stem}{SUFFIXES[kind]}" for kind in kinds}
+        outputs = {kind: folder / f"{_stem(path)}{SUFFIXES[kind]}" for kind in kinds}
         try:
-            if not path.exists():
+            if not os.path.exists(path):  # noqa: PTH110  Path's raises for a name too long
                 raise ImageError("there is no such file")
             for output in outputs.values():
                 if owner := claimed.get(output.resolve()):
                     raise OutputError(f"its output {output} is already taken by {owner}; use another --output")
-                if output.is_dir():
+                if os.path.isdir(output):  # noqa: PTH112
                     raise OutputError(f"its output {output} is a folder; use another --output")
                 keep_existing(output, overwrite=overwrite)
         except (ImageError, OutputError) as error:
@@ -97,6 +101,12 @@ def plan_outputs(images: Sequence[Path], folder: Path, kinds: Sequence[str], *, 
             plan.outputs[path] = outputs
             claimed.update((output.resolve(), path) for output in outputs.values())
     return plan
+
+
+def _stem(path: Path) -> str:
+    """What the names of an image's outputs start with: its own name, printable and short enough for a suffix."""
+    printable = "".join(char if char.isprintable() else "_" for char in path.stem)
+    return printable.encode()[:MAX_STEM].decode(errors="ignore")
 
 
 def write_outputs(result: Segmentation, outputs: Mapping[str, Path]) -> None:

@@ -173,6 +173,6 @@ class Segmentation:
         return buffer.getvalue()
 
     def __repr__(self) -> str:
-        areas = [f"{name} {share:.2f}" for name, share in self.areas().items()]
+        areas = [f"{shortened(name)} {share:.2f}" for name, share in self.areas().items()]
         height, width = self.labels.shape
         return f"Segmentation({width}x{height}: {listed(areas, 3)})"

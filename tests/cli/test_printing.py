@@ -7,6 +7,7 @@ import logging
 import pytest
 
 import isanet
+from isanet._text import MAX_LINE
 from isanet.cli.printing import LogFormatter, error_text
 
 
@@ -24,3 +25,9 @@ def test_a_list_of_addresses_stays_a_list(kind: type[isanet.DownloadError]) -> N
 def test_log_lines_are_clean_and_stay_lines() -> None:
     record = logging.LogRecord("isanet", logging.INFO, "", 0, "a %s:\n  b", ("\x1b]0;x\x07",), None)
     assert LogFormatter().format(record) == "isanet: a \ufffd]0;x\ufffd:\n  b"
+
+
+def test_lines_are_cut() -> None:
+    record = logging.LogRecord("isanet", logging.INFO, "", 0, "a %s\nb", ("x" * 60_000,), None)
+    assert [len(line) for line in LogFormatter().format(record).splitlines()] == [MAX_LINE + len("isanet: "), 1]
+    assert len(error_text(ValueError("x" * 60_000))) == MAX_LINE

@@ -20,6 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import isanet
+from isanet._text import MAX_LINE
 from isanet.cli import segment
 from isanet.inference.segmentation import Segmentation
 from tests.helpers import disk, tiny_zoo
@@ -276,8 +277,20 @@ def test_false_facts_of_a_model_are_noticed_before_the_first_image(
 def test_class_names_of_an_untrusted_model_are_cleaned(
     tiny: FileServer, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    isanet.from_pretrained(tiny_zoo.NAME, classes=["\x1b[2Jcat", "dog\x9b"]).save_pretrained("untrusted")
-    assert run("segment", "images", "--model", "untrusted", "--areas") == 0
+    classes = ["\x1b[2Jcat" + "t" * 60_000, "dog\x9b\u202e"]
+    isanet.from_pretrained(tiny_zoo.NAME, classes=classes).save_pretrained("untrusted")
+    capsys.readouterr()
+    shutil.copy("images/0.png", "images/a\nb\x1b[2J\u202e.png")
+    Path("images/bad\nisanet: error: \x1b.png").write_text("text")
+    arguments = ("--model", "untrusted", "--areas", "--overlay")
+    assert run("segment", "images", "y" * 5000, *arguments) == 1
     said = capsys.readouterr()
     assert "[2Jcat" in said.out
-    assert all(line.isprintable() for line in (said.out + said.err).splitlines())
+    assert "images/a b\ufffd[2J\ufffd.png -> segmented/a_b_[2J__overlay.png" in said.out
+    assert "isanet: images/bad isanet: error: \ufffd.png is not an image" in said.err
+    assert "2 of 6 images were not segmented" in said.err
+    lines = (said.out + said.err).splitlines()
+    assert all(line.isprintable() and len(line) <= MAX_LINE for line in lines)
+    assert len(repr(isanet.Segmenter("untrusted")("images/0.png"))) < 200
+    assert run("segment", "images", *arguments, "--output", "o" * 300) == 1
+    assert f"cannot make the folder {'o' * 300}: File name too long" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from isanet._text import MAX_LINE
 from isanet.evaluation.page import ImageScore
 from isanet.labels import LABEL_SPACES
 from tests.helpers.reports import (
@@ -70,6 +71,11 @@ def test_names_and_keys_are_escaped(tmp_path: Path) -> None:
     assert page.text.count(evil) >= 6
     make(worst=(ImageScore(evil, 0.1, 0.2),)).save(tmp_path)  # without images
     assert evil in Page(tmp_path).text
+    long = "\x1b\u202e" + "y" * 60_000
+    make(classes=(long, *CLASSES[1:]), model=long, dataset=long, notes=(long,)).save(tmp_path, [worst_image(long)])
+    written = (tmp_path / "index.html").read_text()
+    assert not {"\x1b", "\u202e"} & set(written)
+    assert max(map(len, written.splitlines())) < 3 * MAX_LINE
 
 
 # --- the worst images

@@ -13,6 +13,7 @@ from isanet._text import aligned, clean, display_width, listed, percent, percent
         ("a\nb\t c ", "a b c"),
         ("a\x1b[31m", "a\ufffd[31m"),
         ("a\x00\udcff", "a\ufffd\ufffd"),
+        ("a\u202eb\u200f\u2066", "a\ufffdb\ufffd\ufffd"),
         ("道路", "道路"),
         ("", ""),
     ],
@@ -31,6 +32,7 @@ def test_listed_items_end_with_an_ellipsis_if_there_are_more() -> None:
     assert listed([]) == ""
     assert listed(["a", 2], 2) == "a, 2"
     assert listed(iter("abc"), 2) == "a, b, …"
+    assert listed(["a\x1b\nb", "x" * 60_000]) == "a\ufffd b, " + "x" * 499 + "…"
 
 
 def test_numbers_and_their_nouns() -> None:

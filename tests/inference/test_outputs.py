@@ -118,6 +118,26 @@ def test_a_folder_in_the_way_is_named(work: Path) -> None:
     assert "out/1_overlay.png is a folder" in failures[Path("images/1.png")]
 
 
+def test_names_of_outputs_are_printable_and_short_enough(work: Path) -> None:
+    names = ["a\nb", "\x1b[2J", "\u202egnp.exe", "x" * 251, "ä" * 125, "=cmd"]
+    for name in names:
+        Path(f"images/{name}.png").write_bytes(b"")
+    outputs, failures = plan(*(f"images/{name}.png" for name in names), kinds=("overlay", "ids"))
+    assert not failures
+    assert [files["ids"].stem for files in outputs.values()] == [
+        "a_b", "_[2J", "_gnp.exe", "x" * 240, "ä" * 120, "=cmd"
+    ]  # fmt: skip
+    assert all(len(os.fsencode(files["overlay"].name)) <= 255 for files in outputs.values())
+
+
+@pytest.mark.parametrize("long", ["y" * 5000, "z" * 300 + ".png"])
+def test_a_name_too_long_is_the_failure_of_that_image(work: Path, long: str) -> None:
+    outputs, failures = plan(long, "images/0.png")
+    assert list(outputs) == [Path("images/0.png")]
+    assert failures == {Path(long): "there is no such file"}
+    assert not plan("images/0.png", folder=long).failures  # for making the folder to report
+
+
 # --- writing
 
 
