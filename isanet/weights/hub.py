@@ -12,8 +12,9 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -41,6 +42,9 @@ from isanet.weights.url import is_loopback, redacted
 
 CACHE_IS_UNWRITABLE = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG}
 """What the operating system says when huggingface_hub's cache cannot be written, permissions aside."""
+
+_THREAD = threading.local()
+"""Its `calls` is whether this thread calls huggingface_hub from here."""
 
 
 def fetch(
@@ -101,15 +105,40 @@ def fetch(
 
 
 def _prepare_client() -> None:
-    """Keep its log clean, and loopback addresses from proxies, which it does only for those that NO_PROXY names."""
-    from huggingface_hub import close_session, constants
+    """Have huggingface_hub's answers looked at, its log cleaned, and loopback addresses kept from proxies."""
+    from huggingface_hub import close_session, constants, set_client_factory
+    from huggingface_hub.utils import _http  # nothing public tells which factory is set
 
+    factory: Any = _http._GLOBAL_CLIENT_FACTORY
+    if not isinstance(factory, partial) or factory.func is not _guarded_client:
+        set_client_factory(partial(_guarded_client, factory))  # not one client, because failures replace it
     for handler in logging.getLogger("huggingface_hub").handlers:
         handler.addFilter(_clean_record)
     host, proxies = urlsplit(constants.ENDPOINT).hostname or "", getproxies_environment()
     if is_loopback(host) and proxies.keys() - {"no"} and host not in proxies.get("no", "").split(","):
-        os.environ["no_proxy"] = f"{proxies.get('no', '')},{host}"
+        os.environ["no_proxy"] = f"{proxies.get('no', '')},{host}"  # it knows no other exceptions
         close_session()  # its client has read the environment
+
+
+def _guarded_client(factory: Callable[[], Any]) -> Any:
+    client = factory()
+    client.event_hooks["response"].append(_check_answer)
+    return client
+
+
+def _check_answer(response: Any) -> None:
+    """Refuse what huggingface_hub would use as it comes, in this thread's calls from here.
+
+    It stores files under whatever ETag it is given, and reads the bodies of refusals and redirects whole.
+    """
+    if not getattr(_THREAD, "calls", False):
+        return
+    headers, head = response.headers, response.request.method == "HEAD"
+    tag = headers.get("X-Linked-ETag") or headers.get("ETag", "")
+    if head and not re.fullmatch(r'(?:W/)?"?[0-9A-Za-z_.+=-]{0,200}"?', tag):
+        raise NetworkError(f"refused: the ETag {shortened(tag)!r} is no name for a file")
+    if not head and response.status_code >= 300 and not re.fullmatch("[0-9]{1,6}", headers.get("Content-Length", "")):
+        raise NetworkError(f"answered {response.status_code}")
 
 
 @contextmanager
@@ -144,6 +173,7 @@ def _our_errors(what: str) -> Iterator[None]:
     """
     from huggingface_hub import errors
 
+    _THREAD.calls = True
     try:
         yield
     except IsanetError as error:
@@ -178,6 +208,8 @@ def _our_errors(what: str) -> Iterator[None]:
                 "HF_HUB_CACHE to another folder"
             ) from None
         raise NetworkError(f"{what}: {_message(error)}") from None
+    finally:
+        _THREAD.calls = False
 
 
 def _message(error: Exception | str) -> str:

@@ -326,6 +326,80 @@ def test_a_file_that_is_too_large_is_refused_before_any_of_it_is_asked_for(
     assert [request for request in hub.requests[asked:] if request.startswith("GET") and request.endswith(name)] == []
 
 
+@pytest.mark.parametrize("good_at_first", [False, True])
+@pytest.mark.parametrize(
+    "tag", ["../../../../../../../../../..{}/planted", "{}/planted", "..", "a/b", "x" * 300, "a\\b"]
+)
+def test_a_hub_that_names_a_file_elsewhere_is_refused(
+    hub: HubServer,
+    repo_id: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    impatient: None,
+    tag: str,
+    good_at_first: bool,
+) -> None:
+    files = files_of(tiny_model(), tmp_path / "model")
+    commit = hub.add_repo(repo_id, files)
+    before = sorted(tmp_path.rglob("*"))
+    head = f"HTTP/1.1 200 OK\r\nX-Repo-Commit: {commit}\r\nContent-Length: {len(files['config.json'])}\r\nETag: "
+    good, asked = raw(f'{head}"x"\r\n\r\n'.encode()), []
+
+    def lie(handler: Any) -> None:
+        asked.append(1)
+        (good if good_at_first and len(asked) == 1 else raw(f'{head}"{tag.format(tmp_path)}"\r\n\r\n'.encode()))(
+            handler
+        )
+
+    monkeypatch.setitem(hub.faults, ("HEAD", "config.json"), lie)
+    with pytest.raises(isanet.IsanetError) as caught:
+        isanet.from_pretrained(repo_id)
+    if tag != "..":
+        assert "is no name for a file" in str(caught.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_only_our_calls_are_guarded(
+    hub: HubServer, repo_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add_repo(repo_id, files_of(tiny_model(), tmp_path / "model"))
+    isanet.from_pretrained(repo_id)
+    client = huggingface_hub.get_session()
+    assert len(client.event_hooks["response"]) == 1
+    monkeypatch.setitem(hub.faults, ("HEAD", "config.json"), raw(b'HTTP/1.1 200 OK\r\nETag: "a/b"\r\n\r\n'))
+    assert client.head(f"{hub.url}/{repo_id}/resolve/main/config.json").headers["ETag"] == '"a/b"'
+    hub.faults.clear()
+    isanet.from_pretrained(repo_id)
+    assert len(huggingface_hub.get_session().event_hooks["response"]) == 1
+
+
+@pytest.mark.parametrize("status", [302, 403, 500])
+@pytest.mark.parametrize("framing", [b"", b"Content-Length: 1000000000\r\n"])
+def test_a_refusal_without_end_is_not_read(
+    hub: HubServer,
+    repo_id: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    impatient: None,
+    status: int,
+    framing: bytes,
+) -> None:
+    hub.add_repo(repo_id, files_of(tiny_model(), tmp_path / "model"))
+    sent = []
+
+    def act(handler: Any) -> None:
+        handler.wfile.write(b"HTTP/1.1 %d No\r\nLocation: /x\r\n%s\r\n" % (status, framing))
+        while len(sent) < 1000:
+            handler.wfile.write(bytes(1 << 17))
+            sent.append(1)
+
+    monkeypatch.setitem(hub.faults, ("GET", "model.safetensors"), act)
+    with pytest.raises(isanet.NetworkError, match=f"answered {status}"):
+        isanet.from_pretrained(repo_id)
+    hub.faults.clear()
+    assert len(sent) < 200  # what the buffers of the system hold
+
+
 @pytest.mark.parametrize("length", ["", "Content-Length: -1\r\n", "X-Linked-Size: -1\r\n", "X-Linked-Size: 1e3\r\n"])
 def test_a_hub_that_does_not_say_how_long_a_file_is_is_refused(
     hub: HubServer, repo_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, impatient: None, length: str
