@@ -173,7 +173,7 @@ def _our_errors(what: str) -> Iterator[None]:
     """
     from huggingface_hub import errors
 
-    _THREAD.calls = True
+    what, _THREAD.calls = shortened(what, 300), True
     try:
         yield
     except IsanetError as error:
@@ -213,8 +213,9 @@ def _our_errors(what: str) -> Iterator[None]:
 
 
 def _message(error: Exception | str) -> str:
-    """One line of what the client says, without the secrets of addresses in it, well-formed or not."""
-    text = re.sub(r"\S+@", "…@", re.sub(r"(?<=://).*@", "", clean(str(error)[:5000])))
+    """One line of what the client says, without tokens and the secrets of addresses in it, well-formed or not."""
+    text = re.sub(r"(?<=Bearer ).*", "…", clean(str(error)[:5000]))
+    text = re.sub(r"\S+@", "…@", re.sub(r"(?<=://).*@", "", text))
     text = re.sub(r"\w{1,20}://[^\s'\"<>)]+", lambda url: redacted(url[0]), text)
     return shortened(text, 500) or type(error).__name__
 

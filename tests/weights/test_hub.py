@@ -470,6 +470,18 @@ def test_malformed_proxies_and_endpoints_are_one_line_without_their_passwords(tm
     assert all(line.isprintable() for line in lines)
 
 
+@pytest.mark.parametrize("token", ["hf_pssst\n", "hf_pssst ", "hf_pssst\r\nX: y", "hf_pssst\0", "hf_psssté"])
+def test_a_malformed_token_is_not_shown(hub: HubServer, repo_id: str, token: str) -> None:
+    for call in (isanet.from_pretrained, tiny_model().push_to_hub):
+        with pytest.raises(isanet.NetworkError, match=repo_id) as caught:
+            call(repo_id, token=token)
+        assert "pssst" not in str(caught.value)
+    with pytest.raises(isanet.NetworkError) as caught:
+        isanet.from_pretrained(repo_id, revision="\x1b[2J" * 1000)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1000
+
+
 def test_a_card_shows_untrusted_texts_literally() -> None:
     model = tiny_model(classes=['a"b', "<script>x</script>", "[link](http://x)", "```\n# Title", "\x1b[2J"])
     facts = {"trained_on": "<b>`x`</b>\n# y", "measured": "*much*", "recipe": '{"a": "```\\n<i>"}', "started_from": "`"}
