@@ -7,6 +7,7 @@ replaced, never followed.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -15,7 +16,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from isanet.errors import OutputError
+from isanet._text import shortened
+from isanet.errors import IsanetError, OutputError
 
 
 @contextmanager
@@ -68,6 +70,23 @@ def _sync_and_close(file: BinaryIO) -> None:
     file.close()  # Windows renames no open file
 
 
+def given_path(path: str | os.PathLike[str], error: type[IsanetError]) -> Path:
+    """The path, if the operating system can look it up; whether something is there is not asked.
+
+    Raises:
+        IsanetError: `error`, because the path is too long, goes in circles or has a null character, for which each of
+            its uses would raise something else.
+    """
+    try:
+        os.lstat(path)
+    except (OSError, ValueError) as cause:
+        number = getattr(cause, "errno", None)
+        if number not in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
+            reason = os.strerror(number) if number else "it has a null character"
+            raise error(f"{shortened(os.fspath(path), 80)} cannot be used: {reason}; check the path") from cause
+    return Path(path)
+
+
 # --- what the user asked to be written
 
 
@@ -77,6 +96,7 @@ def keep_existing(path: Path, *, overwrite: bool) -> None:
     Raises:
         OutputError: Something is at `path`, if only a dangling link, and `overwrite` is not set.
     """
+    given_path(path, OutputError)
     if not overwrite and os.path.lexists(path):
         raise OutputError(f"{path} exists and was kept; --force (overwrite=True) replaces it")
 
@@ -88,6 +108,7 @@ def output_errors(path: Path) -> Iterator[None]:
     Raises:
         OutputError: Instead of any OSError of the body.
     """
+    given_path(path, OutputError)
     try:
         yield
     except OSError as error:

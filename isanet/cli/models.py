@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from isanet._files import keep_existing
+from isanet._files import given_path, keep_existing
 from isanet._text import aligned, clean
 from isanet.cli.options import AddCommand
 from isanet.cli.printing import error_text, megabytes
-from isanet.errors import CacheError, IsanetError
+from isanet.errors import CacheError, CheckpointFormatError, IsanetError, OutputError
 from isanet.labels import LABEL_SPACES
 from isanet.protocols import PROTOCOLS
 from isanet.weights import cache
@@ -212,7 +212,7 @@ def _verify_file(path: Path) -> bool:
 def _convert(options: argparse.Namespace) -> int:
     from isanet.zoo.pretrained import convert_file
 
-    source, target = options.source, options.target
+    source, target = given_path(options.source, CheckpointFormatError), given_path(options.target, OutputError)
     if target.suffix in (".pth", ".pt"):
         raise ValueError(f"OUT is a folder, or a file that ends in .safetensors; got {target}")
     single = target.suffix == ".safetensors"

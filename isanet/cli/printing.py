@@ -20,6 +20,8 @@ def error_text(error: BaseException) -> str:
     """The message of an error on one cleaned line; a list of failed addresses stays a list, one line each."""
     if isinstance(error, MirrorsExhaustedError | OfflineError):
         return _clean_lines(str(error))
+    if isinstance(error, OSError) and error.filename is not None:
+        return shortened(f"cannot use {error.filename}: {error.strerror}; check the path and its permissions", MAX_LINE)
     return shortened(str(error), MAX_LINE) or type(error).__name__
 
 

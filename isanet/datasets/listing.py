@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
+from isanet._files import given_path
 from isanet._text import listed
 from isanet.errors import DatasetError
 from isanet.images.reading import SUFFIXES
@@ -52,7 +53,7 @@ def existing_folder(path: PathLike) -> Path:
         DatasetError: It is not.
     """
     try:
-        folder = Path(path).expanduser()
+        folder = given_path(path, DatasetError).expanduser()
         is_folder = folder.is_dir()
     except (OSError, RuntimeError) as error:  # a folder above may not be read; "~somebody" has no home
         raise DatasetError(f"{path} cannot be found: {error}") from error

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from isanet._files import write_output
+from isanet._files import given_path, write_output
 from isanet._text import aligned, clean, listed, percent, plural, shortened
 from isanet.datasets.listing import walk
 from isanet.datasets.mask_findings import (
@@ -216,7 +216,8 @@ def check_masks(
     num_classes, space = (len(classes), classes) if isinstance(classes, LabelSpace) else (classes, None)
     if num_classes is not None and num_classes < 1:
         raise ValueError(f"the number of classes must be at least 1, got {num_classes}")
-    root, image_root = Path(folder), None if images is None else Path(images)
+    root = given_path(folder, DatasetError)
+    image_root = None if images is None else given_path(images, DatasetError)
     if image_root is not None and image_root.resolve() == root.resolve():
         raise ValueError(f"images and masks are in the same folder {root}; put each in its own folder")
     found = _find(root, "masks", image_root)

@@ -8,13 +8,13 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import ExifTags, Image
 
+from isanet._files import given_path
 from isanet.errors import DatasetError, ImageError
 from isanet.images.reading import MAX_PIXELS, check_size, exif_orientation, open_header
 from isanet.labels import IGNORED
@@ -39,7 +39,7 @@ def open_mask(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> 
             values are not certain: gray of 2 or 4 bits, a PGM with another maximum than 255 or 65535, inverted values
             (PBM, TIFF's MinIsWhite), 16-bit colors, transparent colors, an EXIF orientation.
     """
-    path = Path(path)
+    path = given_path(path, DatasetError)
     try:
         if path.exists() and not path.is_file():
             raise DatasetError(f"the mask {path} is not a regular file; expected an image")

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from isanet._files import looks_like
+from isanet._files import given_path, looks_like
 from isanet.errors import ImageError
 
 RGBImage = NDArray[np.uint8]
@@ -91,7 +91,7 @@ def read_image(
             f"expected a path, a PIL image or a uint8 array (H, W, 3), got {type(source).__module__}."
             f"{type(source).__qualname__}{hint}"
         )
-    path = Path(source)
+    path = given_path(source, ImageError)
     try:
         if path.is_dir():
             raise ImageError(f"{path} is a folder, not an image; pass a file in it")
@@ -105,7 +105,7 @@ def read_image(
         raise ImageError(f"there is not enough memory to read {path}; make it smaller, or lower max_pixels") from error
     except FileNotFoundError as error:
         raise ImageError(f"{path} does not exist; check the path (working folder: {Path.cwd()})") from error
-    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+    except OSError as error:
         raise ImageError(f"{path} cannot be opened: {error}; check the path and its permissions") from error
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from isanet._files import atomic_write, output_errors
+from isanet._files import atomic_write, given_path, output_errors
 from isanet._text import listed, shortened
 from isanet.errors import OutputError
 from isanet.images.reading import RGBImage
@@ -138,7 +138,7 @@ class Segmentation:
             ValueError: The name does not end in .png, or it is the file that the image was read from.
             OutputError: The folder does not exist, or the file cannot be written; an earlier one is unchanged.
         """
-        path = Path(path)
+        path = given_path(path, OutputError)
         if path.suffix.lower() != ".png":
             raise ValueError(
                 f"labels are saved as .png only, got {path.name!r}: lossy formats change labels, others lose the "

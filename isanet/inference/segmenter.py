@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from isanet import protocols
+from isanet._files import given_path
 from isanet.errors import ImageError, IsanetError
 from isanet.images.reading import MAX_PIXELS, RGBImage, images_in, read_image
 from isanet.inference.fast.network import FastISANet
@@ -378,4 +379,4 @@ def _auto_precision(device: torch.device, model: ISANet) -> str:
 
 
 def _is_folder(source: object) -> TypeGuard[str | os.PathLike[str]]:
-    return isinstance(source, str | os.PathLike) and Path(source).is_dir()
+    return isinstance(source, str | os.PathLike) and given_path(source, ImageError).is_dir()

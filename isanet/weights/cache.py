@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from isanet._files import atomic_write_all
+from isanet._files import atomic_write_all, given_path
 from isanet._text import clean
 from isanet.errors import CacheError
 
@@ -74,7 +74,10 @@ class Record:
 def home() -> Path:
     """The cache folder, which may not exist yet: `ISANET_HOME`, else `isanet` in the folder that torch.hub uses."""
     if chosen := os.environ.get("ISANET_HOME"):
-        return Path(chosen).expanduser()
+        path = os.path.expanduser(chosen)  # noqa: PTH111  Path's raises for "~somebody" who does not exist
+        if path.startswith("~"):
+            raise CacheError(f"there is no home folder for ISANET_HOME={chosen}; set it to another folder")
+        return given_path(path, CacheError)
     if hub := sys.modules.get("torch.hub"):
         return Path(hub.get_dir()) / "isanet"
     # What torch.hub.get_dir() computes, without importing torch

@@ -23,7 +23,7 @@ from urllib.request import getproxies_environment
 
 from torch import Tensor
 
-from isanet._files import atomic_write_all
+from isanet._files import atomic_write_all, given_path
 from isanet._text import clean, shortened
 from isanet.errors import (
     CacheError,
@@ -250,7 +250,7 @@ def save_pretrained(
     Raises:
         OutputError: The folder cannot be written; earlier files are unchanged.
     """
-    path = Path(folder)
+    path = given_path(folder, OutputError)
     files = {
         "model.safetensors": serialized(state, config, provenance),
         "config.json": (json.dumps(config, indent=1) + "\n").encode(),

@@ -35,9 +35,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from isanet._files import atomic_write, atomic_write_all, keep_existing, output_errors
+from isanet._files import atomic_write, atomic_write_all, given_path, keep_existing, output_errors
 from isanet._text import clean
-from isanet.errors import CheckpointFormatError, CheckpointMismatchError, IntegrityError
+from isanet.errors import CheckpointFormatError, CheckpointMismatchError, IntegrityError, OutputError
 from isanet.weights import cache, checkpoint
 from isanet.weights.cache import Record
 from isanet.weights.manifest import Released, load_released, model_info
@@ -81,7 +81,7 @@ def pack(names: Iterable[str], target: str | os.PathLike[str], *, overwrite: boo
         CheckpointError: A released file cannot be converted.
         CacheError: The cache cannot be used.
     """
-    path = Path(target)
+    path = given_path(target, OutputError)
     chosen: list[Released] = []
     for weights in (load_released().get(name) or model_info(name) for name in dict.fromkeys(names)):
         if weights.packaged:
@@ -132,7 +132,7 @@ def install(archive: str | os.PathLike[str], *, force: bool = False) -> dict[str
         CheckpointMismatchError: Tensors do not fit their model.
         CacheError: The cache cannot be written.
     """
-    path = Path(archive)
+    path = given_path(archive, CheckpointFormatError)
     try:
         if not path.is_file():  # a pipe or a device would never end
             raise CheckpointFormatError(f"{path} is no file" if path.exists() else f"there is no file {path}")

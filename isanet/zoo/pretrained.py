@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from isanet._files import write_output
+from isanet._files import given_path, write_output
 from isanet._text import clean
 from isanet.errors import CheckpointFormatError, IntegrityError
 from isanet.labels import LABEL_SPACES, generic_palette, label_space_for
@@ -99,9 +99,9 @@ def _resolve(source: str | os.PathLike[str]) -> Weights | Path | str:
         return weights
     if not text:
         raise ValueError("the name of the model is empty; `isanet list` shows the zoo")
-    path = Path(text).expanduser() if text.startswith("~") else Path(text)
+    path = Path(os.path.expanduser(text))  # noqa: PTH111  Path's raises for "~somebody" who does not exist
     if os.path.exists(path) or not isinstance(source, str):  # noqa: PTH110  Path's raises for names that are too long
-        return path
+        return given_path(path, CheckpointFormatError)
     if REPOSITORY.fullmatch(text) and path.suffix not in (".pth", ".pt", ".safetensors"):
         return text
     if path.suffix or len(path.parts) > 1:
