@@ -96,7 +96,6 @@ def keep_existing(path: Path, *, overwrite: bool) -> None:
     Raises:
         OutputError: Something is at `path`, if only a dangling link, and `overwrite` is not set.
     """
-    given_path(path, OutputError)
     if not overwrite and os.path.lexists(path):
         raise OutputError(f"{path} exists and was kept; --force (overwrite=True) replaces it")
 
