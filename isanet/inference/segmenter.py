@@ -47,6 +47,8 @@ MAX_CALIBRATION_IMAGES = 8
 
 log = logging.getLogger("isanet")
 
+_ran_in: set[int] = set()  # the process in which networks ran; in a forked one, also that of its parent
+
 
 class Segmenter:
     """Runs a model on images; every label map has the size of its image. Threads may share one.
@@ -144,6 +146,11 @@ class Segmenter:
 
         A change in place by way of `tensor.data` is the one that cannot be noticed: make a new Segmenter after it.
         """
+        if _ran_in and os.getpid() not in _ran_in and self.device.type == "cpu":
+            # OpenMP's threads did not come along, and its first parallel region would wait for them for ever
+            torch.set_num_threads(1)
+            log.warning("this process was forked after a network had run: it computes in one thread; spawn it instead")
+        _ran_in.add(os.getpid())
         with self._lock:
             align_corners = self.model.align_corners
             if self._network is None or self._state.changed() or self._network.align_corners != align_corners:

@@ -29,6 +29,7 @@ from isanet.inference.predict import predict, prepare
 from isanet.inference.segmentation import Segmentation
 from isanet.inference.segmenter import Segmenter
 from isanet.protocols import Protocol
+from tests.helpers import processes
 
 CLASSES = ("night", "fire", "grass", "water", "snow")
 PALETTE = ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255))
@@ -458,6 +459,26 @@ def test_reading_without_memory_is_the_failure_of_that_image(tmp_path: Path, mon
     assert [result.labels.shape[0] for result in results] == [16, 18]
     ((source, reason),) = failed
     assert str(reason).startswith(f"there is not enough memory to read {source}; ")
+
+
+def test_a_process_forked_after_use_does_not_hang() -> None:
+    code = """
+import os, signal
+import torch
+from tests.inference.test_segmenter import make, solid
+torch.set_num_threads(2)
+segmenter = make()
+segmenter(solid(1, 600, 800))
+if not (child := os.fork()):
+    signal.alarm(20)
+    segmenter(solid(1, 600, 800))
+    os._exit(0)
+print(os.waitpid(child, 0)[1])
+"""
+    process = processes.python(code, OMP_NUM_THREADS="2")
+    out, err = process.communicate(timeout=120)
+    assert out == "0\n"
+    assert "forked after a network had run" in err
 
 
 def test_a_row_too_wide_for_the_memory_is_refused() -> None:
