@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 import uuid
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -445,9 +446,10 @@ import json, os, socket, sys, time
 from isanet.errors import DownloadError
 from isanet.weights import hub
 def unknown(*_, **__): raise socket.gaierror(socket.EAI_NONAME, "unknown")
-socket.getaddrinfo, time.sleep = unknown, lambda _: None
+time.sleep = lambda _: None
 for settings in json.load(sys.stdin):
     if os.fork() == 0:  # the client reads its settings when it is imported
+        if not settings.pop("resolves", ""): socket.getaddrinfo = unknown
         os.environ.update(settings)
         try: hub.fetch("org/name", "config.json", revision=None, token=None, max_size=9)
         except DownloadError as error: print(error, flush=True)
@@ -468,6 +470,22 @@ def test_malformed_proxies_and_endpoints_are_one_line_without_their_passwords(tm
     assert sum(line.startswith("org/name at revision main: ") for line in lines) == len(calls), shown
     assert "sst" not in shown
     assert all(line.isprintable() for line in lines)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_no_loopback_address_of_a_hub_is_asked_through_a_proxy(tmp_path: Path, server: FileServer) -> None:
+    with ExitStack() as stack:
+        hubs = []
+        for host in ("127.0.0.1", "127.8.9.10", "localhost", "::1"):
+            with suppress(OSError):  # not every machine has every one
+                hubs.append(stack.enter_context(FileServer(host=host)))
+        proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), server.url)
+        calls = [{"HF_ENDPOINT": each.url, "resolves": "1", **proxies} for each in hubs]
+        with python(ASK, HF_HOME=str(tmp_path), NO_PROXY="example.com") as process:
+            shown = "".join(process.communicate(json.dumps(calls), timeout=60))
+        assert shown.count("org/name at revision main: ") == len(hubs) > 1, shown
+        assert all(each.requests for each in hubs)
+        assert server.requests == []
 
 
 @pytest.mark.parametrize("token", ["hf_pssst\n", "hf_pssst ", "hf_pssst\r\nX: y", "hf_pssst\0", "hf_psssté"])
