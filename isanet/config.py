@@ -28,8 +28,10 @@ PREPROCESSING = {"short_edge", "long_edge", "mean", "std"}
 MAX_BLOCK = 128
 """Largest block, in positions along an axis: 1024 pixels. A map is padded to whole blocks, so it bounds memory too."""
 
-MAX_CLASSES = 2**16
-"""More would not fit a 16-bit label map."""
+MAX_CLASSES = 4096
+"""The largest known label space, ADE20K-Full, has 3,688. Time and memory of an image grow with the classes, which cost
+a file only a few numbers each: 65,536 in 5 MB kept one image of 512 x 512 busy for many minutes.
+"""
 
 _DERIVED: Any = None  # the default of what is derived from other arguments
 
@@ -94,8 +96,9 @@ class ISANetConfig:
             raise ValueError("ISANet needs num_classes or classes")
         if isinstance(names, str):
             raise ValueError(f"classes must be a list of names, not the single text {names!r}")
-        if count is not None and (type(count) is not int or not 1 <= count <= MAX_CLASSES):
+        if count is not None and (type(count) is not int or count < 1):
             raise ValueError(f"num_classes must be a whole number from 1 to {MAX_CLASSES}, got {count!r}")
+        check_class_count(len(names or ()) if count is None else count)
         names = numbered_classes(count or 0) if names is None else list(names)
         count = len(names) if count is None else count
         if not all(isinstance(name, str) for name in (*names, self.backbone, self.label_space or "")):
@@ -145,6 +148,15 @@ class ISANetConfig:
             "palette": [list(color) for color in self.palette],
             "preprocessing": None if self.preprocessing is None else dict(self.preprocessing),
         }
+
+
+def check_class_count(count: int) -> None:
+    """Refuse more than `MAX_CLASSES`, with a ValueError that says what they would cost."""
+    if count > MAX_CLASSES:
+        raise ValueError(
+            f"num_classes must be a whole number from 1 to {MAX_CLASSES}, got {count}: at {4 * 128 * 128:,} bytes each "
+            f"(1/8 of 1024 x 1024, float32), the logits of one image would take {count * 4 * 128 * 128 / 1e9:.1f} GB"
+        )
 
 
 def numbered_classes(count: int) -> list[str]:

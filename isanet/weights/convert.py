@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from isanet._text import listed
-from isanet.config import BACKBONES, EXPANSION
+from isanet.config import BACKBONES, EXPANSION, check_class_count
 from isanet.errors import CheckpointFormatError, CheckpointMismatchError
 
 ATTENTIONS = {"global_relation": "long_range", "local_relation": "short_range"}
@@ -67,7 +67,7 @@ MAX_NAME = 200
 """Most characters of a tensor's name."""
 
 MAX_CHANNELS = 2**16
-"""Most channels or classes that an architecture inferred from shapes may have."""
+"""Most channels that an architecture inferred from shapes may have."""
 
 WRAPPERS = ("model", "state_dict")
 """Keys under which training frameworks keep the weights, beside the optimizer's state, counters and averages."""
@@ -197,8 +197,9 @@ def infer_architecture(state: Mapping[str, Tensor]) -> dict[str, Any]:
         backbone = next((name for name, known in BACKBONES.items() if known == blocks), None)
         if backbone is None:
             raise CheckpointMismatchError(f"no known backbone has {blocks} blocks; known are {BACKBONES}")
+        check_class_count(num_classes := state["classifier.weight"].shape[0])
         channels = {
-            "num_classes": state["classifier.weight"].shape[0],
+            "num_classes": num_classes,
             "width": state["backbone.layer1.0.conv3.weight"].shape[0] // EXPANSION,
             "head_channels": value[0],
             "key_channels": state["long_range.key_project.0.conv.weight"].shape[0],
@@ -211,6 +212,8 @@ def infer_architecture(state: Mapping[str, Tensor]) -> dict[str, Any]:
         return {"backbone": backbone, **channels, "value_bias": "long_range.value_project.bias" in state}
     except (KeyError, IndexError) as error:
         raise CheckpointMismatchError(f"cannot infer the architecture: no usable tensor {error}") from error
+    except ValueError as error:
+        raise CheckpointMismatchError(str(error)) from error
 
 
 def _describe(value: object) -> str:

@@ -244,6 +244,7 @@ def test_align_corners_keeps_the_corners() -> None:
         ({}, "num_classes or classes"),
         ({"num_classes": 0}, "from 1 to"),
         ({"num_classes": 10**9}, "from 1 to"),
+        ({"classes": [f"class {i}" for i in range(4097)]}, r"got 4097: .* would take 0\.3 GB"),
         ({"classes": []}, "different names"),
         ({"num_classes": 2, "classes": ["one"]}, "2 different names"),
         ({"classes": ["one", "one"]}, "different names"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import subprocess
 import sys
@@ -153,6 +154,23 @@ def test_mmsegmentations_files_and_their_notes(tmp_path: Path) -> None:
 def test_wrong_calls_are_named(tiny: FileServer, source: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         isanet.from_pretrained(source, **options)
+
+
+@pytest.mark.parametrize("form", ["torch", "folder"])
+def test_more_classes_than_any_label_space_has_are_refused(tmp_path: Path, form: str) -> None:
+    """A few MB of classifier would keep a single image busy for many minutes."""
+    state = tiny_zoo.upstream_state()
+    heads = ("decoder.1.weight", "decoder.1.bias", "auxiliary_decoder.4.weight", "auxiliary_decoder.4.bias")
+    state |= {name: torch.zeros(65536, *state[name].shape[1:]) for name in heads}
+    path = tmp_path / "many.pth"
+    path.write_bytes(tiny_zoo.saved(state))
+    if form == "folder":
+        convert_file(tiny_zoo.upstream_file(tmp_path), path := tmp_path / "folder")
+        config = json.loads((path / "config.json").read_text())
+        del config["classes"], config["palette"]
+        (path / "config.json").write_text(json.dumps({**config, "num_classes": 65536}))
+    with pytest.raises(isanet.CheckpointError, match=r"from 1 to 4096, got 65536: .* would take 4\.3 GB"):
+        isanet.from_pretrained(path)
 
 
 @pytest.mark.parametrize(
