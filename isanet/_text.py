@@ -16,8 +16,15 @@ MAX_LINE = 2000
 
 
 def clean(text: str) -> str:
-    """One line without control characters and lone surrogates; each of those becomes U+FFFD."""
+    """One line without control characters and lone surrogates, each of which becomes U+FFFD, and without C++ traces."""
+    text = without_trace(text)
     return "".join(char if char.isprintable() else "\ufffd" for char in " ".join(text.split()))
+
+
+def without_trace(text: str) -> str:
+    """A message of torch without the C++ stack trace that may follow it."""
+    message, raised, trace = text.partition("Exception raised from ")
+    return message.rstrip() if raised and "(most recent call first)" in trace else text
 
 
 def shortened(name: str, length: int = 32) -> str:

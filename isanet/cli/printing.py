@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from isanet._text import MAX_LINE, shortened
+from isanet._text import MAX_LINE, shortened, without_trace
 from isanet.errors import MirrorsExhaustedError, OfflineError
 
 
@@ -32,5 +32,6 @@ def megabytes(size: int) -> str:
 
 def _clean_lines(text: str) -> str:
     return "\n".join(
-        " " * (len(line) - len(line.lstrip(" "))) + shortened(line, MAX_LINE) for line in text.splitlines()
+        " " * (len(line) - len(line.lstrip(" "))) + shortened(line, MAX_LINE)
+        for line in without_trace(text).splitlines()
     )

@@ -24,6 +24,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from isanet._files import looks_like
+from isanet._text import clean
 from isanet.errors import CheckpointError, CheckpointFormatError, CheckpointMismatchError
 from isanet.weights.torchfile import (
     LEGACY_MAGIC,
@@ -144,7 +145,7 @@ def read_safetensors(file: File) -> tuple[dict[str, Tensor], dict[str, str]]:
         if end != len(data):
             raise ValueError(f"{len(data) - end:,} bytes belong to no tensor")
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
-        raise CheckpointFormatError(f"{file.name}: broken safetensors header ({str(error)[:500]})") from error
+        raise CheckpointFormatError(f"{file.name}: broken safetensors header ({clean(str(error))[:500]})") from error
     return tensors, metadata
 
 

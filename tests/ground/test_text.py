@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import logging
 import math
 
 import pytest
 
 from isanet._text import aligned, clean, display_width, listed, percent, percent_number, plural, shortened
+from isanet.cli.printing import LogFormatter, error_text
 
 
 @pytest.mark.parametrize(
@@ -56,3 +58,18 @@ def test_columns_of_wide_characters_and_combining_marks_are_aligned() -> None:
     assert lines == ["class  IoU", "道路     5", "e\u0301te\u0301    100"]
     assert {display_width(line) for line in lines} == {10}
     assert aligned([["a", "b", ""], ["aa", "bb", "c"]], left=2) == ["a   b", "aa  bb  c"]
+
+
+TRACE = """shape '[2]' is invalid for input of size 3
+Exception raised from infer_size_impl at InferSize.h:99 (most recent call first):
+frame #0: c10::Error::Error(c10::SourceLocation, std::string) + 0x57 (0x7f01 in libc10.so)
+C++ CapturedTraceback:
+#4 std::_Function_handler from Logging.cpp:0"""
+
+
+def test_traces_of_cpp_are_cut() -> None:
+    assert clean(TRACE) == "shape '[2]' is invalid for input of size 3"
+    assert error_text(RuntimeError(TRACE)) == "shape '[2]' is invalid for input of size 3"
+    record = logging.LogRecord("isanet", logging.WARNING, "", 0, "a.png: %s", (TRACE,), None)
+    assert LogFormatter().format(record) == "isanet: a.png: shape '[2]' is invalid for input of size 3"
+    assert clean("Exception raised from the dead") == "Exception raised from the dead"
