@@ -129,11 +129,13 @@ def _guarded_client(factory: Callable[[], Any]) -> Any:
 def _check_answer(response: Any) -> None:
     """Refuse what huggingface_hub would use as it comes, in this thread's calls from here.
 
-    It stores files under whatever ETag it is given, and reads the bodies of refusals and redirects whole.
+    It stores files under whatever ETag it is given, and reads the bodies of refusals and redirects whole. Files that
+    are offered by Xet too come by plain HTTP, so that what is held here holds for them.
     """
     if not getattr(_THREAD, "calls", False):
         return
     headers, head = response.headers, response.request.method == "HEAD"
+    headers.pop("X-Xet-Hash", None)
     tag = headers.get("X-Linked-ETag") or headers.get("ETag", "")
     if head and not re.fullmatch(r'(?:W/)?"?[0-9A-Za-z_.+=-]{0,200}"?', tag):
         raise NetworkError(f"refused: the ETag {shortened(tag)!r} is no name for a file")

@@ -31,7 +31,7 @@ from isanet.weights.partfile import Limits
 from tests.helpers import tiny_zoo
 from tests.helpers.disk import full_at
 from tests.helpers.file_server import FileServer, raw
-from tests.helpers.hub_server import HubServer
+from tests.helpers.hub_server import HubServer, Reply
 from tests.helpers.processes import python
 from tests.model.test_model import tiny as tiny_model
 
@@ -128,7 +128,7 @@ def test_offline(
     monkeypatch.setenv(variable, "1")
     asked = len(hub.requests)
     assert same(isanet.from_pretrained(repo_id), model)
-    with pytest.raises(isanet.OfflineError, match="load it once online"):
+    with pytest.raises(isanet.OfflineError, match=f"^org/never-seen .*, and {variable} is set; load it once online"):
         isanet.from_pretrained("org/never-seen")
     with pytest.raises(isanet.OfflineError, match="cannot push"):
         model.push_to_hub(repo_id, token=hub.token)
@@ -358,6 +358,23 @@ def test_a_hub_that_names_a_file_elsewhere_is_refused(
     if tag != "..":
         assert "is no name for a file" in str(caught.value)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_xet_offers_too_comes_by_http(
+    hub: HubServer, repo_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: FileServer
+) -> None:
+    hub.add_repo(repo_id, files_of(model := tiny_model(), tmp_path / "model"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
+    answer = hub.answer
+
+    def offers_xet(method: str, target: str, *rest: Any) -> Reply:
+        reply = answer(method, target, *rest)
+        xet = {"X-Xet-Hash": "0" * 64, "X-Xet-Refresh-Route": f"{server.url}/token"}
+        return reply._replace(headers={**reply.headers, **xet}) if target.endswith("model.safetensors") else reply
+
+    monkeypatch.setattr(hub, "answer", offers_xet)
+    assert same(isanet.from_pretrained(repo_id), model)
+    assert server.requests == []
 
 
 def test_only_our_calls_are_guarded(
