@@ -75,7 +75,8 @@ class Segmenter:
             first of another size.
         max_memory: Bytes that the maps in the network may take, beyond weights, image and labels; by default 4 GiB.
             What needs more goes through in bands of rows, with the same labels; what needs more still (beyond 40
-            megapixels in float32), in overlapping windows. Models that cannot be optimized have no limit.
+            megapixels in float32), in overlapping windows. Models that cannot be optimized have no limit. An image so
+            wide that a single row of labels would need more is refused.
 
     Attributes:
         model: The model.

@@ -164,7 +164,8 @@ def iou_chart(
         )  # fmt: skip
     absent = [labels[index].replace("  ", "\u00a0") for index, value in enumerate(iou) if math.isnan(value)]
     if absent:
-        text = textwrap.fill(f"absent from ground truth and prediction: {', '.join(absent)}", 80 * len(figure.axes))
+        names_absent = ", ".join(absent[:200]) + (", …" if len(absent) > 200 else "")
+        text = textwrap.fill(f"absent from ground truth and prediction: {names_absent}", 80 * len(figure.axes))
         figure.text(0, -0.45 / height, text, ha="left", va="top", **_style(8.5))
     return figure
 

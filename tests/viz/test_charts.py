@@ -64,6 +64,10 @@ def test_absent_classes_are_named_below_the_bars() -> None:
     figure = iou_chart(IOU, CLASSES, generic_palette(4))
     (text,) = [text.get_text() for text in figure.texts if "absent" in text.get_text()]
     assert text.replace("\xa0", " ") == "absent from ground truth and prediction: sky 2, boat 3"
+    chart = iou_chart([math.nan] * 5000, [str(index) for index in range(5000)], [(0, 0, 0)] * 5000)
+    (text,) = [text.get_text() for text in chart.texts if "absent" in text.get_text()]
+    assert len(text) < 5000
+    assert text.endswith("…")
 
 
 @pytest.mark.parametrize("steps", [1, 2, 400])
