@@ -63,22 +63,27 @@ def read_file(path: Path) -> File:
         OSError: It cannot be read.
     """
     with open(path, "rb", opener=_open_nonblocking) as file:
-        before = os.fstat(file.fileno())
-        if not stat.S_ISREG(before.st_mode):
-            raise CheckpointFormatError(f"{path} is not a regular file; copy its content to one first")
-        size = file.seek(0, io.SEEK_END)
-        if size > MAX_FILE_BYTES:
-            raise CheckpointFormatError(f"{path} has {size:,} bytes; no ISANet has over {MAX_FILE_BYTES:,}")
-        file.seek(0)
-        data, digest, read = np.empty(size, dtype=np.uint8), sha256(), 0
-        with ThreadPoolExecutor(max_workers=1) as hashing:  # hashes one chunk while the next is read
-            for start in range(0, size, _CHUNK_BYTES):
-                chunk = data[start : start + _CHUNK_BYTES]
-                read += file.readinto(chunk)  # type: ignore[arg-type]
-                hashing.submit(digest.update, chunk.data)
-        after = os.fstat(file.fileno())
-        if read != size or (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
-            raise CheckpointFormatError(f"{path} was changed while it was read; try again when nothing writes to it")
+        return read_open_file(file, path)
+
+
+def read_open_file(file: io.BufferedReader | io.FileIO, path: Path) -> File:
+    """As `read_file`, but of a file that is open; `path` is its name for messages."""
+    before = os.fstat(file.fileno())
+    if not stat.S_ISREG(before.st_mode):
+        raise CheckpointFormatError(f"{path} is not a regular file; copy its content to one first")
+    size = file.seek(0, io.SEEK_END)
+    if size > MAX_FILE_BYTES:
+        raise CheckpointFormatError(f"{path} has {size:,} bytes; no ISANet has over {MAX_FILE_BYTES:,}")
+    file.seek(0)
+    data, digest, read = np.empty(size, dtype=np.uint8), sha256(), 0
+    with ThreadPoolExecutor(max_workers=1) as hashing:  # hashes one chunk while the next is read
+        for start in range(0, size, _CHUNK_BYTES):
+            chunk = data[start : start + _CHUNK_BYTES]
+            read += file.readinto(chunk)  # type: ignore[arg-type]
+            hashing.submit(digest.update, chunk.data)
+    after = os.fstat(file.fileno())
+    if read != size or (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+        raise CheckpointFormatError(f"{path} was changed while it was read; try again when nothing writes to it")
     return File(str(path), data, digest.hexdigest())
 
 

@@ -4,7 +4,7 @@
     deadline = deadline_from_now()
     for url in addresses(urls):
         with failures.of(url), fetch(url, folder, sha256=sha256, max_size=max_size, deadline=deadline) as fetched:
-            return use(fetched.path)
+            return use(fetched.file)
     raise failures.error()
 
 Nothing here trusts the other side: whole files are hashed while they are written, sizes are bounded before and during
@@ -48,12 +48,14 @@ class Fetched:
 
     Attributes:
         path: The temporary file.
+        file: The same, still open; another user who may write to the folder can put something else at its path.
         url: Where it came from, redacted.
         sha256: Its hash.
         size: Its size in bytes.
     """
 
     path: Path
+    file: io.FileIO
     url: str
     sha256: str
     size: int
@@ -141,8 +143,7 @@ def fetch(
             part = PartFile(file, folder, sha256, size, max_size, limits, deadline, bar)
             (_copy if local else http.download)(url, part)
             part.verify()
-        file.close()  # before others open it: Windows is strict
-        yield Fetched(path, redacted(url), part.digest.hexdigest(), part.size)
+        yield Fetched(path, file, redacted(url), part.digest.hexdigest(), part.size)
 
 
 class Failures:
@@ -223,7 +224,7 @@ def _temporary_file(folder: Path) -> Iterator[tuple[io.FileIO, Path]]:
     except OSError as error:
         raise write_error(folder, error) from error
     try:
-        with io.FileIO(descriptor, "wb") as file:  # unbuffered: a full disk shows at the write
+        with io.FileIO(descriptor, "rb+") as file:  # unbuffered: a full disk shows at the write
             yield file, Path(name)
     finally:
         with suppress(OSError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Container, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -277,11 +278,16 @@ def _fetch(weights: Released, step: Fetch, *, progress: bool | None, keep: bool)
         ):
             loaded = _convert_fetched(weights, fetched, expected)
             if keep:
+                target = folder / weights.file_names[0]
                 try:
-                    fetched.path.chmod(cache.record_path(weights.name).stat().st_mode)  # it was private so far
-                    fetched.path.replace(folder / weights.file_names[0])
+                    if os.chmod in os.supports_fd:  # it was private so far
+                        os.chmod(fetched.file.fileno(), cache.record_path(weights.name).stat().st_mode)  # noqa: PTH101
+                    fetched.file.close()  # Windows renames no open file
+                    fetched.path.replace(target)
                 except OSError as error:
-                    raise cache.write_error(folder, error) from error
+                    raise CacheError(
+                        f"{weights.name} is cached, but its released file cannot be kept as {target}: {error.strerror}"
+                    ) from error
             return loaded
     failure = failures.error()
     if expected and not weights.sha256 and isinstance(failure, IntegrityError | MirrorsExhaustedError):
@@ -303,7 +309,7 @@ def _state(weights: Released) -> str:
 
 def _convert_fetched(weights: Released, fetched: download.Fetched, expected: str | None) -> Loaded:
     try:
-        file = checkpoint.read_file(fetched.path)
+        file = checkpoint.read_open_file(fetched.file, fetched.path)
     except OSError as error:
         raise CacheError(f"cannot read {fetched.path}, which has just been fetched: {error.strerror}") from error
     if file.sha256 != fetched.sha256:

@@ -702,6 +702,42 @@ def test_an_offline_error_says_what_is_missing_why_and_what_helps(
 
 
 @posix
+@pytest.mark.parametrize("swap", ["swept", "link", "file"])
+def test_what_takes_the_place_of_a_running_download_is_neither_read_nor_changed(
+    tiny: FileServer, home: Path, tmp_path: Path, good: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch, swap: str
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(VICTIM)
+    victim.chmod(0o600)
+    convert_fetched = released._convert_fetched
+
+    def swapped(weights: Any, fetched: Any, expected: Any) -> Any:
+        fetched.path.unlink()
+        if swap == "link":
+            fetched.path.symlink_to(victim)
+        elif swap == "file":
+            fetched.path.write_bytes(other_version())
+        return convert_fetched(weights, fetched, expected)
+
+    monkeypatch.setattr(released, "_convert_fetched", swapped)
+    if swap == "swept":
+        with pytest.raises(isanet.CacheError, match="cached, but its released file cannot be kept"):
+            released.load(isanet.model_info(NAME), keep=True)
+    else:
+        released.load(isanet.model_info(NAME), keep=True)
+    assert same(isanet.from_pretrained(NAME).state_dict(), good)
+    assert (victim.read_bytes(), victim.stat().st_mode & 0o777) == (VICTIM, 0o600)
+
+
+def test_a_folder_where_the_released_file_should_be_kept_is_named(tiny: FileServer, home: Path) -> None:
+    (home / FILE_NAME).mkdir(parents=True)
+    with pytest.raises(isanet.CacheError, match=f"is cached, but .*{FILE_NAME}: Is a directory"):
+        released.load(isanet.model_info(NAME), keep=True)
+    released.verify(isanet.model_info(NAME))
+    assert not list(home.glob("*.part"))
+
+
+@posix
 @pytest.mark.parametrize("exists", [True, False])
 @pytest.mark.parametrize("planted", ["record", "converted", "kept", "lock"])
 def test_a_link_planted_in_the_cache_is_never_written_through(
