@@ -10,6 +10,7 @@ import io
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from isanet._version import __version__
@@ -40,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logger.addHandler(handler)
     earlier_level = logger.level
     logger.setLevel(logging.DEBUG if options.debug else logging.WARNING if options.quiet else logging.INFO)
+    warnings.filterwarnings("ignore", module="PIL")  # a line for each damaged tag; the image is read or refused anyway
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name may not be valid text
     try:

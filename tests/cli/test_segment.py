@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import threading
@@ -272,6 +273,16 @@ def test_false_facts_of_a_model_are_noticed_before_the_first_image(
     assert run("segment", "images", "--model", "false", "--labels", "--ids") == 1
     assert "is not the configuration of an ISANet" in capsys.readouterr().err
     assert not list(Path("segmented").iterdir())
+
+
+def test_damaged_exif_does_not_flood_the_terminal(work: Path, shell: dict[str, str]) -> None:
+    exif = b"MM\0*\0\0\0\x08" + struct.pack(">H", 5000)
+    exif += b"".join(struct.pack(">HHII", 10_000 + tag, 7, 40_000, 8) for tag in range(5000)) + bytes(4)
+    photo = Image.open("images/0.png")
+    photo.save("images/0.png", exif=b"Exif\0\0" + exif)
+    command = [sys.executable, "-m", "isanet.cli", "--quiet", "segment", "images/0.png", "--model", "model"]
+    result = subprocess.run(command, env=shell, capture_output=True, timeout=60)
+    assert (result.returncode, result.stderr) == (0, b"")
 
 
 def test_class_names_of_an_untrusted_model_are_cleaned(
