@@ -82,13 +82,13 @@ def test_quiet_works_before_and_after_the_command(
 
 
 def test_running_out_of_memory_is_one_line(
-    tiny: FileServer, work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny: FileServer, voc: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 9 GiB")
 
     monkeypatch.setattr("isanet.inference.fast.network.FastISANet.coarse_logits", full)
-    assert run("segment", "images", "--model", tiny_zoo.NAME) == 1
+    assert run("evaluate", voc, "--model", tiny_zoo.NAME, "--workers", "0") == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("isanet: error: CUDA out of memory. Tried")
     assert "--batch-size 1" in last
