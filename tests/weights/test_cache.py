@@ -670,6 +670,27 @@ def test_two_versions_of_the_converter_share_a_cache_without_fetching_in_turns(
     assert names(home) == set()
 
 
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_the_first_copy_is_logged_and_recorded_once(
+    tiny: FileServer, home: Path, caplog: pytest.LogCaptureFixture, by_hand: bool
+) -> None:
+    upstream = tiny.files[f"/{FILE_NAME}"]
+    assert isinstance(upstream, bytes)
+    if by_hand:
+        home.mkdir()
+        (home / FILE_NAME).write_bytes(upstream)
+    digest = sha256(upstream).hexdigest()
+    for _ in range(2):
+        isanet.from_pretrained(NAME)
+        cache.clear(NAME)
+    (logged,) = [entry.getMessage() for entry in caplog.records if "first copy" in entry.getMessage()]
+    assert logged.startswith(f"first copy of {NAME}: ")
+    assert digest in logged
+    recorded = cache.read_record(NAME)
+    assert recorded is not None
+    assert recorded.source_sha256 == digest
+
+
 def test_what_one_version_recorded_binds_the_others(
     tiny: FileServer, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
