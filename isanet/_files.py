@@ -1,8 +1,8 @@
 """Files that appear whole or not at all, and what files of the wrong kind look like.
 
 A temporary file is created beside the target, exclusively, written and brought to the disk through its one
-descriptor, and renamed. So a crash leaves the old file or the new one, and a link planted under either name is
-replaced, never followed.
+descriptor, and renamed. So a crash leaves the old file or the new one, and a link planted under either name, before or
+meanwhile, is never followed.
 """
 
 from __future__ import annotations
@@ -67,6 +67,8 @@ def _temporary_file(folder: Path) -> Iterator[BinaryIO]:
 def _sync_and_close(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
+    if not os.path.samestat(os.fstat(file.fileno()), os.lstat(file.name)):  # others may write to the folder too
+        raise OSError(errno.ESTALE, f"something else was put in the place of {file.name}")
     file.close()  # Windows renames no open file
 
 

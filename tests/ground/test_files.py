@@ -98,6 +98,30 @@ def test_a_planted_link_is_replaced_and_not_followed(
 
 
 @posix
+@pytest.mark.parametrize("swap", ["link", "file"])
+def test_what_is_put_in_the_place_of_the_temporary_file_is_not_taken(tmp_path: Path, swap: str) -> None:
+    """By another user of a folder that a group shares."""
+    victim, target = tmp_path / "victim", tmp_path / "target"
+    victim.write_bytes(VICTIM)
+    target.write_bytes(b"old")
+
+    def write() -> None:
+        with atomic_write(target) as file:
+            Path(file.name).unlink()
+            if swap == "link":
+                Path(file.name).symlink_to(victim)
+            else:
+                Path(file.name).write_bytes(b"another")
+            file.write(b"new")
+
+    with pytest.raises(OSError, match="something else was put"):
+        write()
+    assert names(tmp_path) == {"victim", "target"}
+    assert not target.is_symlink()
+    assert (victim.read_bytes(), target.read_bytes()) == (VICTIM, b"old")
+
+
+@posix
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664), (0o027, 0o640)])
 def test_the_users_umask_holds(tmp_path: Path, umask: int, mode: int) -> None:
     before = os.umask(umask)
