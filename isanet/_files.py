@@ -55,7 +55,7 @@ def atomic_write_all(files: Iterable[tuple[Path, bytes | memoryview]]) -> None:
 def _temporary_file(folder: Path) -> Iterator[BinaryIO]:
     """A new file under the user's umask, unlike those of the module tempfile; removed, if it was not renamed."""
     path = folder / f".isanet-{secrets.token_hex(8)}.part"
-    file = path.open("xb")
+    file = path.open("x+b")
     try:
         yield file
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -251,11 +250,9 @@ def _cache(options: argparse.Namespace) -> int:
 def _pack(options: argparse.Namespace) -> int:
     from isanet.zoo import archive
 
-    records = archive.pack(options.names, options.output, overwrite=options.force)
-    with options.output.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    print(f"{options.output}: {', '.join(records)}; {options.output.stat().st_size:,} bytes,")
-    print(f"  sha256 {digest}")
+    packed = archive.pack(options.names, options.output, overwrite=options.force)
+    print(f"{options.output}: {', '.join(packed.names)}; {packed.size:,} bytes,")
+    print(f"  sha256 {packed.sha256}")
     print(f"On the other machine: isanet install {options.output.name}")
     return 0
 

@@ -29,9 +29,9 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from datetime import datetime
 from functools import partial
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -59,7 +59,15 @@ MAX_TEXT = 1000
 log = logging.getLogger("isanet")
 
 
-def pack(names: Iterable[str], target: str | os.PathLike[str], *, overwrite: bool = False) -> dict[str, Record]:
+class Packed(NamedTuple):
+    """An archive that was written: its models, its hash and its size in bytes."""
+
+    names: list[str]
+    sha256: str
+    size: int
+
+
+def pack(names: Iterable[str], target: str | os.PathLike[str], *, overwrite: bool = False) -> Packed:
     """Write an archive of released models, for `install` on a machine without a network.
 
     Models that are not cached are fetched. Packaged models are left out, because every isanet has them. The same cache
@@ -69,9 +77,6 @@ def pack(names: Iterable[str], target: str | os.PathLike[str], *, overwrite: boo
         names: Models, or backbones such as "resnet50_v1c".
         target: The archive to write.
         overwrite: Replace an existing file.
-
-    Returns:
-        The records of the packed models, by name.
 
     Raises:
         ValueError: A name is unknown, there is nothing to pack or too much, or `target` is in the cache folder.
@@ -99,14 +104,17 @@ def pack(names: Iterable[str], target: str | os.PathLike[str], *, overwrite: boo
     if needed > zipfile.ZIP64_LIMIT - (64 << 10) * len(chosen):
         raise ValueError(f"an archive holds at most 2 GiB, these models have {needed:,} bytes; pack fewer into one")
     records, sizes = dict[str, Record](), dict[str, int]()
-    with output_errors(path), atomic_write(path) as output, zipfile.ZipFile(output, "w", allowZip64=False) as archive:
-        for weights in chosen:
-            records[weights.name], file = released.read_verified(weights)
-            _add_entry(archive, f"{weights.name}.safetensors", file.data.data)
-            sizes[weights.name] = len(file.data)
-        models = {name: {"size": sizes[name], "record": asdict(record)} for name, record in records.items()}
-        _add_entry(archive, INDEX, json.dumps({"schema": SCHEMA, "models": models}, indent=1).encode())
-    return records
+    with output_errors(path), atomic_write(path) as output:
+        with zipfile.ZipFile(output, "w", allowZip64=False) as archive:
+            for weights in chosen:
+                records[weights.name], file = released.read_verified(weights)
+                _add_entry(archive, f"{weights.name}.safetensors", file.data.data)
+                sizes[weights.name] = len(file.data)
+            models = {name: {"size": sizes[name], "record": asdict(record)} for name, record in records.items()}
+            _add_entry(archive, INDEX, json.dumps({"schema": SCHEMA, "models": models}, indent=1).encode())
+        output.seek(0)  # what was written is hashed, not what may lie at the path later
+        packed = Packed(list(records), file_digest(output, "sha256").hexdigest(), output.tell())  # type: ignore[arg-type]
+    return packed
 
 
 def _add_entry(archive: zipfile.ZipFile, name: str, data: bytes | memoryview) -> None:

@@ -145,7 +145,9 @@ def test_an_existing_archive_is_kept(archive: Path, tiny: FileServer, capsys: py
 
 
 def test_the_same_cache_gives_the_same_bytes(tiny: FileServer, tmp_path: Path) -> None:
-    archives.pack([NAME], tmp_path / "a.zip")
+    packed = archives.pack([NAME], tmp_path / "a.zip")
+    written = (tmp_path / "a.zip").read_bytes()
+    assert packed == ([NAME], sha256(written).hexdigest(), len(written))
     archives.pack([NAME, NAME], tmp_path / "b.zip")
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
 
