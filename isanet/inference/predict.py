@@ -133,7 +133,8 @@ def not_finite(name: object, precision: str) -> IsanetError:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether Python, torch or a device has said that there is not enough memory."""
     text = str(error).lower()
-    words = ("out of memory", "not enough memory", "can't allocate", "bad_alloc")
+    # The last is oneDNN's, which does not say why: in a network that ran before, it is memory
+    words = ("out of memory", "not enough memory", "can't allocate", "bad_alloc", "could not create a primitive")
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(word in text for word in words))
 
 

@@ -410,6 +410,7 @@ def test_bad_image_raises_after_the_results_before_it(tmp_path: Path, batch_size
     assert not reading_threads()
 
 
+ONEDNN = "could not create a primitive"
 OUT_OF_MEMORY = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory"
 
 
