@@ -8,7 +8,7 @@ image is in the total and in the list of images, or in neither: while one is par
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,13 @@ from torch import Tensor
 
 from isanet._files import keep_existing, output_errors, write_output
 from isanet._processes import Processes
-from isanet.errors import OutputError
+from isanet.errors import CheckpointError, OutputError
 from isanet.evaluation.boundary import BoundaryScore
 from isanet.evaluation.metrics import ConfusionMatrix
+from isanet.weights.checkpoint import read_file
+
+MAX_PROGRESS_BYTES = 1 << 28
+"""Largest file of counts that is read: a million images of 255 classes need a third of it."""
 
 
 @dataclass(frozen=True, order=True)
@@ -82,11 +86,13 @@ class Counts:
             for index, miou, pixel_accuracy, ignored in document["images"]
         ]
         confusion = torch.tensor(document["confusion"], dtype=torch.int64).reshape(self.matrix.matrix.shape)
+        if (confusion < 0).any():
+            raise ValueError("negative counts")
         self.matrix.matrix += confusion.to(self.matrix.matrix.device)
         if self.boundary is not None:
             total, count = document["boundary"]
-            self.boundary.total += torch.tensor(total, dtype=self.boundary.total.dtype)
-            self.boundary.count += torch.tensor(count, dtype=self.boundary.count.dtype)
+            for own, values in ((self.boundary.total, total), (self.boundary.count, count)):
+                own += torch.tensor(values, dtype=own.dtype).reshape(own.shape)
         self.images += images
         self.seconds = max(self.seconds, float(document["seconds"]))
 
@@ -106,40 +112,53 @@ class Progress:
         folder: Of the report.
         rank: Of the process.
         run: What identifies the evaluation, as JSON values: counts are taken up only by an identical one.
+
+    Attributes:
+        overwrite: Whether the run began with the permission to replace what it did not write.
     """
+
+    overwrite = False
 
     def __init__(self, folder: Path, rank: int, run: Mapping[str, Any]) -> None:
         self.folder = folder
         self.path = folder / f"progress-{rank}.json"
         self.run = run
 
-    def resume(self, counts: Counts, *, overwrite: bool) -> bool:
-        """In the first process: add what an interrupted run counted, and return whether there was one.
+    def resume(self, counts: Counts, outputs: Iterable[Path], known: Set[int], *, overwrite: bool) -> bool:
+        """In the first process: add what an interrupted run counted, and return whether files may be replaced.
 
-        With `overwrite`, a finished report and earlier counts are discarded instead.
+        With `overwrite`, a finished report and earlier counts are discarded instead. An interrupted run that began so
+        keeps that permission.
+
+        Args:
+            counts: Get what was counted.
+            outputs: What the evaluation will write; where none was interrupted, nothing of it may exist.
+            known: Indices of the images to evaluate.
+            overwrite: Start over.
 
         Raises:
-            OutputError: The folder has a report, or counts of another or an unreadable run, which were kept; or it
-                cannot be written.
+            OutputError: The folder has a report, or counts of another or an unreadable run, or an output exists. All
+                is kept then, and nothing was written. Or the folder cannot be written.
         """
-        finished = self.folder / "report.json"
+        finished, done = self.folder / "report.json", set[int]()
         with output_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if overwrite:
-                finished.unlink(missing_ok=True)
-                self.clear()
-        keep_existing(finished, overwrite=False)
-        files = sorted(self.folder.glob("progress-*.json"), key=lambda path: -path.stat().st_size)
-        done: set[int] = set()
-        for path in files:
+            files = sorted(self.folder.glob("progress-*.json"), key=lambda path: -path.lstat().st_size)
+        self.overwrite = overwrite
+        for path in () if overwrite else files:
             try:
-                document = json.loads(path.read_text(encoding="utf-8"))
+                document = json.loads(read_file(path, MAX_PROGRESS_BYTES).data.tobytes())
                 same = document.pop("run") == self.run
                 indices = {int(image[0]) for image in document["images"]}
+                if same and not indices <= known:
+                    raise ValueError("it counts an image that is none of the dataset's")
                 if same and not indices & done:  # else its counts were already added to another file
                     counts.add_json(document)
                     done |= indices
-            except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+                self.overwrite |= document["overwrite"] is True
+            except (
+                CheckpointError, OSError, ValueError, LookupError, TypeError,
+                RuntimeError, AttributeError, OverflowError,
+            ) as error:  # fmt: skip
                 raise OutputError(
                     f"{path} cannot be read ({error}) and was kept; --force (overwrite=True) counts from the start"
                 ) from error
@@ -148,18 +167,24 @@ class Progress:
                     f"{path} has the counts of another run (another model, dataset, file or argument) and was kept; "
                     "use another folder, or --force (overwrite=True)"
                 )
-        self.save(counts)  # even without counts: a folder that cannot be written is reported before the first image
-        for path in files:
-            if path != self.path:
-                path.unlink()
-        return bool(files)
+        for path in (finished, *(() if files else outputs)):
+            keep_existing(path, overwrite=self.overwrite)
+        with output_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.save(counts)  # even without counts: a folder that cannot be written is reported before the first image
+            for path in files:
+                if path != self.path:
+                    path.unlink(missing_ok=True)
+            finished.unlink(missing_ok=True)
+        return self.overwrite
 
     def save(self, counts: Counts) -> None:
         """Write the counts, or an OutputError; skipped while an image is partially counted."""
         if not counts.partial:
-            write_output(self.path, json.dumps({"run": self.run, **counts.to_json()}))
+            write_output(self.path, json.dumps({"run": self.run, "overwrite": self.overwrite, **counts.to_json()}))
 
     def clear(self) -> None:
         """Remove the files of all processes."""
-        for path in self.folder.glob("progress-*.json"):
-            path.unlink()
+        with output_errors(self.folder):
+            for path in self.folder.glob("progress-*.json"):
+                path.unlink(missing_ok=True)

@@ -98,14 +98,16 @@ def evaluate(
                 output=output, predictions=predictions, device=device, precision=precision,
             )
         )  # fmt: skip
-        done = processes.run_on_first(lambda: run.start(overwrite=overwrite))
+        done, replace = processes.run_on_first(lambda: run.start(overwrite=overwrite))
         if done:
             log.info("resuming: %d of %d images are already counted", len(done), len(run.indices))
         left = [index for index in run.indices if index not in done][processes.rank :: processes.world_size]
         readers = processes.loader_workers(run.segmenter.device) if workers is None else workers
         show_bar = progress if processes.rank == 0 else False
         with exact_float32(run.segmenter):
-            processes.run_on_all(lambda: run.count(left, batch_size=batch_size, workers=readers, show_bar=show_bar))
+            processes.run_on_all(
+                lambda: run.count(left, overwrite=replace, batch_size=batch_size, workers=readers, show_bar=show_bar)
+            )
             run.counts = run.counts.gathered(processes)
             report = run.report()
             if run.progress is not None and processes.rank == 0:

@@ -16,8 +16,8 @@ from isanet.datasets.base import SegmentationDataset
 from isanet.inference.segmenter import Segmenter
 from isanet.labels import IGNORED, LABEL_SPACES, Groups, LabelSpace, check_groups, custom_space, merged
 from isanet.model import ISANet
+from isanet.weights.hub import is_released
 from isanet.weights.manifest import Weights, load_manifest
-from isanet.zoo.released import read_cached
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,11 @@ def match_classes(model: ISANet, space: LabelSpace, mapping: Groups | None) -> M
 
 
 def published_entry(name: str | None, model: ISANet) -> Weights | None:
-    """The entry in the manifest that a model was loaded from; None if there is none or the classes are not its own."""
+    """The entry in the manifest of a model that says it is that one, if its weights are verified to be so."""
     entry = load_manifest().get(name or "")
-    return entry if entry is not None and LABEL_SPACES[entry.label_space].classes == model.classes else None
+    if entry is None or LABEL_SPACES[entry.label_space].classes != model.classes:
+        return None
+    return entry if is_released(model.state_dict(), model.config, entry.name) else None
 
 
 def why_incomparable(
@@ -93,8 +95,6 @@ def why_incomparable(
 ) -> Iterator[str]:
     """Each reason why the mIoU measured on `num_images` of a dataset does not compare with the published one."""
     published = entry.metrics
-    if not _has_weights_of(segmenter.model, entry):
-        yield "the weights are not the released ones: trained further, or not to be compared with them here"
     if (dataset.name, dataset.split) != (published["dataset"], published["split"]):
         measured = f"{dataset.name} {dataset.split}" if dataset.split else dataset.name
         yield f"published on {published['dataset']} {published['split']}, measured on {measured}"
@@ -110,12 +110,3 @@ def why_incomparable(
         yield f"computed in {segmenter.precision}"
     if mapping:
         yield "classes were merged or ignored"
-
-
-def _has_weights_of(model: ISANet, entry: Weights) -> bool:
-    """Whether a model, which may have been trained since it was loaded, equals the released one in the cache."""
-    cached = read_cached(entry)
-    if cached is None:
-        return False
-    own, released = model.state_dict(), cached.network.state_dict()
-    return all(torch.equal(own[name].cpu().to(value.dtype), value) for name, value in released.items())

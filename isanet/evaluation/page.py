@@ -92,10 +92,19 @@ def save_page(content: ReportContent, folder: Path, worst_images: Iterable[Worst
     `worst_images`, in the order of `content.worst`, are taken one at a time. Without any, their scores are listed.
 
     Raises:
+        ValueError: The prediction of a worst image has another size than its ground truth, or a value that is no class.
         OutputError: A file cannot be written.
     """
     sections, names = [], set()
     for number, worst in enumerate(worst_images, 1):
+        if (
+            worst.prediction.shape != worst.ground_truth.shape
+            or not _is_class(worst.prediction, len(content.classes)).all()
+        ):
+            raise ValueError(
+                f"the prediction of {shortened(worst.score.key)} must be of the size of its ground truth and hold "
+                f"classes, 0 to {len(content.classes) - 1}"
+            )
         written = _save_panels(content.palette, folder / "worst", number, worst)
         sections.append(_worst_section(content, number, worst, written))
         names |= set(written.values())

@@ -23,6 +23,9 @@ from isanet.evaluation.metrics import ConfusionMatrix
 from isanet.evaluation.page import ImageScore, ReportContent, WorstImage, save_page
 from isanet.viz import charts
 
+REPORT_FILES = ("index.html", "confusion.png", "classes.png", "report.json")
+"""What `Report.save` writes beside the folder worst/."""
+
 SCHEMA = 1
 """Version of the layout of report.json."""
 
@@ -290,6 +293,7 @@ class Report:
                 of one.
 
         Raises:
+            ValueError: The prediction of a worst image has another size than its ground truth, or no classes.
             OutputError: A file cannot be written.
         """
         folder = Path(folder)

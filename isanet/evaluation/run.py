@@ -33,7 +33,8 @@ from isanet.errors import DatasetError, IsanetError, OutputError
 from isanet.evaluation.counting import Counts, Progress
 from isanet.evaluation.matching import Match, match_classes, published_entry, why_incomparable
 from isanet.evaluation.page import ImageScore, WorstImage
-from isanet.evaluation.report import Report
+from isanet.evaluation.report import REPORT_FILES, Report
+from isanet.images.masks import open_mask
 from isanet.images.reading import RGBImage
 from isanet.inference.predict import not_finite, prepare
 from isanet.inference.segmentation import Segmentation
@@ -41,6 +42,7 @@ from isanet.inference.segmenter import Segmenter
 from isanet.labels import Groups
 from isanet.model import ISANet
 from isanet.protocols import Protocol
+from isanet.weights.manifest import load_manifest
 
 NUM_WORST = 8
 """How many images the report shows: those with the lowest mIoU."""
@@ -109,15 +111,33 @@ class EvaluationRun:
         result: dict[str, Any] = json.loads(json.dumps(run, default=list))
         return result
 
-    def start(self, *, overwrite: bool) -> set[int]:
-        """In the first process: start or resume, and return the indices of the images that are already counted."""
-        resumed = self.progress is not None and self.progress.resume(self.counts, overwrite=overwrite)
-        if self.label_map_folder is not None:
-            create_folders(self.label_map_folder, self.dataset.keys, overwrite=overwrite or resumed)
-        return {image.index for image in self.counts.images}
+    def start(self, *, overwrite: bool) -> tuple[set[int], bool]:
+        """In the first process: start or resume.
 
-    def count(self, indices: list[int], *, batch_size: int, workers: int, show_bar: bool | None) -> None:
+        All outputs are looked at before anything is saved: saved progress lets the same call resume.
+
+        Returns:
+            The indices of the images that are already counted, and whether files of others may be replaced.
+        """
+        folder, keys = self.label_map_folder, [self.dataset.keys[index] for index in self.indices]
+        outputs = [] if folder is None else [folder / f"{key}.png" for key in keys]
+        if self.progress is not None:
+            pages = [self.progress.folder / name for name in REPORT_FILES]
+            overwrite = self.progress.resume(self.counts, [*pages, *outputs], {*self.indices}, overwrite=overwrite)
+        else:
+            for path in outputs:
+                keep_existing(path, overwrite=overwrite)
+        if folder is not None:
+            create_folders(folder, keys, overwrite=True)
+        return {image.index for image in self.counts.images}, overwrite
+
+    def count(
+        self, indices: list[int], *, overwrite: bool, batch_size: int, workers: int, show_bar: bool | None
+    ) -> None:
         """Predict and count images; whatever ends it, what was counted is saved."""
+        self.overwrite = overwrite
+        if self.progress is not None:
+            self.progress.overwrite = overwrite
         images: Any = DataLoader(
             PreparedImages(self.dataset, self.match, self.segmenter),
             batch_size=None,
@@ -157,7 +177,18 @@ class EvaluationRun:
         labels, model = prediction.cpu().numpy(), self.segmenter.model
         no_image = np.zeros((*labels.shape, 3), np.uint8)
         result = Segmentation(labels, model.classes, model.palette, no_image, label_space=model.label_space)
-        result.for_server().save(path)
+        result = result.for_server()
+        if not self.overwrite and os.path.lexists(path):  # written before a kill, or by somebody else
+            try:
+                same = np.array_equal(np.asarray(open_mask(path)), result.labels)
+            except DatasetError:
+                same = False
+            if not same:
+                raise OutputError(
+                    f"{path} exists, is not what this evaluation writes, and was kept; move it away and repeat the call"
+                )
+            return
+        result.save(path)
 
     def _save_interrupted(self) -> None:
         """Save after an error or Ctrl-C; a failure to save is logged and does not hide it."""
@@ -190,6 +221,11 @@ class EvaluationRun:
             notes.append(
                 f"{len(left_out)} of the model's classes are none of the dataset's and were left out of the argmax: "
                 f"{listed(left_out)}"
+            )
+        if entry is None and self.name in load_manifest():
+            notes.append(
+                f"the weights are not the released ones of {self.name}, or cannot be compared with them here, so no "
+                "published figure is shown"
             )
         boundary = None
         if counts.boundary is not None:

@@ -55,25 +55,25 @@ SAFETENSORS_DTYPES = {
 }
 
 
-def read_file(path: Path) -> File:
+def read_file(path: Path, max_bytes: int = MAX_FILE_BYTES) -> File:
     """Read a file once, whole, and hash what was read.
 
     Raises:
-        CheckpointFormatError: It is not a regular file, is larger than `MAX_FILE_BYTES`, or changed while it was read.
+        CheckpointFormatError: It is not a regular file, is larger than `max_bytes`, or changed while it was read.
         OSError: It cannot be read.
     """
     with open(path, "rb", opener=_open_nonblocking) as file:
-        return read_open_file(file, path)
+        return read_open_file(file, path, max_bytes)
 
 
-def read_open_file(file: io.BufferedReader | io.FileIO, path: Path) -> File:
+def read_open_file(file: io.BufferedReader | io.FileIO, path: Path, max_bytes: int = MAX_FILE_BYTES) -> File:
     """As `read_file`, but of a file that is open; `path` is its name for messages."""
     before = os.fstat(file.fileno())
     if not stat.S_ISREG(before.st_mode):
         raise CheckpointFormatError(f"{path} is not a regular file; copy its content to one first")
     size = file.seek(0, io.SEEK_END)
-    if size > MAX_FILE_BYTES:
-        raise CheckpointFormatError(f"{path} has {size:,} bytes; no ISANet has over {MAX_FILE_BYTES:,}")
+    if size > max_bytes:
+        raise CheckpointFormatError(f"{path} has {size:,} bytes; at most {max_bytes:,} are read")
     file.seek(0)
     data, digest, read = np.empty(size, dtype=np.uint8), sha256(), 0
     with ThreadPoolExecutor(max_workers=1) as hashing:  # hashes one chunk while the next is read

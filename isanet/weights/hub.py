@@ -21,12 +21,14 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies_environment
 
+import torch
 from torch import Tensor
 
 from isanet._files import atomic_write_all, given_path
 from isanet._text import clean, shortened
 from isanet.errors import (
     CacheError,
+    CheckpointError,
     CheckpointFormatError,
     IntegrityError,
     IsanetError,
@@ -35,8 +37,8 @@ from isanet.errors import (
     OutputError,
 )
 from isanet.protocols import PROTOCOLS
-from isanet.weights import checkpoint, download
-from isanet.weights.manifest import load_manifest
+from isanet.weights import cache, checkpoint, download
+from isanet.weights.manifest import load_manifest, packaged_path
 from isanet.weights.partfile import Limits
 from isanet.weights.url import is_loopback, redacted
 
@@ -258,7 +260,8 @@ def save_pretrained(
         "config.json": (json.dumps(config, indent=1) + "\n").encode(),
     }
     if new_card or not (path / "README.md").exists():
-        files["README.md"] = model_card(config, provenance, repo_id).encode()
+        verified = is_released(state, config, provenance.get("name", ""))
+        files["README.md"] = model_card(config, provenance, repo_id, verified=verified).encode()
     try:
         path.mkdir(parents=True, exist_ok=True)
         atomic_write_all((path / name, data) for name, data in files.items())
@@ -313,24 +316,51 @@ def serialized(state: Mapping[str, Tensor], config: Mapping[str, Any], provenanc
     return checkpoint.serialize(tensors, {**provenance, "config": json.dumps(config)})
 
 
+def is_released(state: Mapping[str, Tensor], config: Mapping[str, Any], name: str) -> bool:
+    """Whether tensors and config are those of a released model: of its verified file in the cache or package."""
+    released = load_manifest().get(name)
+    if released is None:
+        return False
+    record, path = cache.read_record(name), cache.cached_file(name)
+    expected = record.file_sha256 if record and record.source_sha256.startswith(released.known_digits) else None
+    if released.packaged:
+        path, expected = packaged_path(name), released.sha256
+    try:
+        file = checkpoint.read_file(path) if path and expected else None
+        if file is None or file.sha256 != expected:
+            return False
+        tensors, _ = checkpoint.read_safetensors(file)
+    except (OSError, CheckpointError):
+        return False
+    same = {**released.architecture, "preprocessing": released.preprocessing, "label_space": released.label_space}
+    return (
+        tensors.keys() == state.keys()
+        and all(torch.equal(state[key].cpu().to(value.dtype), value) for key, value in tensors.items())
+        and all(config.get(key) == value for key, value in same.items())
+    )
+
+
 # --- the model card -----------------------------------------------------------------------------------------
 
 
-def model_card(config: Mapping[str, Any], provenance: Mapping[str, str], repo_id: str = "ORG/NAME") -> str:
+def model_card(
+    config: Mapping[str, Any], provenance: Mapping[str, str], repo_id: str = "ORG/NAME", *, verified: bool = False
+) -> str:
     """The README.md of a model folder: what the model is, where it came from, how to use it.
 
-    Class names and provenance may come from untrusted files: they are cleaned and escaped.
+    Class names and provenance may come from untrusted files: they are cleaned and escaped. A published figure and a
+    license are stated only of weights that were `verified` to be the released ones that the provenance names.
     """
-    released = load_manifest().get(provenance.get("name", ""))
+    released = load_manifest().get(provenance.get("name", "")) if verified else None
     front = ["library_name: isanet", "pipeline_tag: image-segmentation", "tags:", "- isanet", "- semantic-segmentation"]
     origin = "Where its weights came from is not recorded."
     if released is not None:
         front += ["license: apache-2.0", "datasets:", f"- {released.metrics['dataset'].lower().replace(' ', '-')}"]
         origin = (
-            f"Its weights started from `{released.name}`, trained on {released.metrics['dataset']} "
+            f"Its weights are those of `{released.name}`, trained on {released.metrics['dataset']} "
             f"({released.recipe['train_split']}), whose published mIoU on {released.metrics['split']} is "
-            f"{100 * released.metrics['miou']:.2f} % ({PROTOCOLS[released.metrics['protocol']].text}). "
-            f"If they were trained further, that number does not apply.\n\nLicense: {released.license}."
+            f"{100 * released.metrics['miou']:.2f} % ({PROTOCOLS[released.metrics['protocol']].text})."
+            f"\n\nLicense: {released.license}."
         )
     elif "trained_on" in provenance:
         origin = _training(provenance)

@@ -165,3 +165,18 @@ def test_torchrun(voc: Path, shell: dict[str, str]) -> None:
     )  # one process reports for all
     report = isanet.evaluate("model", isanet.datasets.VOC2012(voc), workers=0)
     assert torch.equal(isanet.Report.load("evaluated").confusion, report.confusion)
+
+
+@pytest.mark.parametrize("there", ["maps/{}.png", "evaluated/index.html", "evaluated/confusion.png"])
+def test_a_second_call_never_overwrites_what_the_first_refused_to(
+    tiny: FileServer, voc: Path, capsys: pytest.CaptureFixture[str], there: str
+) -> None:
+    existing = Path(there.format(isanet.datasets.VOC2012(voc).keys[-1]))
+    existing.parent.mkdir()
+    existing.write_text("somebody else's")
+    before = sorted(Path().glob("[em]*/**"))
+    for _ in range(2):
+        assert run("evaluate", voc, "--model", tiny_zoo.NAME, "--workers", "0", "--predictions", "maps") == 1
+        assert f"{existing} exists and was kept" in capsys.readouterr().err
+        assert sorted(Path().glob("[em]*/**")) == before, "nothing was made"
+    assert existing.read_text() == "somebody else's"

@@ -356,3 +356,58 @@ def test_a_killed_run_resumes_with_any_number_of_processes(
 def _counted(tmp_path: Path) -> list[int]:
     """How many images each process has counted."""
     return [len(json.loads(path.read_text())["images"]) for path in (tmp_path / "out").glob("progress-*.json")]
+
+
+def test_a_resumed_run_replaces_only_what_it_wrote(
+    model: Any, cityscapes: datasets.SegmentationDataset, tmp_path: Path
+) -> None:
+    dataset = InterruptedCityscapes(cityscapes.root, "val")
+    dataset.at = 4
+    call: dict[str, Any] = {"output": tmp_path / "out", "predictions": tmp_path / "maps"}
+    with pytest.raises(KeyboardInterrupt):
+        quick_evaluate(model, dataset, **call)
+    dataset.at = -1
+    other = tmp_path / "maps" / f"{dataset.keys[5]}.png"
+    other.write_bytes(b"somebody else's")
+    for _ in range(2):
+        with pytest.raises(OutputError, match="is not what this evaluation writes"):
+            quick_evaluate(model, dataset, **call)
+        assert other.read_bytes() == b"somebody else's"
+    other.unlink()
+    report = quick_evaluate(model, dataset, **call)
+    assert torch.equal(report.confusion, quick_evaluate(model, cityscapes).confusion)
+
+
+@pytest.mark.parametrize(
+    "change", ["pipe", "folder", "large", "nested", "infinite", "negative", "unknown image", "list"]
+)
+def test_counts_that_are_no_counts_are_kept_and_named(
+    model: Any,
+    cityscapes: datasets.SegmentationDataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: str,
+) -> None:
+    dataset, output = InterruptedCityscapes(cityscapes.root, "val"), tmp_path / "out"
+    dataset.at = 3
+    with pytest.raises(KeyboardInterrupt):
+        quick_evaluate(model, dataset, output=output)
+    dataset.at = -1
+    path = output / "progress-0.json"
+    document = json.loads(path.read_text())
+    if change == "unknown image":
+        document["images"][0][0] = 10**9
+    elif change == "negative":
+        document["confusion"][0][0] = -1
+    elif change == "infinite":
+        document["images"][0][0] = float("inf")
+    path.write_text({"nested": "[" * 100_000, "list": "[1]"}.get(change) or json.dumps(document))
+    if change == "large":
+        monkeypatch.setattr("isanet.evaluation.counting.MAX_PROGRESS_BYTES", 100)
+    elif change in ("pipe", "folder"):
+        path.unlink()
+        (os.mkfifo if change == "pipe" else os.mkdir)(path)
+    before = path.read_bytes() if path.is_file() else None
+    with pytest.raises(OutputError, match=r"progress-0.json cannot be read .* and was kept"):
+        quick_evaluate(model, dataset, output=output)
+    assert (path.read_bytes() if path.is_file() else None) == before

@@ -531,6 +531,38 @@ def test_a_card_shows_untrusted_texts_literally() -> None:
         assert r'{"a\"b": 0.41, ...}' in card
 
 
+LINES = (
+    "```\n# T",
+    "</pre><img src=x>",
+    "\n---\nlicense: mit\n---\n",
+    "[x](javascript:alert)",
+    "\u202egnp",
+    "~~~",
+    "| a |",
+)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_untrusted_text_becomes_markup(seed: int) -> None:
+    random = np.random.default_rng(seed)
+
+    def text() -> str:
+        return "".join(random.choice(LINES, 1 + random.integers(6))) + "x" * int(random.choice([0, 60_000]))
+
+    keys = ("trained_on", "measured", "recipe", "started_from", "source", "backbone_source", "name")
+    provenance = {key: text() for key in random.choice(keys, 4, replace=False)}
+    card = model_card({**tiny_model().config, "classes": [text() for _ in range(3)]}, provenance)
+    assert len(card) < 30_000
+    front, _, body = card.removeprefix("---\n").partition("\n---\n")
+    assert "license" not in front
+    assert all(char.isprintable() for char in card.replace("\n", ""))
+    assert card.count("```") == (4 if "```json" in body else 2)
+    prose = re.sub(r"```.*?```|`[^`\n]*`", "", body, flags=re.DOTALL)
+    assert not re.search(r"(?<!\\)[<>]", re.sub("<(details|/?summary|/details)>", "", prose))
+    assert not re.search(r"(?<!\\)\]\(javascript", prose)
+    assert not re.search(r"^(#+ (?!ISANet)|---|~~~|===)", prose, re.MULTILINE)
+
+
 # --- model folders
 
 
