@@ -37,7 +37,7 @@ from isanet.training.optim import optimizer_and_schedule, update_average
 from isanet.training.outputs import history_csv, overlays, provenance, step_text, tracker_config, worst_images
 from isanet.training.plan import Plan
 from isanet.training.preflight import class_table, count_classes
-from isanet.training.state import STATE_FILE, HistoryRow, TrainingState, load_optimizer, read_state
+from isanet.training.state import STATE_FILE, HistoryRow, TrainingState, check_alike, load_optimizer, read_state
 from isanet.training.sync_norm import synchronized
 from isanet.viz.charts import to_png, training_chart
 from isanet.weights import checkpoint, hub
@@ -134,13 +134,17 @@ class Training:
                 "use another folder, or start over with overwrite=True (--force)"
             )
         try:
+            if state.step > self.plan.batches.steps or type(state.kept_step) not in (int, type(None)):
+                raise ValueError(f"it is of step {state.step} of {self.plan.batches.steps}")
             self.model.load_state_dict(checkpoint.fit_state_dict(state.model, self.model.state_dict()))
             if self.average is not None:
                 fitting = checkpoint.fit_state_dict(state.average or {}, self.average.state_dict())
                 self.average.load_state_dict(fitting)
             load_optimizer(self.optimizer, state.optimizer)
+            check_alike(state.schedule, self.schedule.state_dict())
             self.schedule.load_state_dict(state.schedule)
             if self.accelerator.scaler is not None:
+                check_alike(state.scaler, self.accelerator.scaler.state_dict())
                 self.accelerator.scaler.load_state_dict(state.scaler)
         except (CheckpointError, ValueError, LookupError, TypeError, RuntimeError) as error:
             raise CheckpointError(f"{path}: {error}; overwrite=True (--force) starts over") from error

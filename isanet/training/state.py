@@ -8,6 +8,7 @@ by the package's own reader, so that nothing in the file is ever run, and every 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,6 +83,12 @@ def read_state(path: Path) -> TrainingState:
         document = json.loads(metadata["training_state"])
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimizer": {}, "report": {}}
         history = tensors.pop("history")
+        if not history[:, :5].isfinite().all() or (history[:, 4] <= 0).any():
+            raise ValueError("the history has impossible values")
+        if [row[0] for row in history.tolist()] != list(range(1, len(history) + 1)):
+            raise ValueError("the history leaves out steps")
+        if not isinstance(document["run"], dict):
+            raise ValueError("it does not say of which run it is")
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")
             parts[part][rest] = tensor
@@ -100,7 +107,9 @@ def read_state(path: Path) -> TrainingState:
             average=parts["average"] or None,
             optimizer={"state": optimizer_state, "param_groups": document["param_groups"]},
         )
-    except (CheckpointError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (
+        CheckpointError, OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError, OverflowError
+    ) as error:  # fmt: skip
         raise CheckpointError(
             f"{path} cannot be read ({str(error).partition(chr(10))[0]}); "
             "overwrite=True (--force) discards it and starts over"
@@ -118,8 +127,30 @@ def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     count = sum(len(group["params"]) for group in optimizer.param_groups)
     if not all(0 <= number < count for number in state["state"]):
         raise ValueError("the optimizer has other parameters")
+    check_alike(state["param_groups"], optimizer.state_dict()["param_groups"])
     optimizer.load_state_dict(state)
     for parameter, values in optimizer.state.items():
         for name, value in values.items():  # copied in any case, because an optimizer writes into them
+            if value.shape not in (parameter.shape, ()) or not value.isfinite().all():
+                raise ValueError(f"the optimizer's {name} has impossible values, or another shape than its parameter")
             like = parameter if value.shape == parameter.shape else value
             values[name] = torch.empty_like(like, requires_grad=False).copy_(value)
+
+
+def check_alike(value: object, example: object) -> None:
+    """Check that plain values from a file have the form of an example: types, keys and lengths; numbers are finite.
+
+    Raises:
+        ValueError: They have not.
+    """
+    if isinstance(example, dict) and isinstance(value, dict) and value.keys() == example.keys():
+        pairs = [(value[key], example[key]) for key in example]
+    elif isinstance(example, list | tuple) and isinstance(value, list | tuple) and len(value) == len(example):
+        pairs = list(zip(value, example, strict=True))
+    else:
+        numbers = all(type(each) in (int, float) for each in (value, example))
+        if (type(value) is not type(example) and not numbers) or (numbers and not math.isfinite(value)):  # type: ignore[arg-type]
+            raise ValueError(f"{str(value)[:80]!r} stands where a value such as {str(example)[:80]!r} belongs")
+        return
+    for pair in pairs:
+        check_alike(*pair)
