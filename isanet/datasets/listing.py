@@ -87,18 +87,19 @@ def files_by_key(folder: Path, *endings: str) -> dict[str, Path]:
         endings: Compared without regard to case.
 
     Raises:
-        DatasetError: The folder is missing or cannot be read, a link in it leads back to it, or two files have the
+        DatasetError: The folder is missing or cannot be read, links lead to one folder twice, or two files have the
             same key.
     """
     if not folder.is_dir():
         above = next(parent for parent in folder.parents if parent.is_dir())
         raise DatasetError(f"there is no folder {folder}; {contents(above)}")
     found: dict[str, Path] = {}
+    seen: dict[Path, Path] = {}  # links that lead to one folder twice, and again from there, would double the walk
     lower = tuple(ending.lower() for ending in endings)
     for place, _, names in walk(folder):
         below = place.relative_to(folder)
-        if place.is_symlink() and any((folder / one).resolve() == place.resolve() for one in below.parents):
-            raise DatasetError(f"the link {place} leads back to a folder that it is in; remove it")
+        if (earlier := seen.setdefault(place.resolve(), place)) is not place:
+            raise DatasetError(f"{place} is the same folder as {earlier}, by a link; remove one of them")
         for name in names:
             ending = next((ending for ending in lower if name.lower().endswith(ending)), None)
             if ending is None:
@@ -136,6 +137,8 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
         DatasetError: The list is missing, not UTF-8 text, or empty.
     """
     try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
+            raise DatasetError(f"the list {path} is not a regular file")
         lines = path.read_text("utf-8-sig").splitlines()
     except FileNotFoundError as error:
         raise DatasetError(f"there is no list {path}") from error

@@ -62,12 +62,22 @@ def find_images(arguments: Iterable[str]) -> list[Path]:
         elif os.path.exists(argument) or not glob.has_magic(argument):  # noqa: PTH110
             images.append(path)
         else:
-            matches = sorted(Path(match) for match in glob.glob(argument, recursive=True))  # noqa: PTH207  a pattern may be absolute
-            files = [match for match in matches if match.is_file()]
+            files = sorted(match for match in _matches(path) if match.is_file())
             if not files:
                 raise ImageError(f"no file matches {argument!r}")
             images += files
     return list(dict.fromkeys(images))
+
+
+def _matches(pattern: Path) -> Iterable[Path]:
+    """What matches a glob pattern; hidden files only where it names them; "**" does not follow links to folders."""
+    if "**" not in pattern.parts:
+        return map(Path, glob.glob(str(pattern)))  # noqa: PTH207  a pattern may be absolute
+    start = Path(pattern.anchor)
+    deep = pattern.relative_to(start) / ("*" if pattern.name == "**" else "")
+    # Not glob.glob, which follows links here: two that lead to the folder that they are in would double the walk
+    found = start.glob(str(deep))
+    return (path for path in found if not any(part[0] == "." and part not in pattern.parts for part in path.parts))
 
 
 def plan_outputs(images: Sequence[Path], folder: Path, kinds: Sequence[str], *, overwrite: bool) -> OutputPlan:

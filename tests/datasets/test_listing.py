@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from isanet.datasets import ADE20K, VOC2012, Cityscapes, Folder
+from isanet.datasets import ADE20K, VOC2012, Cityscapes, Folder, listing, mask_check
 from isanet.datasets.mask_check import check_masks
 from isanet.errors import DatasetError
+from isanet.inference.outputs import find_images
 from tests.datasets.test_base import check
 from tests.helpers import replicas
 
@@ -31,7 +32,7 @@ def test_nested_folders_links_and_hidden_files(tmp_path: Path) -> None:
         (root / kind / "b").symlink_to(tmp_path / f"{kind} elsewhere", target_is_directory=True)
     check(Folder(root), replica)
     (root / "images" / "b" / "round").symlink_to(root / "images", target_is_directory=True)
-    with pytest.raises(DatasetError, match=r"link .*round leads back"):
+    with pytest.raises(DatasetError, match=r"round is the same folder as"):
         Folder(root)
 
 
@@ -137,3 +138,36 @@ def test_a_folder_below_one_that_cannot_be_read_is_an_error(tmp_path: Path, monk
         Folder(tmp_path / "a" / "b")
     with pytest.raises(DatasetError, match=r"/a/b cannot be read: .*Permission denied"):
         check_masks(tmp_path / "a" / "b")
+
+
+def test_chained_links_are_not_followed_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(40):  # 2**40 paths lead to the last one
+        (tmp_path / f"{i}").mkdir()
+        for name in "ab":
+            (tmp_path / f"{i}" / name).symlink_to(tmp_path / f"{i + 1}")
+    (tmp_path / "40").mkdir()
+    with pytest.raises(DatasetError, match="is the same folder as"):
+        listing.files_by_key(tmp_path / "0", ".png")
+    for name in "ab":
+        (tmp_path / "40" / name).symlink_to(".")
+    (tmp_path / "40" / "mask.png").touch()
+    assert len(mask_check._find(tmp_path / "0", "masks", None)) == 1
+    monkeypatch.chdir(tmp_path)
+    assert find_images(["40/**/*.png"]) == [Path("40/mask.png")]
+
+
+def test_a_pipe_is_no_list(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "train.txt")
+    with pytest.raises(DatasetError, match="not a regular file"):
+        listing.read_keys(tmp_path / "train.txt")
+
+
+def test_patterns_find_files_at_any_depth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.png", "b/c.png", "b/d/e.png", ".hidden/f.png", "b/.g.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    assert [str(path) for path in find_images(["**/*.png"])] == ["a.png", "b/c.png", "b/d/e.png"]
+    assert [str(path) for path in find_images(["b/**"])] == ["b/c.png", "b/d/e.png"]
+    assert find_images([f"{tmp_path}/**/d/*.png"]) == [tmp_path / "b/d/e.png"]
+    assert find_images(["*.png"]) == [Path("a.png")]
