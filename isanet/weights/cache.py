@@ -230,7 +230,7 @@ def lock(name: str) -> Iterator[None]:
     folder = home()
     try:
         create_shared_folder(folder)
-        mode = folder.stat().st_mode & 0o666  # who may write to the folder may lock in it
+        mode = 0o600 | folder.stat().st_mode & 0o666  # who may write to the folder may lock in it
         held = filelock.FileLock(folder / f"{name}.lock", timeout=LOCK_TIMEOUT, mode=mode)
         held.acquire()
     except filelock.Timeout as error:
