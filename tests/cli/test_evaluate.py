@@ -121,7 +121,7 @@ def test_ctrl_c_keeps_what_was_counted(voc: Path, shell: dict[str, str]) -> None
     call = [sys.executable, "-m", "isanet.cli", "evaluate", "voc", "--model", "model", "--predictions", "maps"]
     call += ["--workers", "1"]
     process = subprocess.Popen(call, env=shell, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not Path("maps").exists() or len(list(Path("maps").iterdir())) < 5:
         assert time.monotonic() < deadline
         assert process.poll() is None

@@ -99,7 +99,7 @@ def finished(process: subprocess.Popen[str], code: int = 0) -> str:
 
 
 def wait_for_step(process: subprocess.Popen[str], output: Path, step: int) -> None:
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:
         with suppress(FileNotFoundError):
             if len((output / "history.csv").read_text().splitlines()) > step:

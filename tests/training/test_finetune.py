@@ -28,7 +28,7 @@ def test_a_trained_model_is_loaded_used_and_published(
     splits: tuple[Folder, Folder], tmp_path: Path, hub: HubServer
 ) -> None:
     output = tmp_path / "runs" / "mine"
-    recipe = replace(RECIPE, epochs=20, lr=0.2, photometric=0.0)
+    recipe = replace(RECIPE, epochs=20, optimizer="adamw", lr=0.02, photometric=0.0)  # SGD gave 0.18 to 0.56
     run = train(tiny(), splits, output, recipe)
     assert run.report is not None
     assert run.report.miou == run.best == max(row["miou"] for row in run.history if row["miou"] is not None)
