@@ -6,6 +6,7 @@ untrusted files: each is cleaned and escaped here.
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from isanet._files import atomic_write, output_errors, write_output
+from isanet._files import output_errors, write_output
 from isanet._text import MAX_LINE, percent, percent_number, shortened
 from isanet.images.masks import Color
 from isanet.images.reading import RGBImage
@@ -250,9 +251,10 @@ def _save_panels(palette: Sequence[Color], folder: Path, number: int, worst: Wor
     written = {}
     for kind, panel in _panels(palette, worst).items():
         written[kind] = f"{number:02}_{stem}_{kind}.jpg"
-        path = folder / written[kind]
-        with output_errors(path), atomic_write(path) as file:
-            panel.save(file, format="JPEG", quality=88, subsampling=0)  # chroma would blur at the edges of classes
+        # Not into the file itself: Pillow's JPEG encoder does not notice when a full disk takes only a part of a write
+        stream = io.BytesIO()
+        panel.save(stream, format="JPEG", quality=88, subsampling=0)  # chroma would blur at the edges of classes
+        write_output(folder / written[kind], stream.getbuffer())
     return written
 
 
