@@ -149,7 +149,8 @@ def check_alike(value: object, example: object) -> None:
         pairs = list(zip(value, example, strict=True))
     else:
         numbers = all(type(each) in (int, float) for each in (value, example))
-        if (type(value) is not type(example) and not numbers) or (numbers and not math.isfinite(value)):  # type: ignore[arg-type]
+        alike = math.isfinite(value) if numbers else type(value) is type(example)  # type: ignore[arg-type]
+        if not alike or isinstance(value, dict | list):
             raise ValueError(f"{str(value)[:80]!r} stands where a value such as {str(example)[:80]!r} belongs")
         return
     for pair in pairs:

@@ -14,6 +14,7 @@ import torch
 from isanet.datasets import Folder
 from isanet.errors import CheckpointError
 from isanet.training.state import STATE_FILE, TrainingState, load_optimizer, read_state
+from isanet.weights.checkpoint import serialize
 from tests.helpers.training import RECIPE, tiny, train
 
 
@@ -93,3 +94,30 @@ def test_a_damaged_state_is_an_error(splits: tuple[Folder, Folder], tmp_path: Pa
         path.write_bytes(replace(state, optimizer={"state": {}, "param_groups": []}).to_bytes())
     with pytest.raises(CheckpointError, match=rf"{STATE_FILE}.*overwrite=True"):
         train(tiny(), splits, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "change", ["schedule", "lr", "momentum", "history", "steps", "run", "nested", "pipe", "folder"]
+)
+def test_a_state_with_impossible_values_is_an_error(splits: tuple[Folder, Folder], tmp_path: Path, change: str) -> None:
+    state = state_after_a_run(splits, tmp_path / "run")
+    path = tmp_path / "run" / STATE_FILE
+    groups, moments = state.optimizer["param_groups"], state.optimizer["state"]
+    changes: dict[str, dict[str, Any]] = {
+        "schedule": {"schedule": {**state.schedule, "step": "no method"}},
+        "lr": {"optimizer": {"state": moments, "param_groups": [{**group, "lr": "much"} for group in groups]}},
+        "momentum": {"optimizer": {"state": {0: {"momentum_buffer": torch.zeros(7)}}, "param_groups": groups}},
+        "history": {"history": [row._replace(images_per_second=0.0) for row in state.history]},
+        "steps": {"history": [row._replace(step=row.step + 1) for row in state.history]},
+        "run": {"run": []},
+    }
+    path.write_bytes(replace(state, **changes.get(change, {})).to_bytes())
+    if change == "nested":
+        path.write_bytes(serialize(state.model, {"training_state": "[" * 100_000}))
+    if change in ("pipe", "folder"):
+        path.unlink()
+        (os.mkfifo if change == "pipe" else os.mkdir)(path)
+    before = {file: file.read_bytes() for file in (tmp_path / "run").iterdir() if file.is_file()}
+    with pytest.raises(CheckpointError, match=rf"{STATE_FILE}.*overwrite=True"):
+        train(tiny(), splits, tmp_path / "run")
+    assert {file: file.read_bytes() for file in (tmp_path / "run").iterdir() if file.is_file()} == before
