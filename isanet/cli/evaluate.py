@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from isanet._text import clean
 from isanet.cli.options import (
     DATA,
     MODEL,
@@ -45,12 +46,15 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     dataset = datasets.open_dataset(options.root, options.split, **dataset_options(options))
     mapping = None if options.mapping is None else _read_mapping(options.mapping)
-    given = ("protocol", "device", "precision", "batch_size")
-    running: dict[str, Any] = {name: getattr(options, name) for name in given}
+    shared = ("protocol", "device", "precision", "batch_size")
+    running: dict[str, Any] = {name: getattr(options, name) for name in shared}
     running |= {"overwrite": options.force, "progress": False if options.quiet else None}
     if not dataset.has_masks and options.predictions is not None:
+        if given := [name for name in ("limit", "mapping", "boundary") if getattr(options, name)]:
+            options.wrong_call(f"{dataset} has no masks: its label maps are written without --{given[0]}")
         label_maps(options.model, dataset, options.predictions, **running)
-        print(f"{len(dataset)} label maps are in {options.predictions}; the ground truth of {dataset} is not published")
+        text = f"{len(dataset)} label maps are in {options.predictions}; the ground truth of {dataset} is not published"
+        print(clean(text))
         return 0
     distributed = torch.distributed.is_torchelastic_launched()
     if distributed:

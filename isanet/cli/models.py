@@ -155,6 +155,8 @@ def _download(options: argparse.Namespace) -> int:
 def _verify(options: argparse.Namespace) -> int:
     from isanet.zoo import publish, released
 
+    if options.manifest is not None and not options.pin:
+        options.wrong_call("--manifest is where --pin writes; pass --pin too")
     known = load_released()
     files = [name for name in dict.fromkeys(options.names) if name not in known and os.path.lexists(name)]
     names = [name for name in options.names if name not in files]

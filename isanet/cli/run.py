@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def add_command(name: str, run: Run, text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", parents=[anywhere])
-        added.set_defaults(run=run)
+        added.set_defaults(run=run, wrong_call=added.error)  # prints the usage and exits with 2
         return added
 
     for group in GROUPS:

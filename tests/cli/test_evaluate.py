@@ -100,6 +100,12 @@ def test_evaluate_your_own_folder(
         (("voc", "--model", tiny_zoo.NAME, "--classes", "a,b"), 1, "classes"),
         (("voc", "--model", tiny_zoo.NAME, "--protocol", "hole"), 2, "mmseg-slide-769"),
         (("voc", "--model", tiny_zoo.NAME, "--mapping", "none.json"), 1, "none.json"),
+        (
+            ("voc", "--model", tiny_zoo.NAME, "--split", "test", "--predictions", "m", "--limit", "1"),
+            2,
+            "without --limit",
+        ),
+        (("voc", "--model", tiny_zoo.NAME, "--split", "test", "--predictions", "m", "--boundary"), 2, "--boundary"),
     ],
 )
 def test_wrong_calls_of_evaluate(

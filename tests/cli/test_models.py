@@ -221,3 +221,9 @@ def test_every_converted_file_records_its_source(tiny: FileServer, work: Path) -
         metadata = checkpoint.read_safetensors(checkpoint.read_file(path))[1]
         assert {"source", "source_sha256", "layout", "converter_version"} <= set(metadata), path
     assert metadata["source"] == f"{tiny.url}/{tiny_zoo.FILE_NAME}"
+
+
+def test_a_manifest_without_pinning_is_a_wrong_call(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run("verify", "--manifest", "mine.json")
+    assert "--pin" in capsys.readouterr().err
