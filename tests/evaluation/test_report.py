@@ -15,7 +15,7 @@ from PIL import Image
 
 from isanet._text import display_width
 from isanet.errors import OutputError
-from isanet.evaluation.page import ImageScore
+from isanet.evaluation.page import ImageScore, WorstImage
 from isanet.evaluation.report import Report
 from isanet.labels import LABEL_SPACES
 from isanet.viz import charts
@@ -279,3 +279,10 @@ def test_a_folder_that_cannot_be_created_is_an_output_error(tmp_path: Path) -> N
     (tmp_path / "out").write_text("a file")
     with pytest.raises(OutputError, match=r"cannot write .*out"):
         make().save(tmp_path / "out")
+
+
+def test_a_prediction_that_is_no_class_is_named(tmp_path: Path) -> None:
+    image, labels = np.zeros((2, 3, 3), np.uint8), np.zeros((2, 3), np.uint8)
+    for prediction in (labels + 255, labels[:1]):
+        with pytest.raises(ValueError, match="the prediction of a/b must be"):
+            make().save(tmp_path, [WorstImage(ImageScore("a/b", 0.5, 0.5), image, prediction, labels)])

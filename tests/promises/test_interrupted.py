@@ -1,7 +1,8 @@
 """Fine-tuning, evaluating and segmenting, killed and out of disk space at random moments, and two in one folder.
 
 Afterwards every file is whole, and the next call ends with what an uninterrupted one gives, bit by bit. Each moment is
-a step that touches the output folder. `ISANET_MOMENTS=50` tries that many of each kind, not four, and on 200 images, not 20.
+a step that touches the output folder. `SOAK_MOMENTS=50` tries that many of each kind, not four, and on 200 images,
+not 20.
 """
 
 from __future__ import annotations
@@ -158,7 +159,7 @@ print(json.dumps({"steps": total, **counted}))
 
 @pytest.mark.parametrize("what", ["finetune", "evaluate", "segment"])
 def test_stopped_at_any_moment_the_next_call_ends_with_the_same(tmp_path: Path, what: str) -> None:
-    moments = int(os.environ.get("ISANET_MOMENTS", "4"))
+    moments = int(os.environ.get("SOAK_MOMENTS", "4"))
     write_data(tmp_path / "data", count=3, val=2)
     rng, count = np.random.default_rng(0), 200 if moments > 4 else 20
     for kind, shape in (("images", (count, 17, 24, 3)), ("masks", (count, 17, 24))):
