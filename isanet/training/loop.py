@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from isanet._files import atomic_write
 from isanet._processes import DeferredSignals, Processes, leave_signals
+from isanet._text import listed
 from isanet.errors import CheckpointError, IsanetError, OutputError
 from isanet.evaluation.evaluate import evaluate
 from isanet.evaluation.report import Report
@@ -103,7 +104,7 @@ class Training:
         log.info("pixels of each class, and images with it:\n%s", class_table(self.model.classes, shares))
         pixels = shares["training"][0]
         if absent := [name for index, name in enumerate(self.model.classes) if not pixels[index]]:
-            log.warning("no training mask has %s, so the model cannot learn it", ", ".join(absent))
+            log.warning("no training mask has %s, so the model cannot learn it", listed(absent))
         for path in leftovers:
             path.unlink()
         self._check_disk()

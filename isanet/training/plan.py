@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from isanet._processes import Processes
+from isanet._text import listed
 from isanet.datasets.base import SegmentationDataset
 from isanet.errors import DatasetError
 from isanet.evaluation.matching import match_classes
@@ -127,7 +128,7 @@ def _start_model(model: ISANet | str | os.PathLike[str], train: SegmentationData
         log.info(
             "%s has other classes: its classifiers are randomly initialized%s",
             os.fspath(model),
-            f", except for {', '.join(kept)}" if kept else "",
+            f", except for {listed(kept)}" if kept else "",
         )
     network.palette = train.palette
     known = LABEL_SPACES.get(train.label_space.name)
