@@ -6,6 +6,7 @@ Answers go to standard output; progress, warnings and errors go to standard erro
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import logging
 import os
@@ -59,6 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         smaller = "--set accumulate=2" if options.command == "finetune" else "--batch-size 1"
         hint = f"; try {smaller}, or --device cpu" if "out of memory" in str(error) else ""
+        if (
+            isinstance(error, OSError)
+            and error.filename is None
+            and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EIO)
+        ):
+            error = OSError(f"cannot write to standard output: {error.strerror}")  # files are named by their errors
         print(f"isanet: error: {error_text(error)}{hint}", file=sys.stderr)
         return 1
     finally:

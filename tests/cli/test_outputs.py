@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,3 +69,13 @@ def test_masks_that_vanish_while_they_are_checked_are_named(
     found = mask_check.check_masks(tmp_path / "data" / "masks", progress=False)
     assert (found.files, sum(found.formats.values()), len(found.unreadable)) == (4, 3, 1)
     assert "4 masks, 1 of them unreadable" in str(found)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_standard_output_is_named() -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "isanet.cli", "list"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 1
+    assert done.stderr == "isanet: error: cannot write to standard output: No space left on device\n"
