@@ -106,7 +106,7 @@ class Training:
         if absent := [name for index, name in enumerate(self.model.classes) if not pixels[index]]:
             log.warning("no training mask has %s, so the model cannot learn it", listed(absent))
         for path in leftovers:
-            path.unlink()
+            path.unlink(missing_ok=True)
         self._check_disk()
         self.save()  # now, because it is better to know at once that a disk is full or read-only
         self._write("recipe.json", (plan.recipe.to_json() + "\n").encode())
@@ -153,7 +153,8 @@ class Training:
         self.saved_step, self.kept_step, self.report = state.step, state.kept_step, state.report
         if self.first:
             for leftover in _leftovers(folder):
-                leftover.unlink()
+                leftover.unlink(missing_ok=True)
+            self._write_history()  # the run may have been killed between its state and this
         log.info("resuming after step %d of %d", self.step, self.plan.batches.steps)
 
     def save(self) -> None:
@@ -177,11 +178,14 @@ class Training:
             scaler=None if scaler is None else scaler.state_dict(),
         )
         self._write(STATE_FILE, state.to_bytes())
+        self._write_history()
+        self.saved_at, self.saved_step = time.monotonic(), self.step
+        self.save_pause = max(SAVE_EVERY, min(30 * (self.saved_at - started), 10 * SAVE_EVERY))
+
+    def _write_history(self) -> None:
         self._write("history.csv", history_csv(self.history))
         if self.history:
             self._write("curves.png", to_png(training_chart(self.history, self.plan.folder.resolve().name)))
-        self.saved_at, self.saved_step = time.monotonic(), self.step
-        self.save_pause = max(SAVE_EVERY, min(30 * (self.saved_at - started), 10 * SAVE_EVERY))
 
     def _write(self, name: str, data: bytes) -> None:
         path = self.plan.folder / name

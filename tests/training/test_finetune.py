@@ -255,3 +255,13 @@ def test_without_accelerate_the_extra_is_named(
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(IsanetError, match=r"isanet\[train\]"):
         train(tiny(), splits, tmp_path / "run")
+
+
+def test_a_resumed_run_completes_a_history_that_lags_behind_its_state(
+    splits: tuple[Folder, Folder], tmp_path: Path
+) -> None:
+    train(tiny(), splits, tmp_path / "run")
+    history = (tmp_path / "run" / "history.csv").read_bytes()
+    (tmp_path / "run" / "history.csv").write_bytes(history[:100])
+    train(tiny(), splits, tmp_path / "run")
+    assert (tmp_path / "run" / "history.csv").read_bytes() == history
