@@ -109,7 +109,6 @@ class Training:
             path.unlink(missing_ok=True)
         self._check_disk()
         self.save()  # now, because it is better to know at once that a disk is full or read-only
-        self._write("recipe.json", (plan.recipe.to_json() + "\n").encode())
 
     def _check_disk(self) -> None:
         """Make sure there is room; the first state is small, because the optimizer has none yet."""
@@ -154,7 +153,7 @@ class Training:
         if self.first:
             for leftover in _leftovers(folder):
                 leftover.unlink(missing_ok=True)
-            self._write_history()  # the run may have been killed between its state and this
+            self._write_records()  # the run may have been killed between its state and these
         log.info("resuming after step %d of %d", self.step, self.plan.batches.steps)
 
     def save(self) -> None:
@@ -178,11 +177,12 @@ class Training:
             scaler=None if scaler is None else scaler.state_dict(),
         )
         self._write(STATE_FILE, state.to_bytes())
-        self._write_history()
+        self._write_records()
         self.saved_at, self.saved_step = time.monotonic(), self.step
         self.save_pause = max(SAVE_EVERY, min(30 * (self.saved_at - started), 10 * SAVE_EVERY))
 
-    def _write_history(self) -> None:
+    def _write_records(self) -> None:
+        self._write("recipe.json", (self.plan.recipe.to_json() + "\n").encode())
         self._write("history.csv", history_csv(self.history))
         if self.history:
             self._write("curves.png", to_png(training_chart(self.history, self.plan.folder.resolve().name)))

@@ -257,11 +257,13 @@ def test_without_accelerate_the_extra_is_named(
         train(tiny(), splits, tmp_path / "run")
 
 
-def test_a_resumed_run_completes_a_history_that_lags_behind_its_state(
+def test_a_resumed_run_completes_the_files_that_lag_behind_its_state(
     splits: tuple[Folder, Folder], tmp_path: Path
 ) -> None:
     train(tiny(), splits, tmp_path / "run")
     history = (tmp_path / "run" / "history.csv").read_bytes()
     (tmp_path / "run" / "history.csv").write_bytes(history[:100])
+    (tmp_path / "run" / "recipe.json").unlink()
     train(tiny(), splits, tmp_path / "run")
     assert (tmp_path / "run" / "history.csv").read_bytes() == history
+    assert Recipe.from_json((tmp_path / "run" / "recipe.json").read_text()) == RECIPE
