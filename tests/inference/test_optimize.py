@@ -95,7 +95,7 @@ def test_bands_of_rows_give_what_the_whole_gives(variant: str, band: int, monkey
         close(fast.coarse_logits(x), model.coarse_logits(x), 1e-11)
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+@pytest.mark.parametrize("precision", PRECISIONS[1:])
 @torch.inference_mode()
 def test_bands_in_8_and_16_bits_too(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = tiny(), images(1, 3, 202, 131).float()
