@@ -2,11 +2,13 @@
 
 `TABLE` has the sentences of that document in its order, and below each how it is provoked (see provocations.py), what
 comes of it, and what the message names. After every call the same is checked: earlier files are as they were; a call
-that failed left no new file, one that succeeded no partial file; and it ended in time.
+that failed left no new file, one that succeeded no partial file; and it ended in time. What is promised in the last
+paragraph is provoked where it is kept: `ELSEWHERE` names the tests.
 """
 
 from __future__ import annotations
 
+import ast
 import email.utils
 import os
 import re
@@ -382,6 +384,81 @@ TABLE: dict[str, dict[str, Row]] = {
     "Ctrl-C leaves no half file.": {"in the middle": row(interrupted)},
 }  # fmt: skip
 
+ELSEWHERE: dict[str, tuple[str, ...]] = {
+    "Every text of a stranger (class names, file names, server phrases, addresses, metadata) is cleaned wherever "
+    "it reaches a terminal, a log, an HTML page, a model card (escaped, never markup) or a CSV, and cut to a "
+    "line's length.": (
+        "cli/test_segment.py::test_class_names_of_an_untrusted_model_are_cleaned",
+        "cli/test_printing.py::test_lines_are_cut",
+        "evaluation/test_page.py::test_names_and_keys_are_escaped",
+        "weights/test_hub.py::test_no_untrusted_text_becomes_markup",
+        "inference/test_outputs.py::test_names_of_outputs_are_printable_and_short_enough",
+        "ground/test_text.py::test_cleaned_text_is_one_printable_line",
+        "ground/test_text.py::test_traces_of_cpp_are_cut",
+        "weights/test_download.py::test_a_garbled_answer_is_one_short_line",
+    ),
+    "Errors of the Hub's client, of proxies and of the standard library's HTTP arrive as `DownloadError`.": (
+        "weights/test_hub.py::test_whatever_the_hub_does_is_one_line_and_leaves_no_part",
+        "weights/test_download.py::test_a_malformed_proxy_is_named_without_its_password",
+    ),
+    "Secrets are redacted also in addresses that are malformed.": (
+        "weights/test_download.py::test_an_unsafe_mirror_is_refused",
+        "weights/test_hub.py::test_malformed_proxies_and_endpoints_are_one_line_without_their_passwords",
+        "weights/test_hub.py::test_a_malformed_token_is_not_shown",
+        "cli/test_check.py::test_doctor_shows_no_password_of_a_malformed_address",
+    ),
+    "An output costs memory in proportion to its image: legends and sheets of extreme shapes are bounded, and "
+    "what one image cannot have (memory, disk, a bad header) is that image's failure, not the run's.": (
+        "inference/test_outputs.py::test_an_output_costs_memory_in_proportion_to_its_image",
+        "viz/test_sheet.py::test_any_size_of_image_gives_a_bounded_sheet",
+        "viz/test_sheet.py::test_previews_are_taken_one_at_a_time",
+        "cli/test_segment.py::test_a_large_image_is_written_before_the_next_is_segmented",
+        "cli/test_segment.py::test_what_one_image_cannot_have_does_not_stop_the_others",
+        "inference/test_segmenter.py::test_an_image_that_takes_more_memory_than_there_is_fails_alone",
+        "inference/test_segmenter.py::test_reading_without_memory_is_the_failure_of_that_image",
+    ),
+    "The size of an encoded file, of its tiles and of its ancillary chunks is bounded before a decoder sees them.": (
+        "images/test_reading.py::test_tiles_of_a_tiff_are_bounded_by_its_image",
+        "images/test_reading.py::test_tags_of_a_tiff_are_bounded_by_its_file",
+        "images/test_reading.py::test_a_file_larger_than_the_largest_image_is_refused",
+        "images/test_reading.py::test_a_small_file_takes_little_memory",
+    ),
+    "A second call never overwrites what the first refused to.": (
+        "cli/test_outputs.py::test_a_second_call_refuses_as_the_first",
+        "cli/test_evaluate.py::test_a_second_call_never_overwrites_what_the_first_refused_to",
+        "evaluation/test_run.py::test_a_resumed_run_replaces_only_what_it_wrote",
+    ),
+    "Resume state is safetensors and JSON, read by the project's own reader.": (
+        "training/test_state.py::test_an_untrusted_state_is_never_executed",
+        "training/test_state.py::test_a_damaged_state_is_an_error",
+        "training/test_state.py::test_a_state_with_impossible_values_is_an_error",
+        "evaluation/test_run.py::test_counts_that_are_no_counts_are_kept_and_named",
+    ),
+    "Files are written through the descriptor that was opened, never reopened by name.": (
+        "ground/test_files.py::test_what_is_put_in_the_place_of_the_temporary_file_is_not_taken",
+        "weights/test_cache.py::test_what_takes_the_place_of_a_running_download_is_neither_read_nor_changed",
+    ),
+    "Locks work for a group that shares a cache, on file systems without `flock`, and with clocks that disagree; "
+    "two versions of the package share one cache without fetching in turns.": (
+        "weights/test_cache.py::test_who_may_write_to_the_folder_may_lock_in_it",
+        "weights/test_cache.py::test_a_cache_made_in_the_folder_of_a_group_is_the_groups",
+        "weights/test_cache.py::test_without_locks_two_processes_end_with_one_good_file",
+        "weights/test_cache.py::test_a_clock_of_this_machine_that_is_wrong_sweeps_nothing",
+        "weights/test_cache.py::test_two_versions_of_the_converter_share_a_cache_without_fetching_in_turns",
+    ),
+    "CRCs of archives are checked; an unpinned body is never resumed on a date alone.": (
+        "weights/test_cache.py::test_a_damaged_file_put_there_by_hand_is_not_recorded",
+        "weights/test_checkpoint.py::test_a_flipped_bit_is_noticed_by_the_checksum",
+        "weights/test_download.py::test_an_unpinned_body_is_never_stitched_to_one_with_the_same_date",
+        "weights/test_download.py::test_only_a_strong_validator_allows_a_resume_and_a_date_only_where_the_hash_is_known",
+    ),
+    "Loopback addresses are never sent to a proxy.": (
+        "weights/test_download.py::test_loopback_is_never_sent_to_a_proxy",
+        "weights/test_hub.py::test_no_loopback_address_of_a_hub_is_asked_through_a_proxy",
+    ),
+    "Closed standard streams are no traceback.": ("cli/test_run.py::test_closed_standard_streams_are_no_traceback",),
+}
+
 
 # --- the tests ----------------------------------------------------------------------------------------------
 
@@ -394,9 +471,16 @@ def sentences(document: str) -> list[str]:
 
 def test_the_table_has_the_sentences_of_the_document() -> None:
     document = DOCUMENT.read_text(encoding="utf-8")
-    assert document.count("\n**") == 7
-    assert list(TABLE) == sentences(document)
+    assert document.count("\n**") == 8
+    assert [*TABLE, *ELSEWHERE] == sentences(document)
     assert all(TABLE.values())
+
+
+@pytest.mark.parametrize("test", [test for tests in ELSEWHERE.values() for test in tests])
+def test_what_is_promised_is_provoked_elsewhere(test: str) -> None:
+    path, _, name = test.partition("::")
+    module = ast.parse((Path(__file__).parents[1] / path).read_text(encoding="utf-8"))
+    assert name in {node.name for node in module.body if isinstance(node, ast.FunctionDef)}
 
 
 @pytest.fixture(scope="session")
