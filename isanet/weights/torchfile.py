@@ -339,6 +339,6 @@ def _unpickle(
     except Exception as error:  # a broken pickle may raise anything
         raise CheckpointFormatError(
             f"its pickle is broken, or has over {MAX_DESCRIPTION_BYTES:,} bytes "
-            f"({type(error).__name__}: {error}); fetch it again"
+            f"({type(error).__name__}: {clean(str(error))[:200]}); fetch it again"
         ) from error
     return contents, reader.requested, length

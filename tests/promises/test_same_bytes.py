@@ -30,7 +30,10 @@ from tests.helpers import tiny_zoo
 from tests.helpers.file_server import FileServer
 from tests.helpers.hub_server import HubServer
 
-LOADING = {"read_file", "read_checkpoint", "read_safetensors", "read_cached", "read_record", "_load_cached"}
+LOADING = {
+    *("read_file", "read_open_file", "read_checkpoint", "read_safetensors"),
+    *("read_cached", "read_record", "_read_record", "_load_cached"),
+}
 """The functions that stand between a path and its tensors."""
 
 
@@ -90,6 +93,7 @@ def overwritten(path: Path, data: bytes) -> None:
 def replaced(path: Path, data: bytes) -> None:
     other = path.with_name("other")
     other.write_bytes(data)
+    os.utime(other, (0, 0))  # a later change is seen even within one tick of the file system's clock
     other.replace(path)
 
 
