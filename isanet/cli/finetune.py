@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,7 +50,7 @@ def add_commands(add_command: AddCommand) -> None:
     add_dataset_options(finetune)
 
     check = add_command("check-masks", _check_masks, "check a folder of masks and suggest how to read it")
-    check.add_argument("folder", type=Path, metavar="DIR", help="folder of masks")
+    check.add_argument("folder", type=Path, metavar="DIR", help="folder of masks, or what a labelling tool exported")
     check.add_argument("--images", type=Path, metavar="DIR", help="images to compare sizes with")
     classes = "comma-separated names, a label space, or a number"
     check.add_argument("--classes", type=class_names_or_number, help=classes)
@@ -125,8 +126,16 @@ def _recipe(source: str | None, settings: Sequence[str]) -> Recipe:
 
 
 def _check_masks(options: argparse.Namespace) -> int:
+    from isanet.datasets.importing import survey
     from isanet.datasets.mask_check import check_masks
+    from isanet.datasets.opening import export_layouts, open_parts
 
+    if options.images is None and options.folder.is_dir() and export_layouts(options.folder):
+        if options.output is not None or options.classes is not None:
+            options.wrong_call(f"{options.folder} is an export, which is read without --output and --classes")
+        exported = survey(open_parts(options.folder))
+        print(json.dumps(asdict(exported), indent=1) if options.json else exported)
+        return 0
     classes = options.classes
     if isinstance(classes, str):
         classes = label_space(classes)

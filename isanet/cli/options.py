@@ -13,11 +13,12 @@ from isanet.protocols import PROTOCOLS
 PRECISIONS = ("float32", "bfloat16", "float16", "int8")
 """As in isanet.inference.fast.optimize, which would import torch."""
 
-LAYOUTS = ("auto", "voc", "ade20k", "cityscapes", "folder")
+EXPORTS = ("cvat", "roboflow", "supervisely", "label-studio", "labelme", "via", "coco")
+LAYOUTS = ("auto", "voc", "ade20k", "cityscapes", "folder", *EXPORTS)
 """As in `isanet.datasets.open_dataset`."""
 
 MODEL = "name in the zoo, org/name on the Hugging Face Hub, folder or file"
-DATA = "folder with VOC, ADE20K, Cityscapes, or your own images and masks"
+DATA = "folder with VOC, ADE20K, Cityscapes, your own images and masks, or what a labelling tool exported"
 DEVICE = "auto, cpu, cuda, cuda:1 or mps; default: auto"
 
 Run = Callable[[argparse.Namespace], int]
@@ -46,21 +47,28 @@ def add_inference_options(parser: argparse.ArgumentParser, precision: str, *, in
 
 
 def add_dataset_options(parser: argparse.ArgumentParser) -> None:
-    """Adds how a dataset is read."""
+    """Adds how a dataset is read, and by how many processes."""
     workers = "data loading processes; default: by cores and device"
     parser.add_argument("--workers", type=non_negative_int, metavar="N", help=workers)
+    add_reading_options(parser)
+
+
+def add_reading_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `isanet.datasets.open_dataset`."""
     parser.add_argument("--layout", default="auto", choices=LAYOUTS, help="dataset layout; default: detected")
     parser.add_argument("--sbd", metavar="DIR", help="folder with SBD, for VOC's trainaug split")
     add = parser.add_argument_group("your own images and masks").add_argument
     add("--classes", type=class_names, metavar="NAMES", help="comma-separated class names, or a label space")
     add("--ids", type=mask_values, metavar="VALUES", help="mask values of the classes: 1-150, 0,255 or official")
     add("--ignore", type=ignored_values, metavar="VALUES", help="mask values to ignore, or rest, or none; default: 255")
+    unlabeled = "what is not annotated in an export of a labelling tool; default: background"
+    add("--unlabeled", choices=("background", "ignored"), help=unlabeled)
     add("--colors", type=colors, help="mask colors of the classes: #ff0000,#00ff00 or a label space")
 
 
 def dataset_options(options: argparse.Namespace) -> dict[str, Any]:
-    """The keyword arguments of `isanet.datasets.open_dataset` for what `add_dataset_options` added."""
-    names = ("layout", "sbd", "classes", "ids", "ignore", "colors")
+    """The keyword arguments of `isanet.datasets.open_dataset` for what `add_reading_options` added."""
+    names = ("layout", "sbd", "classes", "ids", "ignore", "unlabeled", "colors")
     return {name: value for name in names if (value := getattr(options, name)) is not None}
 
 

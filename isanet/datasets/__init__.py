@@ -5,7 +5,9 @@ Paths come in; pairs of an RGB image and a mask of class indices go out, as PIL 
 """
 
 from isanet.datasets.base import Options, SegmentationDataset, Transforms
+from isanet.datasets.exported import Exported
 from isanet.datasets.folder import Folder
+from isanet.datasets.importing import import_masks
 from isanet.datasets.official import ADE20K, VOC2012, Cityscapes
 from isanet.datasets.opening import open_dataset, open_train_and_val
 from isanet.datasets.toystreets import ToyStreets
@@ -14,11 +16,13 @@ __all__ = [
     "ADE20K",
     "VOC2012",
     "Cityscapes",
+    "Exported",
     "Folder",
     "Options",
     "SegmentationDataset",
     "ToyStreets",
     "Transforms",
+    "import_masks",
     "open_dataset",
     "open_train_and_val",
 ]

@@ -82,6 +82,7 @@ class SegmentationDataset(VisionDataset):  # type: ignore[misc]
     expected_layout: ClassVar[str]
     """For messages: the folders that are expected in the root."""
     _colors: Colors | None = None
+    _rgb_palette: Colors | None = None
 
     def __init__(
         self,
@@ -178,11 +179,11 @@ class SegmentationDataset(VisionDataset):  # type: ignore[misc]
                 image, or holds a value that is neither a class nor ignored.
             ImageError: The image cannot be read.
         """
-        _, image_path, mask_path = self._samples[operator.index(index)]
+        name, image_path, mask_path = self._samples[operator.index(index)]
         image = read_image(image_path, max_pixels=self._max_pixels)
         if mask_path is None:
             return image, None
-        values = self._read_values(mask_path)
+        values = self._read_values(mask_path, name)
         if values.shape != image.shape[:2]:
             (height, width), (mask_height, mask_width) = image.shape[:2], values.shape
             turned = (mask_width, mask_height) == (height, width)
@@ -212,9 +213,8 @@ class SegmentationDataset(VisionDataset):  # type: ignore[misc]
         Raises:
             DatasetError: A file is gone.
         """
-        digest = sha256(
-            repr((self.name, self.split, self._values, self._indices, self._other_index, self._colors)).encode()
-        )
+        colors = self._colors or self._rgb_palette
+        digest = sha256(repr((self.name, self.split, self._values, self._indices, self._other_index, colors)).encode())
         for index in indices:
             for path in self._samples[index][1:]:
                 if path is not None:
@@ -231,8 +231,8 @@ class SegmentationDataset(VisionDataset):  # type: ignore[misc]
         nearest = np.searchsorted(self._values, values).clip(max=len(self._values) - 1)
         return np.where(self._values[nearest] == values, self._indices[nearest], np.int16(self._other_index))
 
-    def _read_values(self, path: Path) -> Mask:
-        return read_mask(path, colors=self._colors, max_pixels=self._max_pixels)
+    def _read_values(self, path: Path, name: str) -> Mask:
+        return read_mask(path, colors=self._colors, palette=self._rgb_palette, max_pixels=self._max_pixels)
 
     def _advice(self) -> str:
         """For messages: what to do about values that are neither a class nor ignored."""

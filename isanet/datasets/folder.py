@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Unpack
+from typing import Self, Unpack
 
 import numpy as np
 
 from isanet.datasets.base import UNKNOWN, Options, SegmentationDataset
+from isanet.datasets.exports import color_of, read_labelmap
 from isanet.datasets.listing import FoundFiles, PathLike, existing_folder, files_by_key, read_keys, read_lines
 from isanet.errors import DatasetError
-from isanet.images.masks import Colors, checked_colors
+from isanet.images.masks import Color, Colors, checked_colors
 from isanet.images.reading import SUFFIXES
-from isanet.labels import IGNORED, LABEL_SPACES, OFFICIAL_SPACES, LabelSpace, custom_space, label_space, official_name
+from isanet.labels import (
+    IGNORED,
+    LABEL_SPACES,
+    OFFICIAL_SPACES,
+    LabelSpace,
+    custom_space,
+    generic_palette,
+    label_space,
+    official_name,
+)
 
 
 class Folder(SegmentationDataset):
@@ -27,15 +39,17 @@ class Folder(SegmentationDataset):
             `splits`), one per line: the path in `images`, with or without suffix. None: everything. A list selects
             samples; without one, every image needs its mask, and every mask its image.
         classes: Names of the classes, or the name of a label space such as "cityscapes19". None: the lines of
-            `classes.txt` in the folder. At most 255.
+            `classes.txt` in the folder, where a color may follow a name (`road #804080`, `road 128 64 128`), or CVAT's
+            `labelmap.txt` under that name. RGB masks are read by those colors, if all classes have one. At most 255.
         images: Name of the images' folder.
         masks: Name of the masks' folder.
+        mask_suffix: If both are the same folder: what the name of a mask has behind that of its image ("_mask").
         ids: The value of each class in the files, such as `range(1, 151)`; None: 0, 1, 2, ...; "official": the
             official ids of the label space, where ids that are not classes are ignored.
         colors: For RGB masks: the color (red, green, blue) of each class, at most 255 colors. The value of a pixel is
             then the position of its color in this list, also for `ids` and `ignore`; black and white are 255 if they
             are not listed. Another color is an error. Of classes that share a color in a published palette, the first
-            gets all pixels.
+            gets all pixels. They are also the `palette`.
         ignore: A further value to ignore, or several; "rest": every other value.
         options: See `Options`.
 
@@ -53,6 +67,7 @@ class Folder(SegmentationDataset):
         classes: Sequence[str] | str | None = None,
         images: str = "images",
         masks: str = "masks",
+        mask_suffix: str = "",
         ids: Sequence[int] | str | None = None,
         colors: Colors | None = None,
         ignore: Iterable[int] | int | str = (IGNORED,),
@@ -61,14 +76,30 @@ class Folder(SegmentationDataset):
         root = existing_folder(root)
         self.name = root.resolve().name
         self._masks = root / masks
-        space = _space(root, classes, self.name)
+        space, has_colors = _space(root, classes, self.name)
         self._colors = None if colors is None else checked_colors(colors)
         index_of, other_index = _index_of(space, ids, self._colors, ignore)
+        if self._colors is not None:
+            values = {index: value for value, index in index_of.items()}
+            space = replace(space, palette=tuple(self._colors[values[index]] for index in range(len(space))))
+        elif has_colors and ids is None:
+            self._rgb_palette = space.palette
         folder, key_list = _find_split(root, images, split)
         image_files = files_by_key(root / images / folder, *SUFFIXES)
+        mask_files = files_by_key(root / masks / folder, *SUFFIXES)
+        if mask_suffix:
+            image_files = {key: path for key, path in image_files.items() if not key.endswith(mask_suffix)}
+            ends = {key: path for key, path in mask_files.items() if key.endswith(mask_suffix)}
+            mask_files = {key.removesuffix(mask_suffix): path for key, path in ends.items()}
+        elif (root / images).resolve() == (root / masks).resolve():
+            raise DatasetError(
+                f"images and masks of {root} are in one folder, {images}, so every image would be its own mask; put "
+                "the masks into a folder of their own, or name them as x_mask.png beside x.jpg (mask_suffix='_mask')"
+            )
         keys = None if key_list is None else [_key(entry, image_files) for entry in read_keys(key_list)]
-        files = FoundFiles(image_files, files_by_key(root / masks / folder, *SUFFIXES), keys)
-        super().__init__(root, split, space, files, index_of, other_index, **options)
+        super().__init__(
+            root, split, space, FoundFiles(image_files, mask_files, keys), index_of, other_index, **options
+        )
 
     def held_out(self, share: float = 0.2, seed: int = 0) -> tuple[Folder, Folder]:
         """Splits the dataset at random into one for training and one for validation.
@@ -89,12 +120,17 @@ class Folder(SegmentationDataset):
         number = min(max(1, round(share * len(self))), len(self) - 1)
         parts = []
         for name, indices in (("the rest", order[number:]), (f"{number} held out", order[:number])):
-            part = copy(self)
-            part.split = name if self.split is None else f"{self.split}, {name}"
-            part._samples = [self._samples[index] for index in sorted(indices)]
-            part.keys = [sample.name for sample in part._samples]
+            split = name if self.split is None else f"{self.split}, {name}"
+            part = self._subset(split, sorted(indices))
             parts.append(part)
         return parts[0], parts[1]
+
+    def _subset(self, split: str | None, indices: Iterable[int]) -> Self:
+        part = copy(self)
+        part.split = split
+        part._samples = [self._samples[index] for index in indices]
+        part.keys = [sample.name for sample in part._samples]
+        return part
 
     def _advice(self) -> str:
         return (
@@ -103,19 +139,20 @@ class Folder(SegmentationDataset):
         )
 
 
-def _space(root: Path, classes: Sequence[str] | str | None, name: str) -> LabelSpace:
-    """The label space, see `Folder`."""
+def _space(root: Path, classes: Sequence[str] | str | None, name: str) -> tuple[LabelSpace, bool]:
+    """The label space, see `Folder`, and whether a file has a color for each class."""
+    colors: Sequence[Color | None] | None = None
     try:
         if isinstance(classes, str):
-            return label_space(classes)
+            return label_space(classes), False
         if classes is None:
             if not (root / "classes.txt").is_file():
                 raise DatasetError(
                     f"the classes of {root} are not known: pass classes=, a list of names or the name of a label "
                     f"space, or write the names into {root / 'classes.txt'}, one per line"
                 )
-            classes = [text for _, text in read_lines(root / "classes.txt")]
-        space = custom_space(classes, name=name)
+            classes, colors = read_classes(root / "classes.txt")
+        space = custom_space(classes, filled_palette(colors) if colors else None, name=name)
     except DatasetError:
         raise
     except ValueError as error:
@@ -124,7 +161,40 @@ def _space(root: Path, classes: Sequence[str] | str | None, name: str) -> LabelS
         raise DatasetError(f"classes must be names, or the name of a label space, got {classes!r}") from error
     if len(space) > IGNORED:
         raise DatasetError(f"{root} has {len(space)} classes; an 8-bit mask holds no more than {IGNORED}")
-    return space
+    return space, bool(colors) and len(set(colors or ()) - {None}) == len(space)
+
+
+_NAME_AND_COLOR = re.compile(r"(.*\S)[\s,]+(?:(#[0-9a-fA-F]{6})|(\d{1,3})[\s,]+(\d{1,3})[\s,]+(\d{1,3}))")
+_LABELMAP = re.compile(r"[^:]+:\d+,\d+,\d+:.*:.*")
+
+
+def read_classes(path: Path) -> tuple[list[str], list[Color | None]]:
+    """Names and colors of the classes in a list, see `Folder`.
+
+    Raises:
+        DatasetError: The list cannot be read, or a color is out of range.
+    """
+    lines = read_lines(path)
+    if all(_LABELMAP.fullmatch(text) or text.startswith("# label:") for _, text in lines):
+        entries = list(read_labelmap(path))
+        return [name for name, _ in entries], [color for _, color in entries]
+    names: list[str] = []
+    colors: list[Color | None] = []
+    for number, text in lines:
+        match = _NAME_AND_COLOR.fullmatch(text)
+        numbers = match.groups()[2:] if match else ()
+        color = color_of(match[2] or [int(part) for part in numbers]) if match else None
+        if match and color is None:
+            raise DatasetError(f"line {number} of {path}: the color of {match[1]!r} is not within 0 and 255")
+        names.append(match[1] if match else text)
+        colors.append(color)
+    return names, colors
+
+
+def filled_palette(colors: Sequence[Color | None]) -> list[Color]:
+    """Colors, and for those that are missing the first of `generic_palette` that are not taken."""
+    fresh = (color for color in generic_palette(2 * len(colors) + 1) if color not in colors)
+    return [color or next(fresh) for color in colors]
 
 
 def _index_of(

@@ -131,8 +131,8 @@ class VOC2012(OfficialDataset):
         files = FoundFiles(images, None if split == "test" else masks, keys, advice=advice)
         super().__init__(root, split, files, **options)
 
-    def _read_values(self, path: Path) -> Mask:
-        return _read_sbd(path, self._max_pixels) if path.suffix.lower() == ".mat" else super()._read_values(path)
+    def _read_values(self, path: Path, name: str) -> Mask:
+        return _read_sbd(path, self._max_pixels) if path.suffix.lower() == ".mat" else super()._read_values(path, name)
 
 
 class ADE20K(OfficialDataset):

@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from isanet.datasets.annotations import FORMATS
 from isanet.datasets.base import Options, SegmentationDataset
+from isanet.datasets.exported import Exported
 from isanet.datasets.folder import Folder, split_paths
-from isanet.datasets.listing import PathLike, contents, existing_folder, has_folders
+from isanet.datasets.listing import PathLike, contents, existing_folder, files_by_key, has_folders, walk
 from isanet.datasets.official import ADE20K, VOC2012, Cityscapes, OfficialDataset
 from isanet.errors import DatasetError
+from isanet.images.reading import SUFFIXES
 
 DATASETS: dict[str, type[OfficialDataset] | type[Folder]] = {
     "voc": VOC2012,
@@ -22,6 +25,13 @@ DATASETS: dict[str, type[OfficialDataset] | type[Folder]] = {
 """Dataset classes by the names that `open_dataset` takes as `layout`."""
 
 
+IMAGES, MASKS = ("images", "imgs", "image", "img"), ("masks", "labels", "mask", "label")
+"""Names of folders, in any case, that are taken for a `Folder`'s, if there is one of each."""
+
+MASK_SUFFIXES = ("_mask", "_masks", "_label", "_labels", "_seg", "_gt")
+"""What masks have behind the names of the images beside which they lie."""
+
+
 def open_dataset(
     root: PathLike, split: str | None = None, *, layout: str = "auto", **options: Any
 ) -> SegmentationDataset:
@@ -30,8 +40,10 @@ def open_dataset(
     Args:
         root: The folder, as for the classes of this package.
         split: None: "val", but all of your own folder (`Folder`).
-        layout: "voc", "ade20k", "cityscapes", "folder", or "auto": by the folders in `root`. A folder with a
-            `classes.txt` is never taken for one of the first three.
+        layout: "voc", "ade20k", "cityscapes", "folder", what a labelling tool exported ("cvat", "roboflow",
+            "supervisely", "label-studio", "labelme", "via", "coco"), or "auto": by what is in `root`. A folder with a
+            `classes.txt` is never taken for one of the first three. Of your own folder, images and masks are also
+            found in folders of other usual names ("imgs", "labels"), or beside each other ("x.jpg", "x_mask.png").
         options: Further arguments of the class.
 
     Raises:
@@ -39,26 +51,34 @@ def open_dataset(
     """
     if layout == "auto":
         layout = _recognize(existing_folder(root), options)
-    if layout not in DATASETS:
-        raise DatasetError(f"unknown layout {layout!r}; the known ones are: auto, {', '.join(DATASETS)}")
-    kind: Any = DATASETS[layout]
-    known = {*inspect.signature(kind).parameters, *Options.__annotations__} - {"root", "split"}
+    if layout not in DATASETS and layout not in FORMATS:
+        known_layouts = ", ".join(["auto", *DATASETS, *FORMATS])
+        raise DatasetError(f"unknown layout {layout!r}; the known ones are: {known_layouts}")
+    kind: Any = DATASETS.get(layout, Exported)
+    known = {*inspect.signature(kind).parameters, *Options.__annotations__} - {"root", "split", "layout"}
     for option in options:
         if option not in known:
             raise DatasetError(f"{root} is read as {kind.__name__} (layout={layout!r}), which has no option {option!r}")
+    if layout in FORMATS:
+        options["layout"] = layout
+    elif layout == "folder":
+        options |= folder_options(existing_folder(root), options)
     dataset: SegmentationDataset = kind(root, **({} if split is None else {"split": split}), **options)
     return dataset
 
 
 def _recognize(root: Path, options: Mapping[str, Any]) -> str:
-    """The name in `DATASETS` of what a folder holds."""
+    """The name in `DATASETS` or `FORMATS` of what a folder holds."""
+    if FORMATS["cvat"].find(root):  # its folders are those of VOC
+        return "cvat"
     has_classes = (root / "classes.txt").is_file()
     official = {name: kind for name, kind in DATASETS.items() if issubclass(kind, OfficialDataset)}
     found = [] if has_classes else [name for name, kind in official.items() if kind.home(root) is not None]
     images, masks = str(options.get("images", "images")), str(options.get("masks", "masks"))
     if has_folders(root, [(images, masks)]):
         found.append("folder")
-    elif has_classes:
+    found = found or export_layouts(root) or (["folder"] if folder_options(root, options) else [])
+    if has_classes and not found:
         raise DatasetError(
             f"{root} has a classes.txt, like a Folder, but not both {images} and {masks}: pass the names of its "
             f"folders as images= and masks=, or what it is as layout=; {contents(root)}"
@@ -66,9 +86,49 @@ def _recognize(root: Path, options: Mapping[str, Any]) -> str:
     if len(found) > 1:
         raise DatasetError(f"{root} holds several datasets ({', '.join(found)}); say which one by layout")
     if not found:
-        expected = "; ".join(f"{kind.__name__}: {kind.expected_layout}" for kind in DATASETS.values())
+        expected = "; ".join(
+            [f"{kind.__name__}: {kind.expected_layout}" for kind in DATASETS.values()]
+            + [each.title for each in FORMATS.values()]
+        )
         raise DatasetError(f"{root} is in no known layout. Expected one of these: {expected}. {contents(root)}")
     return found[0]
+
+
+def export_layouts(root: Path) -> list[str]:
+    """The names in `FORMATS` of the exports that a folder holds; the first that is certain, or all that may be."""
+    found = []
+    for name, each in FORMATS.items():
+        if each.find(root):
+            if not each.by_content:
+                return [name]
+            found.append(name)
+    return found
+
+
+def folder_options(root: Path, options: Mapping[str, Any]) -> dict[str, str]:
+    """Options of `Folder` for folders of other names, and for masks beside their images; empty if it is neither."""
+    if {"images", "masks", "mask_suffix"} & options.keys() or has_folders(root, [("images", "masks")]):
+        return {}
+    names = {path.name.lower(): path.name for path in root.iterdir() if path.is_dir()}
+    images, masks = ([names[name] for name in usual if name in names] for usual in (IMAGES, MASKS))
+    if len(images) == len(masks) == 1:
+        if files_by_key(root / masks[0], *SUFFIXES):
+            return {"images": images[0], "masks": masks[0]}
+        raise DatasetError(
+            f"{root / masks[0]} holds no image files, so no masks (text files there are YOLO's boxes or polygons); "
+            "export masks as PNG, or COCO"
+        )
+    if len(images) > 1 or len(masks) > 1:
+        return {}
+    stems = {folder / Path(name).stem for folder, _, files in walk(root) for name in files if _is_image(name)}
+    for suffix in MASK_SUFFIXES:
+        if any(f"{stem}".endswith(suffix) and Path(f"{stem}".removesuffix(suffix)) in stems for stem in stems):
+            return {"images": ".", "masks": ".", "mask_suffix": suffix}
+    return {}
+
+
+def _is_image(name: str) -> bool:
+    return Path(name).suffix.lower() in SUFFIXES
 
 
 def open_train_and_val(
@@ -99,21 +159,60 @@ def open_train_and_val(
     Raises:
         DatasetError: See `open_dataset`.
     """
-    root, layout = existing_folder(root), options.get("layout", "auto")
-    is_folder = (_recognize(root, options) if layout == "auto" else layout) == "folder"
-    if split is None and (not is_folder or _has_split(root, "train", options)):
+    root, val_options = existing_folder(root), dict(options)
+    if options.get("layout", "auto") == "auto":
+        options["layout"] = _recognize(root, options)
+    whole, splits = _splits(root, options)
+    is_own = splits is not None
+    if split is None and (splits is None or "train" in splits):
         split = "train"
-    train = open_dataset(root, split, **options)
+    train = _open_split(root, split, whole, options)
     if val_root is not None:
         val_root = existing_folder(val_root)
-        if val_split is None and (not is_folder or _has_split(val_root, "val", options)):
+        if val_split is None and (not is_own or "val" in (_splits(val_root, val_options)[1] or ())):
             val_split = "val"
-        return train, open_dataset(val_root, val_split, **options)
-    if isinstance(train, Folder) and val_split is None and not _has_split(root, "val", options):
+        return train, open_dataset(val_root, val_split, **val_options)
+    if isinstance(train, Folder) and val_split is None and "val" not in (splits or ()):
         return train.held_out(hold_out, seed)
-    return train, open_dataset(root, val_split or "val", **options)
+    return train, _open_split(root, val_split or "val", whole, options)
 
 
-def _has_split(root: Path, split: str, options: Mapping[str, Any]) -> bool:
-    """Whether a `Folder` has a split, see there."""
-    return any(path.exists() for path in split_paths(root, options.get("images", "images"), split))
+def _open_split(
+    root: Path, split: str | None, whole: Exported | None, options: Mapping[str, Any]
+) -> SegmentationDataset:
+    return open_dataset(root, split, **options) if whole is None else whole.part(split)
+
+
+def open_parts(
+    root: PathLike, *, hold_out: float = 0.2, seed: int = 0, **options: Any
+) -> dict[str, SegmentationDataset]:
+    """Opens all splits of a dataset: "train" and "val" as `open_train_and_val`, and what else an export has.
+
+    Raises:
+        DatasetError: See `open_dataset`.
+    """
+    root = existing_folder(root)
+    if options.get("layout", "auto") == "auto":
+        options["layout"] = _recognize(root, options)
+    whole, splits = _splits(root, options)
+    if splits is not None and not {"train", "val"} & {*splits}:
+        everything = whole or open_dataset(root, **options)
+        if len(everything) == 1:  # of which none can be held out
+            return {"train": everything}
+    train, val = open_train_and_val(root, hold_out=hold_out, seed=seed, **options)
+    more = {} if whole is None else {each: whole.part(each) for each in whole.splits if each not in ("train", "val")}
+    return {"train": train, "val": val, **more}
+
+
+def _splits(root: Path, options: Mapping[str, Any]) -> tuple[Exported | None, list[str] | None]:
+    """All of an export, and its splits; of a `Folder` those of "train" and "val" that it has; None if it is neither."""
+    layout = options.get("layout", "auto")
+    layout = _recognize(root, options) if layout == "auto" else layout
+    if layout in FORMATS:
+        dataset = open_dataset(root, **{**options, "layout": layout})
+        assert isinstance(dataset, Exported)
+        return dataset, dataset.splits
+    if layout != "folder":
+        return None, None
+    images = {**folder_options(root, options), **options}.get("images", "images")
+    return None, [name for name in ("train", "val") if any(path.exists() for path in split_paths(root, images, name))]

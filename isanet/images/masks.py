@@ -97,7 +97,13 @@ def _transparent(image: Image.Image) -> str:
     return "has transparent pixels, whose class is not known; save it without alpha"
 
 
-def read_mask(path: str | os.PathLike[str], *, colors: Colors | None = None, max_pixels: int = MAX_PIXELS) -> Mask:
+def read_mask(
+    path: str | os.PathLike[str],
+    *,
+    colors: Colors | None = None,
+    palette: Colors | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Mask:
     """Read the values of a mask.
 
     A palette image (mode P) is read as indices, never by its colors; gray images of 8, 16 and 32 bits by value,
@@ -107,6 +113,7 @@ def read_mask(path: str | os.PathLike[str], *, colors: Colors | None = None, max
         path: PNG, TIFF, BMP, GIF, WebP or PGM.
         colors: For an RGB mask: the color of each class, at most 255 colors. The values are then positions in this
             list (the first of equal colors), and `IGNORED` for black and white if they are not listed.
+        palette: As `colors`, but only if the mask is RGB; a mask of values is read by value.
         max_pixels: Larger masks are refused before they are decoded.
 
     Returns:
@@ -118,6 +125,8 @@ def read_mask(path: str | os.PathLike[str], *, colors: Colors | None = None, max
     """
     colors = None if colors is None else checked_colors(colors)
     image = open_mask(path, max_pixels=max_pixels)
+    if colors is None and palette is not None and image.mode in COLOR_MODES:
+        colors = checked_colors(palette)
     if image.mode in VALUE_MODES:
         if colors is not None:
             raise DatasetError(f"the mask {path} holds values, not colors (mode {image.mode}); leave out colors")

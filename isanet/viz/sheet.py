@@ -26,13 +26,13 @@ class Preview(NamedTuple):
     Attributes:
         caption: Shown above the image.
         image: (H, W, 3) uint8 RGB.
-        prediction: (H, W) class indices.
+        prediction: (H, W) class indices; None: there is none, and nothing is drawn for it.
         ground_truth: (H, W) class indices and IGNORED.
     """
 
     caption: str
     image: RGBImage
-    prediction: NDArray[Any]
+    prediction: NDArray[Any] | None
     ground_truth: NDArray[Any]
 
 
@@ -59,7 +59,8 @@ def draw_sheet(
     rows, present = [], set[int]()
     for preview in previews:
         rows.append(_draw_row(preview, colors, font))
-        present |= {*np.unique(preview.prediction).tolist(), *np.unique(preview.ground_truth).tolist()}
+        for labels in (preview.prediction, preview.ground_truth):
+            present |= set() if labels is None else set(np.unique(labels).tolist())
     canvas = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
     top = 0
     for row in rows:
@@ -70,19 +71,20 @@ def draw_sheet(
         for index in sorted(present)
         if index < len(classes)
     ]
-    return with_legend(canvas, entries)
+    return with_legend(canvas, entries) if entries else canvas
 
 
 def _draw_row(preview: Preview, colors: NDArray[np.uint8], font: Any) -> Image.Image:
     tiles = [("image", preview.image)]
     for name, labels in (("ground truth", preview.ground_truth), ("prediction", preview.prediction)):
-        tiles.append((name, (preview.image // 2 + colors[labels] // 2).astype(np.uint8)))
+        if labels is not None:
+            tiles.append((name, (preview.image // 2 + colors[labels] // 2).astype(np.uint8)))
     height, width = preview.image.shape[:2]
     factor = min(TILE / width, 2 * TILE / height)
     factor = math.floor(factor) if factor > 1 else factor
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
     gap, header, column = 6, 26, max(size[0], TILE // 4)
-    canvas = Image.new("RGB", (3 * column + 2 * gap, size[1] + header + gap), "white")
+    canvas = Image.new("RGB", (len(tiles) * (column + gap) - gap, size[1] + header + gap), "white")
     draw = ImageDraw.Draw(canvas)
     for number, (name, pixels) in enumerate(tiles):
         left = number * (column + gap)

@@ -90,7 +90,7 @@ def test_evaluate_your_own_folder(
         (("voc", "--model", tiny_zoo.NAME, "--limit", "0"), 2, "positive"),
         (("nowhere", "--model", tiny_zoo.NAME), 1, "nowhere"),
         (("home", "--model", tiny_zoo.NAME), 1, "home"),
-        (("voc", "--model", tiny_zoo.NAME, "--layout", "coco"), 2, "ade20k"),
+        (("voc", "--model", tiny_zoo.NAME, "--layout", "yolo"), 2, "ade20k"),
         (("voc", "--model", tiny_zoo.NAME, "--ids", "3-1"), 2, "empty range"),
         (("voc", "--model", tiny_zoo.NAME, "--ids", "1-"), 2, "--ids"),
         (("voc", "--model", tiny_zoo.NAME, "--workers", "-1"), 2, "negative"),
