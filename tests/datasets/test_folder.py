@@ -197,3 +197,55 @@ def test_held_out_images_are_disjoint_from_the_rest(tmp_path: Path) -> None:
     assert rest.fingerprint(range(5)) != held.fingerprint(range(2))
     with pytest.raises(DatasetError, match="cannot be held out"):
         held.held_out(1.0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "road #804080\ncar #00008e\nsky #4682b4\n",
+        "road 128 64 128\r\ncar 0, 0, 142\r\nsky\t70 130 180\r\n",
+        "# label:color_rgb:parts:actions\nroad:128,64,128::\ncar:0,0,142::\nsky:70,130,180:wing,tail:fly\n",
+        "road:128,64,128::\ncar:0,0,142::\nsky:70,130,180::\n",
+    ],
+)
+def test_classes_txt_may_hold_colors(tmp_path: Path, text: str) -> None:
+    palette = ((128, 64, 128), (0, 0, 142), (70, 130, 180))
+    mask = np.array([[0, 1, 2], [255, 2, 1]], np.uint8)
+    replicas.save(tmp_path / "images" / "a.png", np.zeros((2, 3, 3), np.uint8))
+    replicas.save(tmp_path / "masks" / "a.png", mask)
+    (tmp_path / "classes.txt").write_text(text)
+    dataset = Folder(tmp_path)
+    assert (dataset.classes, dataset.palette) == (("road", "car", "sky"), palette)
+    np.testing.assert_array_equal(dataset.read(0)[1], mask)
+    in_color = np.array([*palette, (0, 0, 0)], np.uint8)[np.where(mask == 255, 3, mask)]
+    replicas.save(tmp_path / "masks" / "a.png", in_color)  # and RGB masks are read by them
+    np.testing.assert_array_equal(Folder(tmp_path).read(0)[1], mask)
+    assert Folder(tmp_path).palette == palette
+
+
+def test_colors_of_classes_are_kept_or_made(tmp_path: Path) -> None:
+    replicas.save(tmp_path / "images" / "a.png", np.zeros((2, 3, 3), np.uint8))
+    replicas.save(tmp_path / "masks" / "a.png", np.zeros((2, 3), np.uint8))
+    (tmp_path / "classes.txt").write_text("sky\nroad 0 0 0\ncar 128 0 0 9\n")
+    dataset = Folder(tmp_path)
+    assert dataset.classes == ("sky", "road", "car 128")  # the last three numbers
+    assert len(set(dataset.palette)) == 3
+    (tmp_path / "classes.txt").write_text("sky\nroad 0 256 0\n")
+    with pytest.raises(DatasetError, match=r"line 2 of .*classes\.txt: the color of 'road' is not within 0 and 255"):
+        Folder(tmp_path)
+    colors = [(9, 8, 7), (1, 2, 3), (4, 5, 6)]
+    replicas.save(tmp_path / "masks" / "a.png", np.full((2, 3, 3), (9, 8, 7), np.uint8))
+    dataset = Folder(tmp_path, classes=["a", "b"], ids=[2, 0], colors=colors)
+    assert dataset.palette == (colors[2], colors[0])
+    assert (dataset.read(0)[1] == 1).all()
+
+
+def test_an_image_is_never_its_own_mask(tmp_path: Path) -> None:
+    replicas.save(tmp_path / "images" / "a.png", np.zeros((2, 3), np.uint8))
+    for masks in ("images", "./images", "link"):
+        (tmp_path / "link").exists() or (tmp_path / "link").symlink_to("images")
+        with pytest.raises(DatasetError, match=r"in one folder, images, so every image .* its own mask; .*x_mask"):
+            Folder(tmp_path, classes=["a"], masks=masks)
+    replicas.save(tmp_path / "images" / "a-m.png", np.ones((2, 3), np.uint8))
+    dataset = Folder(tmp_path, classes=["a", "b"], masks="images", mask_suffix="-m")
+    assert (dataset.keys, dataset.read(0)[1].max()) == (["a"], 1)  # type: ignore[union-attr]

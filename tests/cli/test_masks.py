@@ -1,0 +1,77 @@
+"""import-masks, and the exports of labelling tools in the other commands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import isanet
+from isanet.cli.options import EXPORTS as LAYOUTS
+from isanet.datasets.annotations import FORMATS
+from tests.helpers import exports
+from tests.helpers.commands import run
+from tests.helpers.training import tiny
+
+
+def test_the_layouts_of_the_command_line_are_those_of_the_package() -> None:
+    assert tuple(FORMATS) == LAYOUTS
+
+
+def test_import_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    exports.via(tmp_path / "set")
+    call = ("import-masks", tmp_path / "set", tmp_path / "plain")
+    assert run(*call, "--hold-out", "0.5", "--unlabeled", "ignored") == 0
+    out = capsys.readouterr().out
+    for part in ("6 images (train 3, val 3)", "CLASS", "SHARE", "(ignored)", "Overlaps: ", "overlays.png"):
+        assert part in out
+    assert (tmp_path / "plain" / "classes.txt").read_text().split()[::2] == ["car", "person", "road"]
+    assert run(*call) == 1
+    assert "exists and was kept" in capsys.readouterr().err
+    assert run("import-masks", tmp_path / "nowhere", tmp_path / "new") == 1
+    assert "nowhere does not exist" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run("import-masks", tmp_path / "set", tmp_path / "new", "--unlabeled", "void")
+
+
+def test_check_masks_tells_what_an_export_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    exports.coco(tmp_path)
+    assert run("check-masks", tmp_path) == 0
+    assert "6 images (train 4, val 2)" in capsys.readouterr().out
+    assert run("check-masks", tmp_path, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["splits"] == {"train": 4, "val": 2}
+    with pytest.raises(SystemExit, match="2"):
+        run("check-masks", tmp_path, "--classes", "3")
+
+
+def test_finetune_and_evaluate_take_an_export_and_keep_its_colors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exports.supervisely(tmp_path / "set")
+    tiny().save_pretrained(tmp_path / "start")
+    call = (
+        "finetune",
+        tmp_path / "set",
+        "--model",
+        tmp_path / "start",
+        "--output",
+        tmp_path / "run",
+        "--device",
+        "cpu",
+    )
+    assert run("--quiet", *call, "--set", "epochs=1", "batch_size=2", "crop=[32,32]") == 0
+    model = isanet.from_pretrained(output)
+    assert (model.classes, model.palette) == (exports.CLASSES, exports.COLORS)
+    call = (
+        "evaluate",
+        tmp_path / "set",
+        "--model",
+        tmp_path / "run",
+        "--split",
+        "val",
+        "--output",
+        tmp_path / "report",
+    )
+    assert run("--quiet", *call, "--workers", "0") == 0
+    assert "mIoU" in capsys.readouterr().out
