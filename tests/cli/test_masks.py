@@ -48,30 +48,14 @@ def test_check_masks_tells_what_an_export_holds(tmp_path: Path, capsys: pytest.C
 def test_finetune_and_evaluate_take_an_export_and_keep_its_colors(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    exports.supervisely(tmp_path / "set")
+    data, output = tmp_path / "set", tmp_path / "run"
+    exports.supervisely(data)
     tiny().save_pretrained(tmp_path / "start")
-    call = (
-        "finetune",
-        tmp_path / "set",
-        "--model",
-        tmp_path / "start",
-        "--output",
-        tmp_path / "run",
-        "--device",
-        "cpu",
-    )
-    assert run("--quiet", *call, "--set", "epochs=1", "batch_size=2", "crop=[32,32]") == 0
+    settings = ("--set", "epochs=1", "batch_size=2", "crop=[32,32]")
+    call = ("--quiet", "finetune", data, "--model", tmp_path / "start", "--output", output, "--device", "cpu")
+    assert run(*call, *settings) == 0
     model = isanet.from_pretrained(output)
     assert (model.classes, model.palette) == (exports.CLASSES, exports.COLORS)
-    call = (
-        "evaluate",
-        tmp_path / "set",
-        "--model",
-        tmp_path / "run",
-        "--split",
-        "val",
-        "--output",
-        tmp_path / "report",
-    )
-    assert run("--quiet", *call, "--workers", "0") == 0
+    report = ("--split", "val", "--output", tmp_path / "report", "--workers", "0")
+    assert run("--quiet", "evaluate", data, "--model", output, *report) == 0
     assert "mIoU" in capsys.readouterr().out
