@@ -6,16 +6,18 @@ longest matching prefix wins. Every tensor must be named by the table: nothing i
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from isanet._text import listed
+from isanet._text import clean, listed
 from isanet.config import BACKBONES, EXPANSION, check_class_count
 from isanet.errors import CheckpointFormatError, CheckpointMismatchError
+from isanet.weights.torchfile import Opaque, unsafe
 
 ATTENTIONS = {"global_relation": "long_range", "local_relation": "short_range"}
 PROJECTIONS = ("query_project.0", "query_project.1", "key_project.0", "key_project.1", "output_project")
@@ -66,38 +68,175 @@ LANDMARKS = {
 MAX_NAME = 200
 """Most characters of a tensor's name."""
 
+MAX_CONTAINERS = 16
+"""Most containers, one in another, around a state dict."""
+
 MAX_CHANNELS = 2**16
 """Most channels that an architecture inferred from shapes may have."""
 
-WRAPPERS = ("model", "state_dict")
+AVERAGES = ("state_dict_ema", "model_ema", "ema")
+"""Keys under which training frameworks keep an average of the weights over the steps of training."""
+
+CONTAINERS = ("state_dict", "model", "model_state", "model_state_dict", "net", "network", "weights", "params")
 """Keys under which training frameworks keep the weights, beside the optimizer's state, counters and averages."""
 
+WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+"""Parts that DataParallel, torch.compile and torch's other wrappers add to names, at any place in them."""
 
-def unwrap(checkpoint: object) -> dict[str, Tensor]:
-    """The bare state dict in a checkpoint, without wrappers and without `module.` before every name.
+COUNTERS = ("total_ops", "total_params", "n_averaged")
+"""Last parts of names under which profilers (thop) and torch's AveragedModel leave their counts in a network."""
+
+log = logging.getLogger("isanet")
+
+
+class _Found(NamedTuple):
+    """A dictionary in which the names of a network's tensors, after one prefix, are found."""
+
+    place: str
+    average: bool
+    state: Mapping[Any, Any]
+    prefix: str
+
+
+def unwrap(checkpoint: object, weights: str | None = None) -> dict[str, Tensor]:
+    """The bare state dict in a checkpoint, without wrappers and without what they put before every name.
+
+    Beside one common prefix, such as Lightning's `model.`, other entries (a loss, a metric) are left out and named in
+    the log. Within the network's own names only counters of profilers and copies of mmcv's averages are.
 
     Args:
         checkpoint: As returned by `isanet.weights.checkpoint.read_checkpoint`.
+        weights: "ema" takes the average of the weights over the steps of training, where both are in the checkpoint.
 
     Raises:
-        CheckpointFormatError: There is no state dict in it.
+        CheckpointFormatError: There is no state dict in it, or more than one.
+        UnsafeCheckpointError: Something else than a tensor is in the place of one.
+        ValueError: `weights` is neither None nor "ema", or there is no average.
     """
-    state = checkpoint
-    for wrapper in WRAPPERS:
-        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
-            state = state[wrapper]
-    expected = f"expected a state dict of named tensors, or one under {' or '.join(WRAPPERS)}; got {_describe(state)}"
+    if weights not in (None, "ema"):
+        raise ValueError(f"weights is 'ema' or None, got {weights!r}")
+    found = _networks(checkpoint)
+    wanted = [each for each in found if each.average] if weights else [each for each in found if not each.average]
+    if weights and not wanted:
+        raise ValueError(f"there is no average of the weights in it (under {', '.join(AVERAGES)}); leave out weights")
+    if not (wanted := wanted or found):
+        return _bare(_outermost(checkpoint), "")
+    if len(wanted) > 1:
+        places = ", ".join(each.place for each in wanted)
+        raise CheckpointFormatError(f"it has {len(wanted)} networks ({places}); save the state dict of one by itself")
+    chosen = wanted[0]
+    if len(found) > 1 or chosen.average:
+        level = logging.WARNING if chosen.average and not weights else logging.INFO
+        others = ", ".join(each.place for each in found if each is not chosen)
+        what = "an average of the weights" if chosen.average else "the weights; weights='ema' takes the average"
+        log.log(level, "took %s, %s%s", chosen.place, what, f"; left out {others}" if others else "")
+    inside = [each.prefix for each in found if each.state is chosen.state and each is not chosen]
+    return _bare(chosen.state, chosen.prefix, tuple(p for p in inside if p.startswith(chosen.prefix)))
+
+
+def _networks(checkpoint: object) -> list[_Found]:
+    """Every ISANet in a checkpoint, in whatever containers, under whatever prefix."""
+    found, seen = list[_Found](), set[int]()
+    waiting: list[tuple[object, str, bool, int]] = [(checkpoint, "", False, 0)]
+    while waiting:
+        value, place, average, depth = waiting.pop(0)
+        state = _module_state(value)
+        if not isinstance(state, Mapping) or id(value) in seen or depth > MAX_CONTAINERS:
+            continue
+        seen.add(id(value))
+        names = {_without_wrappers(name) for name in state if isinstance(name, str)}
+        prefixes = {name.removesuffix(mark) for mark in LANDMARKS.values() for name in names if _ends(name, mark)}
+        # mmsegmentation's names end as those of sssegmentation do, after `decode_head.`
+        for prefix in sorted(p for p in prefixes if not p.endswith("decode_head.")):
+            shown = (
+                clean("/".join(part for part in (place, prefix.rstrip(".")) if part))[:MAX_NAME] or "the file itself"
+            )
+            found.append(_Found(shown, average or "ema" in re.split(r"[._]", prefix), state, prefix))
+        if not prefixes:
+            for key in (*CONTAINERS, *AVERAGES):
+                inner = f"{place}/{key}".lstrip("/")
+                waiting.append((state.get(key), inner, average or key in AVERAGES, depth + 1))
+    return found
+
+
+def _ends(name: str, mark: str) -> bool:
+    return name == mark or name.endswith("." + mark)
+
+
+def _without_wrappers(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS) if len(name) <= MAX_NAME else name
+
+
+def _outermost(checkpoint: object) -> object:
+    """What should be a state dict, of a network that is no ISANet (a backbone), or for the message."""
+    state = _module_state(checkpoint)
+    for _ in range(MAX_CONTAINERS):
+        inner = [state[key] for key in CONTAINERS if key in state] if isinstance(state, Mapping) else []
+        inner = [_module_state(each) for each in inner if isinstance(each, Mapping | Opaque)]
+        if not inner:
+            break
+        state = inner[0]
+    return state
+
+
+def _bare(state: object, prefix: str, others: tuple[str, ...] = ()) -> dict[str, Tensor]:
+    """The tensors of a state dict under a prefix and not under the `others`, by their names without it."""
+    expected = f"expected a state dict of named tensors, or one under {listed(CONTAINERS)}; got {_describe(state)}"
+    if isinstance(state, Opaque):
+        raise unsafe(f"names {state.name!r} in the place of its weights")
     if not isinstance(state, Mapping) or not state:
         raise CheckpointFormatError(expected)
-    for name, value in state.items():
+    bare, foreign, dropped = dict[str, Tensor](), list[object](), list[str]()
+    for given, value in state.items():
+        name = _without_wrappers(given) if isinstance(given, str) else given
+        known = isinstance(name, str) and name.startswith(prefix) and not name.startswith(others)
+        if not known and (prefix or isinstance(name, str)):
+            foreign.append(given)
+            continue
+        if isinstance(value, Opaque):
+            raise unsafe(f"names {value.name!r} in the place of the tensor {str(given)[:MAX_NAME]!r}")
         if not (isinstance(name, str) and isinstance(value, Tensor)):
-            raise CheckpointFormatError(f"{expected}, of which {repr(name)[:MAX_NAME]} is not a tensor")
-    # Names reach terminals and logs, where control characters do harm
-    if odd := [name for name in state if len(name) > MAX_NAME or not name.isprintable()]:
-        raise CheckpointFormatError(f"{odd[0][:MAX_NAME]!r} cannot be the name of a tensor")
-    while all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
-    return dict(state)
+            raise CheckpointFormatError(f"{expected}, of which {repr(given)[:MAX_NAME]} is not a tensor")
+        # Names reach terminals and logs, where control characters do harm
+        if len(name) > MAX_NAME or not name.isprintable():
+            raise CheckpointFormatError(f"{given[:MAX_NAME]!r} cannot be the name of a tensor")
+        name = name.removeprefix(prefix)
+        if name.rpartition(".")[2] in COUNTERS or (name.startswith("ema_") and "." not in name):
+            dropped.append(name)
+        elif name in bare:
+            raise CheckpointFormatError(f"two of its tensors are {name!r}, once without the prefixes of wrappers")
+        else:
+            bare[name] = value
+    if foreign:
+        log.info("left out, beside the network's tensors: %s", listed(foreign, 20))
+    if dropped:
+        log.info("left out, counters of profilers and copies of averages: %s", listed(dropped, 20))
+    return bare
+
+
+def _module_state(value: object) -> object:
+    """The state dict of a network that was pickled whole (`torch.save(model)`); what else was pickled, as a mapping."""
+    if not (isinstance(value, Opaque) and isinstance(value.state, Mapping)):
+        return value
+    if "_modules" not in value.state:
+        return value.state  # a Segmenter has its network under `model`
+    state, seen = dict[str, object](), set[int]()
+    waiting: list[tuple[object, str]] = [(value, "")]
+    while waiting:
+        module, prefix = waiting.pop()
+        if not (isinstance(module, Opaque) and isinstance(module.state, Mapping)) or len(prefix) > MAX_NAME:
+            continue
+        if id(module) in seen:  # a file may say that a module is a part of itself
+            continue
+        seen.add(id(module))
+        parts = {kind: module.state.get(kind) for kind in ("_parameters", "_buffers", "_modules")}
+        for kind, members in parts.items():
+            for name, member in members.items() if isinstance(members, Mapping) else ():
+                if kind == "_modules":
+                    waiting.append((member, f"{prefix}{str(name)[:MAX_NAME]}."))
+                elif member is not None:
+                    state[f"{prefix}{name}"] = member
+    return state
 
 
 def detect_layout(state: Mapping[str, Any]) -> str:
@@ -174,6 +313,30 @@ def rename(
     return renamed
 
 
+def notes_classes(checkpoint: object, count: int) -> tuple[list[str], list[list[int]] | None] | None:
+    """Names and colors of `count` classes that mmsegmentation noted in a checkpoint; None where it has no such names.
+
+    0.x notes `meta.CLASSES` and `meta.PALETTE`, 1.x `meta.dataset_meta`.
+    """
+    meta = checkpoint.get("meta") if isinstance(checkpoint, Mapping) else None
+    if not isinstance(meta, Mapping):
+        return None
+    dataset = meta.get("dataset_meta")
+    notes = dataset if isinstance(dataset, Mapping) else {}
+    names, palette = notes.get("classes", meta.get("CLASSES")), notes.get("palette", meta.get("PALETTE"))
+    if not isinstance(names, list | tuple) or len(names) != count:
+        return None
+    if not all(isinstance(name, str) and 0 < len(name) <= MAX_NAME for name in names) or len(set(names)) != count:
+        return None
+    colors = [list(color) for color in _items(palette) if isinstance(color, list | tuple) and len(color) == 3]
+    fits = len(colors) == count and all(type(v) is int and 0 <= v <= 255 for color in colors for v in color)
+    return list(names), colors if fits else None
+
+
+def _items(value: object) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else []
+
+
 def notes_align_corners(checkpoint: object) -> bool:
     """Whether mmsegmentation's config in a checkpoint (`meta.config`, a text) has `align_corners=True`."""
     meta = checkpoint.get("meta") if isinstance(checkpoint, Mapping) else None
@@ -203,9 +366,10 @@ def infer_architecture(state: Mapping[str, Tensor]) -> dict[str, Any]:
             "width": state["backbone.layer1.0.conv3.weight"].shape[0] // EXPANSION,
             "head_channels": value[0],
             "key_channels": state["long_range.key_project.0.conv.weight"].shape[0],
-            "aux_channels": state["aux_classifier.weight"].shape[1],
             "fusion_kernel": state["fuse.conv.weight"].shape[-1],
         }
+        if "aux_classifier.weight" in state:
+            channels["aux_channels"] = state["aux_classifier.weight"].shape[1]
         # A tensor without elements may claim any shape, and a network is built in these sizes
         if odd := [f"{name} = {count}" for name, count in channels.items() if not 0 < count <= MAX_CHANNELS]:
             raise CheckpointMismatchError(f"no ISANet has these sizes: {', '.join(odd)}")

@@ -6,8 +6,10 @@ A .pth file is a pickle, a program that may call anything. It is read in layers,
 2. The archive must be as torch.save writes it: see `isanet.weights.zipreader`.
 3. The pickle is read, not run: only instructions that make plain values and containers are known, in bounded
    number, and none of them calls anything, sets an attribute or hashes more than a plain value.
-4. What it names must be `OrderedDict` or a function that rebuilds a tensor, and is only compared as text: no function
-   can be reached; a file that names anything else is refused with that name.
+4. What it names is only compared as text: no function or class can be reached. `OrderedDict` and the functions that
+   rebuild a tensor have their meaning here; anything else, and whatever a file makes of it, is an `Opaque`: a name
+   that is never imported, built or called. It may lie beside the weights (a date, a path, an optimizer's settings); in
+   the place of a tensor, of a state dict or of a tensor's arguments the file is refused with that name.
 5. A tensor is a view of the bytes already in memory, and only if it lies inside its storage, and the storage inside
    the file. Views of the same bytes are bounded too. No size that a file claims is allocated.
 
@@ -17,17 +19,18 @@ through it a tensor of any size. With one parser there is one reading of a file,
 
 from __future__ import annotations
 
+import logging
 import math
 import pickletools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from isanet._text import clean
+from isanet._text import clean, listed
 from isanet.errors import CheckpointFormatError, UnsafeCheckpointError
 from isanet.weights.zipreader import check_crc, read_directory
 
@@ -48,6 +51,9 @@ MAX_DESCRIPTION_BYTES = 4 << 20
 Parsed, it takes up to 25 times its size.
 """
 
+MAX_PICKLE_BYTES = 32 << 20
+"""Largest pickle: mmengine keeps each iteration's losses in it as arrays; 160,000 iterations take some 30 MB."""
+
 MAX_STEPS = 1 << 19
 """Most instructions of a pickle; a ResNet-101 with its optimizer's state has 50,000."""
 
@@ -59,6 +65,9 @@ MAX_NUMBERED = 1 << 12
 
 MAX_SHARING = 4
 """How many times as large as their file all tensors may be, which may be views of the same bytes."""
+
+MAX_SHOWN = 20
+"""Most names of what was left out that the log shows."""
 
 STORAGES = {
     "DoubleStorage": torch.float64,
@@ -81,7 +90,9 @@ ALLOWED = frozenset(
     {"collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"}
     | {f"torch.{name}" for name in STORAGES}
 )
-"""All names that a pickle may contain."""
+"""All names that mean something here."""
+
+log = logging.getLogger("isanet")
 
 
 @dataclass(frozen=True)
@@ -95,8 +106,30 @@ class _Storage:
     """None in the first pass over the older format, whose bytes come after the pickle."""
 
 
-OPERANDS = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2, "STACK_GLOBAL": 2, "REDUCE": 2}
+@dataclass(eq=False, slots=True)
+class Opaque:
+    """What a file says beside its tensors, read but never made: the name of a class or function, and nothing of it."""
+
+    name: str
+    state: object = field(default=None, repr=False)
+    """What the file would set on it, as plain as everything else; the parts of a pickled module are found in it."""
+
+
+OPERANDS = {
+    "TUPLE1": 1,
+    "TUPLE2": 2,
+    "TUPLE3": 3,
+    "APPEND": 1,
+    "SETITEM": 2,
+    "STACK_GLOBAL": 2,
+    "REDUCE": 2,
+    "NEWOBJ": 2,
+    "NEWOBJ_EX": 3,
+}
 """How many values these instructions take from the stack."""
+
+SINCE_MARK = ("TUPLE", "APPENDS", "SETITEMS", "ADDITEMS", "FROZENSET")
+"""Instructions that take everything since the last MARK."""
 
 
 class _PickleReader:
@@ -113,6 +146,7 @@ class _PickleReader:
         self.tensors = 0
         self.requested: dict[str, tuple[torch.dtype, int]] = {}
         self.typed: dict[str, _Storage] = {}
+        self.opaque: dict[str, None] = {}  # names, in their order
 
     def load(self, pickled: bytes) -> tuple[object, int]:
         """The contents of one pickle, and its length in bytes."""
@@ -124,7 +158,7 @@ class _PickleReader:
             if step >= MAX_STEPS:
                 raise CheckpointFormatError(f"its pickle has more than {MAX_STEPS:,} steps")
             items: list[Any] = []
-            if opcode.name in ("TUPLE", "APPENDS", "SETITEMS"):  # these take everything since the last MARK
+            if opcode.name in SINCE_MARK:
                 items, stack = stack, marked.pop()
             elif count := OPERANDS.get(opcode.name):
                 items = [stack.pop() for _ in range(count)][::-1]
@@ -160,26 +194,48 @@ class _PickleReader:
                     stack.append([])
                 case "EMPTY_DICT":
                     stack.append({})
+                case "APPEND" | "APPENDS" | "ADDITEMS" | "SETITEM" | "SETITEMS" if type(stack[-1]) is Opaque:
+                    pass
                 case "APPEND" | "APPENDS":
                     _expect(stack[-1], list).extend(items)
                 case "SETITEM" | "SETITEMS":
                     _insert(_expect(stack[-1], dict), zip(items[::2], items[1::2], strict=True))
                 case "GLOBAL":
-                    stack.append(_checked_name(argument.split(" ", 1)))
+                    stack.append(self.named(argument.split(" ", 1)))
                 case "STACK_GLOBAL":
-                    stack.append(_checked_name(items))
+                    stack.append(self.named(items))
+                case "EMPTY_SET" | "FROZENSET":
+                    stack.append(self.named(["builtins", "set"]))
+                case "BYTEARRAY8":
+                    stack.append(self.named(["builtins", "bytearray"]))
                 case "BINPERSID":
                     stack.append(self.storage(stack.pop()))
                 case "REDUCE":
                     name, arguments = items
-                    stack.append(self.call(_expect(name, _Name).text, _expect(arguments, tuple)))
+                    if type(name) is Opaque:
+                        stack.append(Opaque(name.name))
+                    else:
+                        stack.append(self.call(_expect(name, _Name).text, _expect(arguments, tuple)))
+                case "NEWOBJ" | "NEWOBJ_EX" if type(items[0]) is Opaque:
+                    stack.append(Opaque(items[0].name))
+                case "BUILD" if type(stack[-2]) is Opaque:
+                    state = stack.pop()
+                    stack[-1].state = state
                 case "BUILD":  # a state dict's `_metadata`, which is not needed
                     stack.pop()
                     _expect(stack[-1], dict)
                 case _:
                     what = "" if argument is None else f" for {str(argument)[:200]!r}"
-                    raise _unsafe(f"uses the instruction {opcode.name}{what}")
+                    raise unsafe(f"uses the instruction {opcode.name}{what}")
         raise CheckpointFormatError("its pickle has no end")
+
+    def named(self, parts: list[Any]) -> _Name | Opaque:
+        name = ".".join(_expect(part, str) for part in parts)
+        if name in ALLOWED:
+            return _Name(name)
+        if len(self.opaque) <= MAX_SHOWN:
+            self.opaque[name[:200]] = None
+        return Opaque(name[:200])
 
     def call(self, name: str, arguments: tuple[Any, ...]) -> object:
         if name == "collections.OrderedDict":
@@ -190,6 +246,10 @@ class _PickleReader:
             if self.tensors > MAX_TENSORS:
                 raise CheckpointFormatError(f"it has more than {MAX_TENSORS:,} tensors")
             tensor = _view(*arguments[:4])
+            for extra in arguments[4:]:  # not used, but part of it: whether it needs a gradient, its hooks
+                for value in extra.values() if type(extra) is dict else (extra,):
+                    if type(value) is Opaque:
+                        raise unsafe(f"names {value.name!r} in the place of a tensor's hooks")
             self.budget -= tensor.nbytes
             if self.budget < 0:
                 raise CheckpointFormatError(f"its tensors have its bytes more than {MAX_SHARING} times")
@@ -198,7 +258,9 @@ class _PickleReader:
             return _expect(arguments[0], Tensor)
         raise CheckpointFormatError(f"{name} is called, which is not a function")
 
-    def storage(self, reference: Any) -> _Storage:
+    def storage(self, reference: Any) -> _Storage | Opaque:
+        if type(reference) is tuple and reference[:1] == ("module",) and type(reference[1]) is Opaque:
+            return reference[1]  # the older format refers so to the class of a network that was pickled whole
         if type(reference) is not tuple or len(reference) < 5 or reference[0] != "storage":
             raise CheckpointFormatError("it refers to something that is not a storage")
         kind, key, numel = _expect(reference[1], _Name).text, _expect(reference[2], str), _expect(reference[4], int)
@@ -220,14 +282,8 @@ class _PickleReader:
         return self.typed[key]
 
 
-def _checked_name(parts: list[Any]) -> _Name:
-    name = ".".join(_expect(part, str) for part in parts)
-    if name not in ALLOWED:
-        raise _unsafe(f"names {name[:200]!r}")
-    return _Name(name)
-
-
-def _unsafe(what: str) -> UnsafeCheckpointError:
+def unsafe(what: str) -> UnsafeCheckpointError:
+    """The error for what would have to be run to be used."""
     return UnsafeCheckpointError(
         f"it {what}, which is neither a plain tensor nor a container; nothing in it was run. "
         "If you trust where it comes from, keep only the weights: "
@@ -236,6 +292,8 @@ def _unsafe(what: str) -> UnsafeCheckpointError:
 
 
 def _expect(value: Any, kind: type) -> Any:
+    if type(value) is Opaque:
+        raise unsafe(f"names {value.name!r} in the place of a {kind.__name__}")
     if type(value) is not kind:
         raise CheckpointFormatError(f"it has a {type(value).__name__} in the place of a {kind.__name__}")
     return value
@@ -244,9 +302,9 @@ def _expect(value: Any, kind: type) -> Any:
 def _insert(target: dict[Any, Any], pairs: Iterable[Sequence[Any]]) -> dict[Any, Any]:
     for key, value in pairs:
         # Hashing nested tuples can take forever, and integers can be chosen to have one hash
-        if type(key) is not str and (type(key) is not int or key.bit_length() > 60 or len(target) >= MAX_NUMBERED):
-            raise CheckpointFormatError(f"a dictionary has a {type(key).__name__} as its key {len(target):,}")
-        target[key] = value
+        if type(key) is int and (key.bit_length() > 60 or len(target) >= MAX_NUMBERED):
+            raise CheckpointFormatError(f"a dictionary has an int as its key {len(target):,}")
+        target[key if type(key) in (str, int) else Opaque(type(key).__name__)] = value
     return target
 
 
@@ -309,12 +367,12 @@ def read_legacy(file: File) -> object:
     _, _, length = _unpickle(file, file.data[position:], {})  # a version, a constant
     position += length
     system, _, length = _unpickle(file, file.data[position:], {})
-    if not isinstance(system, dict) or system.get("little_endian") is not True:
+    if _expect(system, dict).get("little_endian") is not True:
         raise CheckpointFormatError("it was not written on a little-endian machine")
     tensors = file.data[position + length :]
     _, requested, length = _unpickle(file, tensors, None)  # finds the storages, whose bytes come later
     keys, _, skipped = _unpickle(file, tensors[length:], {})
-    if not isinstance(keys, list) or any(type(key) is not str for key in keys) or sorted(keys) != sorted(requested):
+    if any(type(key) is not str for key in _expect(keys, list)) or sorted(keys) != sorted(requested):
         raise CheckpointFormatError("its list of storages does not match its tensors")
     rest = tensors[length + skipped :]
     storages: dict[str, Bytes] = {}
@@ -329,16 +387,20 @@ def read_legacy(file: File) -> object:
 
 def _unpickle(
     file: File, data: Bytes, storages: Mapping[str, Bytes] | None
-) -> tuple[object, dict[str, tuple[torch.dtype, int]], int]:
+) -> tuple[Any, dict[str, tuple[torch.dtype, int]], int]:
     """The contents of the pickle at the start of `data`, the storages that it requests, and its length."""
     reader = _PickleReader(storages, MAX_SHARING * len(file.data))
     try:
-        contents, length = reader.load(data[:MAX_DESCRIPTION_BYTES].tobytes())
+        contents, length = reader.load(data[:MAX_PICKLE_BYTES].tobytes())
     except (UnsafeCheckpointError, CheckpointFormatError):
         raise
     except Exception as error:  # a broken pickle may raise anything
         raise CheckpointFormatError(
-            f"its pickle is broken, or has over {MAX_DESCRIPTION_BYTES:,} bytes "
+            f"its pickle is broken, or has over {MAX_PICKLE_BYTES:,} bytes "
             f"({type(error).__name__}: {clean(str(error))[:200]}); fetch it again"
         ) from error
+    if isinstance(contents, Opaque) and contents.state is None:
+        raise unsafe(f"names {contents.name!r} in the place of its weights")
+    if reader.opaque and storages is not None:
+        log.info("%s: left out, beside the tensors: %s", clean(file.name), listed(reader.opaque, MAX_SHOWN))
     return contents, reader.requested, length

@@ -38,7 +38,7 @@ WRONG_FILES: dict[str, tuple[bytes, str]] = {
         "negative variance",
     ),
     "half precision": (tiny_zoo.saved({name: value.half() for name, value in STATE.items()}), "kind|bytes|float"),
-    "a pickle that calls": (tiny_zoo.saved({"model": STATE, "meta": Calls()}), r"posix\.system"),
+    "a pickle that calls": (tiny_zoo.saved({"model": {**STATE, "meta": Calls()}}), r"posix\.system"),
     "truncated": (tiny_zoo.saved(STATE)[:-1000], "truncated"),
     "a web page": (b"<!DOCTYPE html><title>Log in</title>", "HTML"),
     "a Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "LFS"),

@@ -211,7 +211,7 @@ def check_checkpoint(data: bytes) -> None:
                 assert (
                     each is None
                     or isinstance(each, bool | int | float | str | bytes | dict | list | tuple)
-                    or (type(each).__name__ in ("_Name", "_Storage"))
+                    or (type(each).__name__ in ("_Name", "_Storage", "Opaque"))
                 )
         assert shown <= MAX_SHARING * len(data)
         load_file(file)

@@ -1,17 +1,23 @@
 """Every upstream listing becomes exactly the network that its names and shapes describe, or is refused by name."""
 
-from pathlib import Path
+import argparse
+import collections
+import datetime
+import logging
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from isanet.errors import CheckpointFormatError, CheckpointMismatchError
+from isanet.errors import CheckpointFormatError, CheckpointMismatchError, UnsafeCheckpointError
 from isanet.model import ISANet
 from isanet.weights import convert
 from isanet.weights.checkpoint import fit_state_dict, read_checkpoint, read_file
 from isanet.weights.manifest import load_manifest
+from isanet.weights.torchfile import Opaque
 from tests.helpers import hostile, stand_in, tiny_zoo
 
 LISTINGS = sorted(path.name.removesuffix(".keys.json") for path in stand_in.DATA.glob("*.keys.json"))
@@ -168,9 +174,148 @@ def test_unwrapping_and_converting_do_not_modify_their_input() -> None:
     assert {value.data_ptr() for value in converted.values()} == {value.data_ptr() for value in STATE.values()}
 
 
-def test_module_stays_where_not_every_name_has_it() -> None:
-    mixed = {"module.a": torch.ones(1), "b": torch.ones(1)}
-    assert convert.unwrap(mixed) == mixed
+def test_wrappers_go_from_any_place_in_any_name_and_never_make_two_names_one() -> None:
+    one = torch.ones(1)
+    mixed = {"module.a": one, "b": one, "c._orig_mod.d.module.e": one, "_orig_mod.module._orig_mod.f": one}
+    assert list(convert.unwrap(mixed)) == ["a", "b", "c.d.e", "f"]
+    with pytest.raises(CheckpointFormatError, match="two of its tensors are 'a'"):
+        convert.unwrap({"module.a": one, "a": one})
+
+
+def under(prefix: str, state: dict[str, Tensor] = STATE) -> dict[str, Tensor]:
+    return {prefix + name: value for name, value in state.items()}
+
+
+ONE = torch.ones(1)
+
+
+@pytest.mark.parametrize(
+    ("contents", "left_out"),
+    [
+        pytest.param({"state_dict": {**under("model."), "loss.weight": ONE, "val_iou.confmat": ONE}, "epoch": 3},
+                     ["loss.weight", "val_iou.confmat"], id="lightning"),
+        pytest.param({"state_dict": under("model._orig_mod."), "pytorch-lightning_version": "2"}, [], id="compiled"),
+        pytest.param(under("net.module.model."), [], id="three"),
+        pytest.param(under("self.any_name_of_mine."), [], id="own name"),
+        pytest.param({"n_averaged": torch.tensor(3), **under("module.")}, ["n_averaged"], id="AveragedModel"),
+        pytest.param({**under("model."), **under("ema_model.", OTHER)}, ["ema_model."], id="average beside"),
+        pytest.param({**STATE, **under("ema_model.", OTHER)}, ["ema_model."], id="average beside none"),
+        pytest.param({**STATE, "total_ops": ONE, "in_conv.0.total_params": ONE}, ["in_conv.0.total_params"], id="thop"),
+        pytest.param({**STATE, "ema_in_conv_0_weight": ONE}, ["ema_in_conv_0_weight"], id="mmcv's averages"),
+        *(pytest.param({key: STATE, "optimizer": {"state": {}}}, [], id=key) for key in convert.CONTAINERS),
+        pytest.param({"state_dict_ema": STATE}, [], id="nothing but an average"),
+        pytest.param({"net": {"weights": {"params": STATE}}}, [], id="containers in containers"),
+        pytest.param({"weights": {"ce": 1.0}, "model": STATE}, [], id="other weights"),
+    ],
+)  # fmt: skip
+def test_the_weights_come_out_of_every_prefix(
+    contents: dict[str, Any], left_out: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "isanet")
+    state = convert.unwrap(contents)
+    assert list(state) == list(STATE)
+    assert all(state[name] is value for name, value in STATE.items())
+    assert all(name in caplog.text for name in left_out)
+    assert bool(left_out) == ("left out" in caplog.text)
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        *({"model": STATE, key: OTHER} for key in convert.AVERAGES),
+        {"state_dict_ema": under("module.", OTHER), "state_dict": STATE},
+        {"state_dict": {**under("model."), **under("ema_model.", OTHER)}},
+    ],
+    ids=[*convert.AVERAGES, "wrapped", "prefix"],
+)
+def test_an_average_is_said_and_taken_where_it_is_asked_for(
+    contents: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "isanet")
+    assert all(value is STATE[name] for name, value in convert.unwrap(contents).items())
+    assert "weights='ema' takes the average" in caplog.text
+    assert all(value is OTHER[name] for name, value in convert.unwrap(contents, "ema").items())
+    with pytest.raises(ValueError, match="no average of the weights"):
+        convert.unwrap(STATE, "ema")
+    with pytest.raises(ValueError, match="'ema' or None, got 'last'"):
+        convert.unwrap(STATE, "last")
+
+
+def test_of_two_networks_none_is_chosen() -> None:
+    with pytest.raises(CheckpointFormatError, match=r"2 networks \(student, teacher\)"):
+        convert.unwrap({**under("student."), **under("teacher.", OTHER)})
+
+
+def test_whatever_is_pickled_beside_the_weights_is_left_out_by_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    beside = {
+        "args": argparse.Namespace(lr=0.1, path=Path("a")),
+        "path": PurePosixPath("a/b"),
+        "date": datetime.datetime(2026, 1, 1),
+        "scalar": np.float64(0.5),
+        "array": np.zeros(3),
+        "size": torch.Size([1, 2]),
+        "device": torch.device("cpu"),
+        "dtype": torch.float16,
+        "default": collections.defaultdict(list, {"a": [1], (1, 2): [torch.ones(2)]}),
+        "ordered": collections.OrderedDict({None: 1, 1.5: 2, (1, 2): 3, True: 4}),
+        "set": {1, 2},
+        "frozen": frozenset({1}),
+        "deque": collections.deque([1]),
+        "complex": torch.ones(2, dtype=torch.complex64).numpy(),
+        "class": Path,
+        "function": len,
+        "bytes": bytearray(b"123"),
+        "layer": torch.nn.Conv2d(1, 1, 1),
+    }
+    for protocol in (2, 4):
+        for zipped in (True, False) if protocol == 2 else (True,):
+            options = {"pickle_protocol": protocol, "_use_new_zipfile_serialization": zipped}
+            caplog.clear()
+            caplog.set_level(logging.INFO, "isanet")
+            data = tiny_zoo.saved({"state_dict": STATE, **beside}, **options)
+            contents = read_checkpoint(read_file(hostile.file(tmp_path, data)))[0]
+            state = convert.unwrap(contents)
+            assert all(torch.equal(state[name], value) for name, value in STATE.items())
+            assert list(state) == list(STATE)
+            assert "argparse.Namespace" in caplog.text
+            for value in contents.values():  # type: ignore[attr-defined]
+                assert type(value) in (Opaque, dict), value
+
+
+@pytest.mark.parametrize("wrapped", [lambda model: model, torch.nn.DataParallel], ids=["model", "DataParallel"])
+@pytest.mark.parametrize(
+    "around", [lambda model: model, lambda model: {"model": model}], ids=["bare", "in a container"]
+)
+def test_a_network_pickled_whole_gives_its_weights(tmp_path: Path, wrapped: Any, around: Any) -> None:
+    model = ISANet(num_classes=3, width=8, head_channels=8, key_channels=4, aux_channels=8)
+    path = hostile.file(tmp_path, tiny_zoo.saved(around(wrapped(model))))
+    state = convert.unwrap(read_checkpoint(read_file(path))[0])
+    assert state.keys() == model.state_dict().keys()
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_module_that_is_a_part_of_itself_ends() -> None:
+    module = Opaque("m", {"_modules": {}, "_parameters": {"weight": ONE}})
+    module.state["_modules"]["inner"] = module  # type: ignore[index]
+    assert convert.unwrap(module) == {"weight": ONE}
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        Opaque("os.system"),
+        {"model": Opaque("os.system")},
+        {**STATE, "extra": Opaque("os.system")},
+        {"model": {**STATE, "in_conv.0.weight": Opaque("os.system")}},
+        {"model": {**under("model."), "model.extra": Opaque("os.system")}},
+        {"args": Opaque("os.system")},
+    ],
+)
+def test_what_is_no_tensor_is_refused_in_the_place_of_one(contents: object) -> None:
+    with pytest.raises(UnsafeCheckpointError, match=r"names 'os\.system' in the place.*nothing in it was run"):
+        convert.unwrap(contents)
 
 
 ITSELF: dict[str, Any] = {}
@@ -186,7 +331,7 @@ ITSELF["model"] = ITSELF["state_dict"] = ITSELF
         pytest.param(torch.ones(1), "a Tensor", id="tensor"),
         pytest.param(None, "a NoneType", id="none"),
         pytest.param({"model": torch.ones(1), "epoch": 3}, "'epoch' is not a tensor", id="counter"),
-        pytest.param({"net": STATE}, "dictionary with 'net', of which 'net' is not a tensor", id="unknown wrapper"),
+        pytest.param({"mine": STATE}, "dictionary with 'mine', of which 'mine' is not a tensor", id="unknown wrapper"),
         pytest.param({0: torch.ones(1)}, "of which 0 is not a tensor", id="number for a name"),
         pytest.param({None: torch.ones(1)}, "of which None is not a tensor", id="none for a name"),
         pytest.param({str(i): i for i in range(9)}, "'0', '1', '2', '3', '4', '5', …, of which", id="many"),

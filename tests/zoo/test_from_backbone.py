@@ -171,7 +171,7 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "half precision": (lambda: {name: value.half() for name, value in STATE.items()}, "float16|bytes"),
     "double precision": (lambda: {**STATE, "stem.1.bias": torch.zeros(32, dtype=torch.float64)}, "bytes"),
     "a whole model": (lambda: tiny_zoo.upstream_state(), "not part of a ResNet"),
-    "a pickle that calls": (lambda: {"state_dict": STATE, "meta": Calls()}, r"posix\.system"),
+    "a pickle that calls": (lambda: {"state_dict": {**STATE, "meta": Calls()}}, r"posix\.system"),
     "no tensors": (lambda: {"state_dict": {}}, "state dict"),
 }
 
