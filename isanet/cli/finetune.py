@@ -128,14 +128,19 @@ def _recipe(source: str | None, settings: Sequence[str]) -> Recipe:
 def _check_masks(options: argparse.Namespace) -> int:
     from isanet.datasets.importing import survey
     from isanet.datasets.mask_check import check_masks
-    from isanet.datasets.opening import export_layouts, open_parts
+    from isanet.datasets.opening import export_layouts, folder_options, open_parts
 
-    if options.images is None and options.folder.is_dir() and export_layouts(options.folder):
-        if options.output is not None or options.classes is not None:
-            options.wrong_call(f"{options.folder} is an export, which is read without --output and --classes")
-        exported = survey(open_parts(options.folder))
-        print(json.dumps(asdict(exported), indent=1) if options.json else exported)
-        return 0
+    folder, images = options.folder, options.images
+    if images is None and folder.is_dir():
+        names = {"images": "images", "masks": "masks", **folder_options(folder, {})}
+        if all((folder / name).is_dir() for name in names.values()):
+            folder, images = folder / names["masks"], folder / names["images"]
+        elif "mask_suffix" in names or export_layouts(folder):
+            if options.output is not None or options.classes is not None:
+                options.wrong_call(f"the masks in {folder} are read without --output and --classes")
+            found = survey(open_parts(folder))
+            print(json.dumps(asdict(found), indent=1) if options.json else found)
+            return 0
     classes = options.classes
     if isinstance(classes, str):
         classes = label_space(classes)
@@ -146,8 +151,8 @@ def _check_masks(options: argparse.Namespace) -> int:
             raise ValueError(f"the histogram is a PNG; give --output a name that ends in .png, got {options.output}")
         keep_existing(options.output, overwrite=options.force)
     progress = False if options.quiet else None
-    found = check_masks(options.folder, images=options.images, classes=classes, progress=progress)
-    print(json.dumps(found.to_json(), indent=1) if options.json else found)
+    check = check_masks(folder, images=images, classes=classes, progress=progress)
+    print(json.dumps(check.to_json(), indent=1) if options.json else check)
     if options.output is not None:
-        found.save_histogram(options.output)
+        check.save_histogram(options.output)
     return 0

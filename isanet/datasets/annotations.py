@@ -24,6 +24,7 @@ from isanet.datasets.exports import (
     class_name,
     color_of,
     decoded,
+    files_below,
     json_files,
     marked,
     naming,
@@ -33,7 +34,7 @@ from isanet.datasets.exports import (
     split_name,
     split_of,
 )
-from isanet.datasets.listing import files_by_key, read_keys, read_lines, walk
+from isanet.datasets.listing import files_by_key, read_keys, read_lines
 from isanet.datasets.shapes import (
     UNLABELED,
     Bitmap,
@@ -347,11 +348,11 @@ def _find_roboflow(root: Path) -> list[Path]:
 
 def _find_supervisely(root: Path) -> list[Path]:
     found = [path for path in [root / "meta.json", *sorted(root.glob("[!.]*/meta.json"))] if path.is_file()]
-    return [path for path in found if any(path.parent.glob("**/ann"))][:1]
+    return [path for path in found if any(each.parent.name == "ann" for each in files_below(path.parent))][:1]
 
 
 def _find_brushes(root: Path) -> list[Path]:
-    return [folder / name for folder, _, names in walk(root) for name in names if _BRUSH.fullmatch(name)][:1]
+    return [path for path in files_below(root) if _BRUSH.fullmatch(path.name)][:1]
 
 
 FORMATS: dict[str, Format] = {
@@ -361,6 +362,6 @@ FORMATS: dict[str, Format] = {
     "label-studio": Format("Label Studio: task-…-tag-….png and JSON", _find_brushes, read_label_studio),
     "labelme": Format("LabelMe: x.json beside x.jpg", lambda root: marked(root, b'"shapes"'), read_labelme, True),
     "via": Format("VIA: JSON", lambda root: marked(root, b'"shape_attributes"', b'"_via_'), read_via, True),
-    "coco": Format("COCO: JSON", lambda root: marked(root, b'"categories"', b'"segments_info"'), read_coco, True),
+    "coco": Format("COCO: JSON", lambda root: marked(root, b'"image_id"', b'"file_name"'), read_coco, True),
 }
 """By the names that `open_dataset` takes as `layout`, in the order in which they are tried."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from isanet.datasets.exports import (
 from isanet.datasets.shapes import UNLABELED, Layer, Rings, Runs, Values, polygon, run_lengths
 from isanet.errors import DatasetError
 
+log = logging.getLogger("isanet")
+
 
 def read_coco(root: Path, files: list[Path]) -> Export:
     """COCO: instances (polygons and run lengths) or panoptic (PNG files of segment ids), one JSON file per split."""
@@ -28,6 +31,9 @@ def read_coco(root: Path, files: list[Path]) -> Export:
     for path in files:
         data = read_json(path)
         with naming(path):
+            if isinstance(data, dict) and len(files) > 1 and (other := _other_kind(data)):
+                log.warning("%s holds %s, and is left out", path, other)
+                continue
             if not isinstance(data, dict) or not all(isinstance(data.get(k), list) for k in _COCO):
                 raise ValueError("it has no lists images, annotations and categories, as COCO's files have")
             categories = _coco_categories(export, data)
@@ -50,6 +56,14 @@ def read_coco(root: Path, files: list[Path]) -> Export:
     if export.skipped["box"] and not any(sample.layers for sample in export.samples.values()):
         raise DatasetError(f"{files[0]} holds boxes alone, for detection; export it with masks or polygons")
     return export
+
+
+def _other_kind(data: Mapping[str, Any]) -> str:
+    """What a file holds that lies beside COCO's masks in the official archive; empty if it may be masks."""
+    if any(isinstance(each, dict) and "keypoints" in each for each in data.get("categories") or ()):
+        return "keypoints"
+    missing = [name for name in _COCO if name not in data]
+    return f"no {' and no '.join(missing)}" if missing else ""
 
 
 _COCO = ("images", "annotations", "categories")

@@ -16,7 +16,7 @@ from isanet.datasets.listing import FoundFiles, PathLike, contents, existing_fol
 from isanet.datasets.shapes import UNLABELED, Values, paint
 from isanet.errors import DatasetError, ImageError
 from isanet.images.masks import Color, Mask
-from isanet.images.reading import check_size, read_image
+from isanet.images.reading import check_size, exif_orientation, open_header
 from isanet.labels import IGNORED, LabelSpace, custom_space, label_space
 
 log = logging.getLogger("isanet")
@@ -120,9 +120,14 @@ class Exported(Folder):
 
 
 def _size_of(path: Path, max_pixels: int) -> tuple[int, int]:
-    """(height, width) of an image as it is read, upright."""
-    height, width, _ = read_image(path, max_pixels=max_pixels).shape
-    return height, width
+    """(height, width) of an image as it is read, upright; by its header."""
+    try:
+        with path.open("rb") as stream:
+            image = open_header(stream, path, max_pixels)
+            turned = exif_orientation(image) in (5, 6, 7, 8)
+            return image.size if turned else (image.height, image.width)
+    except OSError as error:
+        raise ImageError(f"{path} cannot be read: {error}") from error
 
 
 def _classes(

@@ -103,11 +103,9 @@ class Images:
     def __init__(self, root: Path, apart_from: Container[str] = ()) -> None:
         self.root = root
         self.by_name: dict[str, list[Path]] = {}
-        for folder, folders, names in walk(root):
-            folders[:] = [name for name in folders if name not in apart_from]
-            for name in names:
-                if Path(name).suffix.lower() in SUFFIXES:
-                    self.by_name.setdefault(unicodedata.normalize("NFC", name), []).append(folder / name)
+        for path in files_below(root, apart_from):
+            if path.suffix.lower() in SUFFIXES:
+                self.by_name.setdefault(unicodedata.normalize("NFC", path.name), []).append(path)
 
     @property
     def all(self) -> list[Path]:
@@ -217,9 +215,21 @@ def naming(place: object) -> Iterator[None]:
         raise DatasetError(f"{place}: {error}") from error
 
 
+def files_below(root: Path, apart_from: Container[str] = ()) -> Iterator[Path]:
+    """The files below a folder, except in folders of these names; links that lead to one folder again are skipped."""
+    seen: set[Path] = set()
+    for folder, folders, names in walk(root):
+        if (real := folder.resolve()) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if name not in apart_from)
+        yield from (folder / name for name in sorted(names))
+
+
 def json_files(root: Path) -> list[Path]:
     """The JSON files below a folder, sorted."""
-    return sorted(folder / name for folder, _, names in walk(root) for name in names if name.lower().endswith(".json"))
+    return sorted(path for path in files_below(root) if path.suffix.lower() == ".json")
 
 
 def size_of(height: Any, width: Any) -> tuple[int, int] | None:

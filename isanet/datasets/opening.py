@@ -10,8 +10,9 @@ from typing import Any
 from isanet.datasets.annotations import FORMATS
 from isanet.datasets.base import Options, SegmentationDataset
 from isanet.datasets.exported import Exported
+from isanet.datasets.exports import files_below
 from isanet.datasets.folder import Folder, split_paths
-from isanet.datasets.listing import PathLike, contents, existing_folder, files_by_key, has_folders, walk
+from isanet.datasets.listing import PathLike, contents, existing_folder, files_by_key, has_folders
 from isanet.datasets.official import ADE20K, VOC2012, Cityscapes, OfficialDataset
 from isanet.errors import DatasetError
 from isanet.images.reading import SUFFIXES
@@ -77,7 +78,9 @@ def _recognize(root: Path, options: Mapping[str, Any]) -> str:
     images, masks = str(options.get("images", "images")), str(options.get("masks", "masks"))
     if has_folders(root, [(images, masks)]):
         found.append("folder")
-    found = found or export_layouts(root) or (["folder"] if folder_options(root, options) else [])
+    if not {"images", "masks"} & options.keys():
+        found = found or export_layouts(root)
+    found = found or (["folder"] if folder_options(root, options) else [])
     if has_classes and not found:
         raise DatasetError(
             f"{root} has a classes.txt, like a Folder, but not both {images} and {masks}: pass the names of its "
@@ -120,15 +123,11 @@ def folder_options(root: Path, options: Mapping[str, Any]) -> dict[str, str]:
         )
     if len(images) > 1 or len(masks) > 1:
         return {}
-    stems = {folder / Path(name).stem for folder, _, files in walk(root) for name in files if _is_image(name)}
+    stems = {path.with_suffix("") for path in files_below(root) if path.suffix.lower() in SUFFIXES}
     for suffix in MASK_SUFFIXES:
         if any(f"{stem}".endswith(suffix) and Path(f"{stem}".removesuffix(suffix)) in stems for stem in stems):
             return {"images": ".", "masks": ".", "mask_suffix": suffix}
     return {}
-
-
-def _is_image(name: str) -> bool:
-    return Path(name).suffix.lower() in SUFFIXES
 
 
 def open_train_and_val(

@@ -45,6 +45,16 @@ def test_check_masks_tells_what_an_export_holds(tmp_path: Path, capsys: pytest.C
         run("check-masks", tmp_path, "--classes", "3")
 
 
+def test_check_masks_finds_the_masks_of_a_whole_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    exports.other_names(tmp_path / "other")
+    assert run("check-masks", tmp_path / "other", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["files"], found["folder"]) == (6, str(tmp_path / "other" / "labels"))
+    exports.suffix_pairs(tmp_path / "pairs")
+    assert run("check-masks", tmp_path / "pairs") == 0
+    assert "6 images (train 4, val 2)" in capsys.readouterr().out
+
+
 def test_finetune_and_evaluate_take_an_export_and_keep_its_colors(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

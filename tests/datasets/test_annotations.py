@@ -225,6 +225,23 @@ def test_wrong_colors_values_and_lists_of_masks(tmp_path: Path) -> None:
         open_dataset(tmp_path / "robo")
 
 
+def test_a_large_coco_file_is_recognized_beside_the_other_files_of_the_archive(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    exports.coco(tmp_path)
+    for split in ("train", "val"):
+        path = tmp_path / "annotations" / f"instances_{split}2017.json"
+        data = json.loads(path.read_text())
+        path.write_text(json.dumps({"images": data["images"], **{"x" * 70_000: 0}, **data}))
+        data["categories"][0]["keypoints"] = ["nose"]
+        path.with_name(f"person_keypoints_{split}2017.json").write_text(json.dumps(data))
+        del data["categories"]
+        path.with_name(f"captions_{split}2017.json").write_text(json.dumps(data))
+    check(open_dataset(tmp_path))
+    assert "captions_val2017.json holds no categories, and is left out" in caplog.text
+    assert "person_keypoints_val2017.json holds keypoints, and is left out" in caplog.text
+
+
 def test_a_detection_export_and_yolo_are_said_to_be_that(tmp_path: Path) -> None:
     exports.coco(tmp_path / "coco")
     for path in (tmp_path / "coco" / "annotations").iterdir():
@@ -305,3 +322,12 @@ def test_samples_of_equal_names_stay_apart(tmp_path: Path) -> None:
     assert sorted(path.stem for path in (tmp_path / "plain" / "masks").iterdir())[:2] == ["one_a", "one_b"]
     assert isinstance(open_dataset(tmp_path / "set"), Exported)
     assert len(open_dataset(tmp_path / "plain")) == 12
+
+
+@pytest.mark.parametrize("name", NAMES[:-2])
+def test_links_in_circles_end(tmp_path: Path, name: str) -> None:
+    EXPORTS[name][0](tmp_path)
+    (tmp_path / "more").mkdir()
+    for link in ("x1", "x2", "x3"):
+        (tmp_path / "more" / link).symlink_to(tmp_path, target_is_directory=True)
+    check(open_dataset(tmp_path))
