@@ -59,6 +59,9 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sbd", metavar="DIR", help="folder with SBD, for VOC's trainaug split")
     add = parser.add_argument_group("your own images and masks").add_argument
     add("--classes", type=class_names, metavar="NAMES", help="comma-separated class names, or a label space")
+    add("--images", metavar="NAME", help="name of the folder of images in DATA; default: found, such as images or imgs")
+    add("--masks", metavar="NAME", help="name of the folder of masks in DATA; default: found, such as masks or labels")
+    add("--mask-suffix", metavar="TEXT", help="what masks in the images' folder have behind the images' names: _mask")
     add("--ids", type=mask_values, metavar="VALUES", help="mask values of the classes: 1-150, 0,255 or official")
     add("--ignore", type=ignored_values, metavar="VALUES", help="mask values to ignore, or rest, or none; default: 255")
     unlabeled = "what is not annotated in an export of a labelling tool; default: background"
@@ -68,7 +71,7 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
 
 def dataset_options(options: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of `isanet.datasets.open_dataset` for what `add_reading_options` added."""
-    names = ("layout", "sbd", "classes", "ids", "ignore", "unlabeled", "colors")
+    names = ("layout", "sbd", "classes", "images", "masks", "mask_suffix", "ids", "ignore", "unlabeled", "colors")
     return {name: value for name in names if (value := getattr(options, name)) is not None}
 
 

@@ -69,3 +69,15 @@ def test_finetune_and_evaluate_take_an_export_and_keep_its_colors(
     report = ("--split", "val", "--output", tmp_path / "report", "--workers", "0")
     assert run("--quiet", "evaluate", data, "--model", output, *report) == 0
     assert "mIoU" in capsys.readouterr().out
+
+
+def test_folders_of_any_name_are_given_by_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    exports.other_names(tmp_path / "set")
+    (tmp_path / "set" / "imgs").rename(tmp_path / "set" / "photos")
+    assert run("import-masks", tmp_path / "set", tmp_path / "plain") == 1
+    assert "pass the names of its folders as images= and masks=" in capsys.readouterr().err
+    assert run("import-masks", tmp_path / "set", tmp_path / "plain", "--images", "photos", "--masks", "labels") == 0
+    exports.suffix_pairs(tmp_path / "pairs")
+    names = ("--images", ".", "--masks", ".", "--mask-suffix", "_mask")
+    assert run("import-masks", tmp_path / "pairs", tmp_path / "other", *names) == 0
+    assert capsys.readouterr().out.count("6 images (train 4, val 2)") == 2
