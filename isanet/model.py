@@ -101,6 +101,16 @@ def check_images(images: Tensor) -> None:
         )
 
 
+def unwrapped(model: nn.Module) -> Any:
+    """A network without the wrappers of DataParallel, DistributedDataParallel and torch.compile around it."""
+    while not isinstance(model, ISANet):
+        inner = getattr(model, "module", None) or getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            break
+        model = inner
+    return model
+
+
 class ISANet(nn.Module):
     """Interlaced Sparse Self-Attention Network; keyword-only, every argument a plain value that survives JSON.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from isanet._files import given_path, keep_existing
 from isanet._text import aligned, clean
-from isanet.cli.options import AddCommand
+from isanet.cli.options import AddCommand, class_names
 from isanet.cli.printing import error_text, megabytes
 from isanet.errors import CacheError, CheckpointFormatError, IsanetError, OutputError
 from isanet.labels import LABEL_SPACES
@@ -56,6 +56,13 @@ def add_commands(add_command: AddCommand) -> None:
     convert = add_command("convert", _convert, "convert a checkpoint to a model folder or a single .safetensors file")
     convert.add_argument("source", type=Path, metavar="IN", help="checkpoint or model folder")
     convert.add_argument("target", type=Path, metavar="OUT", help="folder, or file name that ends in .safetensors")
+    classes = convert.add_mutually_exclusive_group()
+    classes.add_argument("--classes", type=class_names, metavar="NAMES", help="comma-separated names of the classes")
+    classes.add_argument("--label-space", choices=LABEL_SPACES, help="known names and colors of the classes")
+    text = 'how images are prepared: as for a model of the zoo, or {"short_edge": ..., "long_edge": ..., ...}'
+    convert.add_argument("--preprocessing", metavar="NAME|JSON", help=text)
+    text = "of a checkpoint with an average of the weights, take that"
+    convert.add_argument("--weights", choices=("ema",), help=text)
     convert.add_argument("--force", action="store_true", help="replace an existing OUT")
 
     manage = add_command("cache", _cache, "show or clear the cache")
@@ -221,9 +228,23 @@ def _convert(options: argparse.Namespace) -> int:
         if output.resolve() in (source.resolve(), (source / output.name).resolve()):
             raise ValueError(f"{output} is the input; use another OUT")
         keep_existing(output, overwrite=options.force)
-    model = convert_file(source, target)
+    space, classes = options.label_space, options.classes
+    if isinstance(classes, str):  # the name of a label space
+        space, classes = classes, None
+    wanted = {"classes": classes, "preprocessing": _preprocessing(options.preprocessing), "weights": options.weights}
+    model = convert_file(source, target, label_space=space, **wanted)
     print(f"{target}: {model.config['backbone']}, {len(model.classes)} classes")
     return 0
+
+
+def _preprocessing(text: str | None) -> dict[str, Any] | None:
+    """That of a model of the zoo, or as JSON."""
+    if text is None or not text.lstrip().startswith("{"):
+        return None if text is None else dict(model_info(text).preprocessing)
+    try:
+        return dict(json.loads(text))
+    except ValueError as error:
+        raise ValueError(f"--preprocessing is neither a model of the zoo nor JSON: {error}") from error
 
 
 def _cache(options: argparse.Namespace) -> int:

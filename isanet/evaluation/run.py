@@ -84,7 +84,9 @@ class EvaluationRun:
         num_images = len(dataset) if limit is None else min(limit, len(dataset))
         self.indices = [i * len(dataset) // num_images for i in range(num_images)]
         self.segmenter = Segmenter(model, device=device, precision=precision, protocol=protocol)
-        self.name = os.fspath(model) if isinstance(model, str | os.PathLike) else model.provenance.get("name")
+        self.name = (
+            os.fspath(model) if isinstance(model, str | os.PathLike) else self.segmenter.model.provenance.get("name")
+        )
         self.match = match_classes(self.segmenter.model, dataset.label_space, mapping)
         if predictions is not None and self.match.keep is not None:
             raise ValueError(

@@ -36,7 +36,7 @@ from isanet.inference.predict import (
     prepare,
 )
 from isanet.inference.segmentation import Segmentation
-from isanet.model import ISANet
+from isanet.model import ISANet, unwrapped
 from isanet.protocols import Protocol
 
 Source = str | os.PathLike[str] | Image.Image | NDArray[Any]
@@ -113,13 +113,16 @@ class Segmenter:
             from isanet.zoo.pretrained import from_pretrained
 
             model = from_pretrained(model)
-        if not model.preprocessing:
+        network: ISANet = unwrapped(model)
+        if not network.preprocessing:
             raise ValueError(
                 "the model does not say how its images are prepared; build it with preprocessing={'short_edge': ..., "
                 "'long_edge': ..., 'mean': ..., 'std': ...}, the values it was trained with"
             )
-        self.model: ISANet = model.to(self.device).eval()
-        self.precision = _auto_precision(self.device, model) if precision == "auto" else precision
+        self.model: ISANet = network.to(self.device).eval()
+        if next(network.parameters()).dtype in (torch.float16, torch.bfloat16):
+            network.float()  # as `precision` says: half precision is computed by autocast
+        self.precision = _auto_precision(self.device, network) if precision == "auto" else precision
         self._compile = compile
         self._calibration = [
             tensor[None]

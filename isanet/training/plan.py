@@ -20,7 +20,7 @@ from isanet.errors import DatasetError
 from isanet.evaluation.matching import match_classes
 from isanet.evaluation.run import weights_digest
 from isanet.labels import LABEL_SPACES
-from isanet.model import ISANet
+from isanet.model import ISANet, unwrapped
 from isanet.training.batches import Batches, seed_of
 from isanet.training.loss import loss_weight
 from isanet.training.optim import freeze, keep_statistics
@@ -118,22 +118,26 @@ def plan_training(
 def _start_model(model: ISANet | str | os.PathLike[str], train: SegmentationDataset) -> ISANet:
     """A copy to train, with the classes of the data."""
     if not isinstance(model, str | os.PathLike):
-        match_classes(model, train.label_space, None)
-        return deepcopy(model)
+        given: ISANet = unwrapped(model)
+        match_classes(given, train.label_space, None)
+        return deepcopy(given)
     network = from_pretrained(model)
     origin = network.provenance.get("name") or (Path(model).name if Path(model).exists() else os.fspath(model))
     if network.classes != train.classes:
-        kept = [name for name in train.classes if name in network.classes]
+        kept, before = [name for name in train.classes if name in network.classes], network.classifier.weight
         network = name_classes(network, train.classes)
-        log.info(
-            "%s has other classes: its classifiers are randomly initialized%s",
-            os.fspath(model),
-            f", except for {listed(kept)}" if kept else "",
-        )
+        if network.classifier.weight.data_ptr() != before.data_ptr():
+            log.info(
+                "%s has other classes: its classifiers are randomly initialized%s",
+                os.fspath(model),
+                f", except for {listed(kept)}" if kept else "",
+            )
     network.palette = train.palette
     known = LABEL_SPACES.get(train.label_space.name)
     network.label_space = known.name if known and known.classes == train.classes else None
     network.config |= {"palette": [list(color) for color in train.palette], "label_space": network.label_space}
+    for assumed in ("classes", "preprocessing"):  # from now on it is what it is trained with
+        network.provenance.pop(assumed, None)
     network.provenance["started_from"] = origin
     return network
 

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
+from isanet._text import listed
 from isanet.config import ISANetConfig, are_numbered
-from isanet.labels import generic_palette
+from isanet.labels import LABEL_SPACES, generic_palette
 from isanet.model import ISANet
+from isanet.weights.manifest import CHECKS
 from isanet.zoo.networks import fill, meta_model
 
 HEADS = ("classifier", "aux_classifier")
@@ -43,12 +45,60 @@ def with_classes(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, A
 def name_classes(model: ISANet, names: Sequence[str]) -> ISANet:
     """A model with classes of these names.
 
-    Where the classes of `model` have only numbers and are as many, these are their names, and everything is kept;
-    otherwise as `replace_classes`.
+    Where those of `model` have only numbers, were assumed, or were noted by a bare file, and are as many, these are
+    their names, and everything is kept; but a name that the file notes for another class is not moved.
+    Otherwise as `replace_classes`.
     """
-    if are_numbered(model.classes) and len(names) == len(model.classes):
-        return _rebuilt(model, with_classes(model.config, names), {})
-    return replace_classes(model, names)
+    known = model.provenance.get("classes")
+    moved = known == "noted" and any(
+        name in model.classes and model.classes.index(name) != i for i, name in enumerate(names)
+    )
+    if moved or len(names) != len(model.classes) or not (known or are_numbered(model.classes)):
+        return replace_classes(model, names)
+    same = list(names) == list(model.classes)
+    return _without_note(_rebuilt(model, model.config if same else with_classes(model.config, names), {}), "classes")
+
+
+def with_label_space(model: ISANet, name: str) -> ISANet:
+    """A model whose classes already have the names of a known label space, with its colors."""
+    palette = [list(color) for color in LABEL_SPACES[name].palette]
+    return _rebuilt(model, {**model.config, "palette": palette, "label_space": name}, {})
+
+
+def with_preprocessing(model: ISANet, preprocessing: Mapping[str, Any]) -> ISANet:
+    """A model that says that its images are prepared so.
+
+    Raises:
+        ValueError: These are no arguments of `isanet.images.preprocess.preprocess`.
+    """
+    fits, wanted = CHECKS["preprocessing"]
+    if not isinstance(preprocessing, Mapping) or not fits(dict(preprocessing)):
+        raise ValueError(f"preprocessing must be {wanted}, got {preprocessing!r}")
+    rebuilt = _rebuilt(model, {**model.config, "preprocessing": dict(preprocessing)}, {})
+    return _without_note(rebuilt, "preprocessing")
+
+
+def warn_of_assumptions(model: ISANet) -> None:
+    """Warn of what a bare file did not say, and how to say it."""
+    if model.provenance.get("classes") == "assumed":
+        log.warning(
+            "the file does not name its %d classes: assumed the names of %s (%s); pass classes= if they are your own",
+            len(model.classes),
+            model.label_space,
+            listed(model.classes, 3),
+        )
+    if model.provenance.get("preprocessing") == "assumed" and model.preprocessing:
+        log.warning(
+            "the file does not say how images are prepared: assumed a short edge of %s (at most %s for the long one), "
+            "mean %s and std %s; labels are wrong if it was trained otherwise: pass preprocessing=, or load what "
+            "save_pretrained wrote",
+            *(model.preprocessing[key] for key in ("short_edge", "long_edge", "mean", "std")),
+        )
+
+
+def _without_note(model: ISANet, key: str) -> ISANet:
+    model.provenance = {name: text for name, text in model.provenance.items() if name != key}
+    return model
 
 
 def replace_classes(model: ISANet, names: Sequence[str]) -> ISANet:
@@ -74,7 +124,7 @@ def replace_classes(model: ISANet, names: Sequence[str]) -> ISANet:
     log.warning(  # as transformers does: a randomly initialized head must be trained before it is of use
         "%d new classes: randomly initialized %s; rows kept: %s", len(names), ", ".join(new), ", ".join(kept) or "none"
     )
-    return _rebuilt(model, config, new)
+    return _without_note(_rebuilt(model, config, new), "classes")
 
 
 def _rebuilt(model: ISANet, config: Mapping[str, Any], changed: Mapping[str, torch.Tensor]) -> ISANet:

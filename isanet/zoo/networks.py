@@ -6,6 +6,7 @@ first, and nothing is copied.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -18,6 +19,8 @@ from isanet.labels import LABEL_SPACES
 from isanet.model import ISANet
 from isanet.weights import checkpoint
 from isanet.weights.manifest import Backbone, Released, Weights
+
+log = logging.getLogger("isanet")
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -50,6 +53,25 @@ def meta_network(released: Released) -> nn.Module:
         with torch.device("meta"):
             return ResNet(BACKBONES[released.backbone])
     return meta_model(model_config(released))
+
+
+def with_auxiliary(network: nn.Module, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The tensors of an ISANet, with a randomly initialized auxiliary head if they have none of it.
+
+    The head is used in training alone, so that a file without it gives the same labels.
+    """
+    wanted = {name: tensor for name, tensor in network.state_dict().items() if name.startswith("aux_")}
+    if any(name.startswith("aux_") for name in tensors):
+        return tensors
+    log.warning("the file has no auxiliary head: it is randomly initialized, and only matters in training")
+    new: dict[str, Tensor] = {}
+    for name, tensor in wanted.items():
+        new[name] = torch.zeros(tensor.shape, dtype=tensor.dtype, device="cpu")
+        if tensor.dim() == 4:
+            new[name].normal_(std=0.01)
+        elif name.endswith(("bn.weight", "running_var")):
+            new[name].fill_(1)
+    return {**tensors, **new}
 
 
 def fill(network: Network, tensors: Mapping[str, Tensor], *, values: bool = True) -> Network:

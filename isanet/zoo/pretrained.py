@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from isanet._files import given_path, write_output
@@ -21,8 +22,15 @@ from isanet.weights import cache, checkpoint, convert, hub
 from isanet.weights.manifest import CHECKS, Weights, load_backbones, load_manifest, unknown_model
 from isanet.weights.torchfile import MAX_DESCRIPTION_BYTES, File
 from isanet.zoo import released
-from isanet.zoo.classes import name_classes, replace_classes, requested_classes
-from isanet.zoo.networks import fill, label_arguments, meta_model
+from isanet.zoo.classes import (
+    name_classes,
+    replace_classes,
+    requested_classes,
+    warn_of_assumptions,
+    with_label_space,
+    with_preprocessing,
+)
+from isanet.zoo.networks import fill, label_arguments, meta_model, with_auxiliary
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 """What a repository on the Hugging Face Hub looks like: `org/name`."""
@@ -30,11 +38,14 @@ REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 log = logging.getLogger("isanet")
 
 
+@torch.inference_mode(False)  # what is loaded inside inference_mode could never be trained
 def from_pretrained(
     source: str | os.PathLike[str],
     *,
     num_classes: int | None = None,
     classes: Sequence[str] | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
+    weights: str | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
     progress: bool | None = None,
@@ -49,13 +60,18 @@ def from_pretrained(
             * a folder with config.json and model.safetensors, as `save_pretrained` writes it;
             * a .safetensors file;
             * an upstream checkpoint (.pth) of sssegmentation or mmsegmentation; its keys tell its layout and its shapes
-              its architecture. 21, 150 and 19 classes are taken for VOC, ADE20K and Cityscapes.
+              its architecture. Names of classes come from its notes (mmsegmentation's `meta`); without notes, 21, 150
+              and 19 classes are taken for VOC's, ADE20K's and Cityscapes', with a warning.
 
             A `pathlib.Path` is always a file or a folder; a string is a name in the zoo first, then a path, then a
             repository.
         num_classes: Start over with this many classes: both classifiers are randomly initialized, the rest is kept.
         classes: The same with names; the rows of classes that the source knows by the same name are kept.
-            Where the source's classes have only numbers ("class 0", ...) and are as many, these are their names.
+            Where the source is a bare file, or its classes have only numbers ("class 0", ...), and they are as many,
+            these are their names, and the trained classifiers are kept.
+        preprocessing: `short_edge`, `long_edge`, `mean` and `std` of `isanet.images.preprocess.preprocess`, where the
+            source does not say them or says them wrongly.
+        weights: "ema": of a checkpoint that has both, the average of the weights over the steps of training.
         revision: Branch, tag or commit of a repository on the Hub.
         token: Token for a private repository; None takes what huggingface_hub finds.
         progress: Show a progress bar; None shows it on a terminal and in a notebook.
@@ -76,6 +92,8 @@ def from_pretrained(
         raise ValueError(
             f"revision and token are for repositories on the Hugging Face Hub, and {os.fspath(source)!r} is not one"
         )
+    if weights is not None and not (isinstance(found, Path) and found.is_file()):
+        raise ValueError(f"weights is for files of checkpoints with an average, and {os.fspath(source)!r} is none")
     match found:
         case Weights():
             network, provenance = released.load(found, progress=progress)
@@ -84,12 +102,15 @@ def from_pretrained(
         case Path():
             folder = found.is_dir()
             file = read_file(found / "model.safetensors" if folder else found)
-            model = load_file(file, found / "config.json" if folder else None)
+            model = load_file(file, found / "config.json" if folder else None, weights)
         case _:
             model = _load_repository(found, revision=revision, token=token)
-    if names is None:
-        return model
-    return replace_classes(model, names) if classes is None else name_classes(model, names)
+    if names is not None:
+        model = replace_classes(model, names) if classes is None else name_classes(model, names)
+    if preprocessing is not None:
+        model = with_preprocessing(model, preprocessing)
+    warn_of_assumptions(model)
+    return model
 
 
 def _resolve(source: str | os.PathLike[str]) -> Weights | Path | str:
@@ -182,29 +203,34 @@ def imagenet_preprocessing() -> dict[str, Any]:
 # --- files, folders, repositories ---------------------------------------------------------------------------
 
 
-def load_file(file: File, config_file: Path | None = None) -> ISANet:
+def load_file(file: File, config_file: Path | None = None, weights: str | None = None) -> ISANet:
     """A model from any checkpoint, with its config beside it, inside it, or inferred from its shapes.
+
+    What had to be assumed stands in its provenance: `classes` and `preprocessing` are then "assumed".
 
     Raises:
         CheckpointError: The file is not a checkpoint, is unsafe, or does not fit its config.
     """
     raw, metadata = checkpoint.read_checkpoint(file)
     with checkpoint.errors_mention(file):
-        state = convert.unwrap(raw)
+        state = convert.unwrap(raw, weights)
         layout = convert.detect_layout(state)
         state = convert.convert(state, layout)
+        inferred: dict[str, str] = {}
         if config_file is not None:
             network = _configured(str(config_file), read_file(config_file).data.tobytes())
         elif "config" in metadata:
             network = _configured(f"the metadata of {file.name}", metadata["config"])
         else:
-            network = meta_model(_inferred_config(state, raw))
-        model = fill(network, checkpoint.release_file_buffer(state, file))
+            config, inferred = _inferred_config(state, raw)
+            network = meta_model(config)
+        model = fill(network, with_auxiliary(network, checkpoint.release_file_buffer(state, file)))
     model.provenance = released.recorded_provenance(metadata) or {
         "source": Path(file.name).name,
         "source_sha256": file.sha256,
         "layout": layout,
         "converter_version": str(cache.CONVERTER_VERSION),
+        **inferred,
     }
     return model
 
@@ -223,26 +249,37 @@ def read_file(path: Path) -> File:
         ) from error
 
 
-def _inferred_config(state: Mapping[str, Tensor], raw: object) -> dict[str, Any]:
-    """The arguments of `isanet.ISANet` for a bare file, from its shapes and, of mmsegmentation's files, its notes."""
+def _inferred_config(state: Mapping[str, Tensor], raw: object) -> tuple[dict[str, Any], dict[str, str]]:
+    """The arguments of `isanet.ISANet` for a bare file, from its shapes and, of mmsegmentation's files, its notes.
+
+    The second result says where its names of classes and its preprocessing come from, for the provenance.
+    """
     config = convert.infer_architecture(state)
     if convert.notes_align_corners(raw):
         config["align_corners"] = True
+    noted = convert.notes_classes(raw, config["num_classes"])
     space = label_space_for(config["num_classes"])
+    if noted is not None and space is not None and list(space.classes) != noted[0]:
+        space = None
     if space is None:
         config |= {"preprocessing": imagenet_preprocessing(), "palette": generic_palette(config["num_classes"])}
     else:
         same_classes = next(weights for weights in load_manifest().values() if weights.label_space == space.name)
         config |= label_arguments(same_classes)
+    if noted is not None:
+        config |= {"classes": noted[0], "palette": noted[1] or config["palette"]}
     log.info(
         "a bare file: assumed %s with %d classes (%s), align_corners=%s, images resized to a short edge of %d",
         config["backbone"],
         config["num_classes"],
-        space.name if space is not None else "unknown, so they are numbered; name them with classes=",
+        space.name if space is not None else "as it notes" if noted else "numbered; name them with classes=",
         config.get("align_corners", False),
         config["preprocessing"]["short_edge"],
     )
-    return config
+    sources = {"preprocessing": "assumed"}
+    if noted is not None or space is not None:
+        sources["classes"] = "noted" if noted is not None else "assumed"
+    return config, sources
 
 
 def _configured(place: str, text: str | bytes) -> ISANet:
@@ -280,14 +317,26 @@ def _load_repository(repo_id: str, *, revision: str | None, token: str | bool | 
     return model
 
 
-def convert_file(source: Path, target: Path) -> ISANet:
+def convert_file(source: Path, target: Path, *, label_space: str | None = None, **options: Any) -> ISANet:
     """Convert any checkpoint that `from_pretrained` reads to a model folder, or to one .safetensors file.
+
+    Args:
+        source: The checkpoint.
+        target: The folder, or the file.
+        label_space: A key of `isanet.labels.LABEL_SPACES`, whose names and colors are those of the classes.
+        **options: Of `from_pretrained`: `classes`, `preprocessing`, `weights`.
 
     Raises:
         CheckpointError: The source cannot be used.
         OutputError: The target cannot be written.
     """
-    model = from_pretrained(source)
+    if label_space is not None:
+        if label_space not in LABEL_SPACES:
+            raise ValueError(f"unknown label space {label_space!r}; the known ones are: {', '.join(LABEL_SPACES)}")
+        options["classes"] = LABEL_SPACES[label_space].classes
+    model = from_pretrained(source, **options)
+    if label_space is not None:
+        model = with_label_space(model, label_space)
     if target.suffix == ".safetensors":
         write_output(target, hub.serialized(model.state_dict(), model.config, model.provenance))
     else:

@@ -1,0 +1,197 @@
+"""What a bare file does not say: names of classes, preprocessing, the auxiliary head; and models that come wrapped."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import isanet
+from isanet.labels import LABEL_SPACES
+from isanet.model import unwrapped
+from isanet.weights import convert
+from isanet.weights.checkpoint import fit_state_dict
+from isanet.zoo.networks import meta_model
+from isanet.zoo.pretrained import convert_file
+from tests.helpers import tiny_zoo
+from tests.helpers.commands import run
+
+CITY = LABEL_SPACES["cityscapes19"]
+NINETEEN = [f"mine {i}" for i in range(19)]
+PREPROCESSING = {"short_edge": 64, "long_edge": 128, "mean": [1.0, 2.0, 3.0], "std": [4.0, 5.0, 6.0]}
+
+
+def saved(folder: Path, contents: object, name: str = "file.pth") -> Path:
+    path = folder / name
+    path.write_bytes(tiny_zoo.saved(contents))
+    return path
+
+
+def state(count: int = 19, layout: str = "sssegmentation") -> dict[str, torch.Tensor]:
+    return tiny_zoo.upstream_state(layout, num_classes=count)
+
+
+def notes(version: int, classes: object, palette: object) -> dict[str, Any]:
+    if version == 0:
+        return {"CLASSES": classes, "PALETTE": palette}
+    return {"dataset_meta": {"classes": classes, "palette": palette}}
+
+
+@pytest.mark.parametrize("version", [0, 1])
+@pytest.mark.parametrize("count", [2, 19, 21, 59, 150])
+def test_names_come_from_the_files_own_notes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, version: int, count: int
+) -> None:
+    names, palette = [f"noted {i}" for i in range(count)], [[i, 2, 3] for i in range(count)]
+    path = saved(tmp_path, {"state_dict": state(count), "meta": notes(version, tuple(names), palette)})
+    model = isanet.from_pretrained(path)
+    assert list(model.classes) == names
+    assert [list(color) for color in model.palette] == palette
+    assert model.label_space is None
+    assert "assumed the names" not in caplog.text
+    renamed = isanet.from_pretrained(path, classes=[f"own {i}" for i in range(count)])
+    assert torch.equal(renamed.classifier.weight, model.classifier.weight)
+    moved = isanet.from_pretrained(path, classes=names[::-1])  # never a name on another class than the file says
+    assert torch.equal(moved.classifier.weight, model.classifier.weight.flip(0))
+
+
+def test_notes_of_a_known_dataset_are_that_space(tmp_path: Path) -> None:
+    path = saved(tmp_path, {"state_dict": state(), "meta": notes(1, CITY.classes, CITY.palette)})
+    model = isanet.from_pretrained(path)
+    assert (model.label_space, model.preprocessing["short_edge"]) == ("cityscapes19", 1024)
+
+
+@pytest.mark.parametrize(
+    "classes", [None, 3, [1] * 19, ["a"] * 19, ["a"], ["x" * 300, *NINETEEN[1:]], {"a": 1}], ids=lambda c: str(c)[:20]
+)
+def test_notes_that_fit_no_class_are_not_used(tmp_path: Path, classes: object) -> None:
+    model = isanet.from_pretrained(saved(tmp_path, {"state_dict": state(), "meta": notes(0, classes, "x")}))
+    assert model.classes == CITY.classes
+
+
+def test_names_and_preprocessing_that_were_assumed_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = saved(tmp_path, state())
+    model = isanet.from_pretrained(path)
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 2
+    assert "cityscapes19" in warnings[0]
+    assert "pass classes=" in warnings[0]
+    assert "short edge of 1024" in warnings[1]
+    assert "pass preprocessing=" in warnings[1]
+    caplog.clear()
+    named = isanet.from_pretrained(path, classes=NINETEEN, preprocessing=PREPROCESSING)
+    assert not caplog.records
+    assert (list(named.classes), named.label_space) == (NINETEEN, None)
+    assert named.config["preprocessing"] == PREPROCESSING == named.preprocessing
+    for name, value in model.state_dict().items():
+        assert torch.equal(named.state_dict()[name], value), name
+    named.save_pretrained(tmp_path / "folder")
+    assert isanet.from_pretrained(tmp_path / "folder").config == named.config
+    assert not caplog.records
+    model.save_pretrained(tmp_path / "assumed")
+    isanet.from_pretrained(tmp_path / "assumed")  # it still is an assumption
+    assert "assumed the names of cityscapes19" in caplog.text
+    with pytest.raises(ValueError, match="preprocessing must be"):
+        isanet.from_pretrained(path, preprocessing={"short_edge": 1})
+
+
+def test_convert_takes_names_and_preprocessing(tmp_path: Path) -> None:
+    path = saved(tmp_path, {"model": state(), "model_ema": {n: v + 1 for n, v in state().items()}})
+    options = ["--classes", ",".join(NINETEEN), "--preprocessing", json.dumps(PREPROCESSING), "--weights", "ema"]
+    assert run("convert", path, tmp_path / "out", *options) == 0
+    model = isanet.from_pretrained(tmp_path / "out")
+    assert list(model.classes) == NINETEEN
+    assert model.preprocessing == PREPROCESSING
+    assert torch.equal(model.classifier.bias, state()["decoder.1.bias"] + 1)
+    convert_file(path, tmp_path / "space", label_space="cityscapes19")
+    assert isanet.from_pretrained(tmp_path / "space").label_space == "cityscapes19"
+    with pytest.raises(ValueError, match="unknown label space"):
+        convert_file(path, tmp_path / "no", label_space="mars")
+
+
+@pytest.mark.parametrize("layout", ["sssegmentation", "mmsegmentation"])
+def test_weights_without_the_auxiliary_head_load(tmp_path: Path, caplog: pytest.LogCaptureFixture, layout: str) -> None:
+    whole = state(layout=layout)
+    part = {name: value for name, value in whole.items() if not name.startswith("auxiliary_")}
+    model = isanet.from_pretrained(saved(tmp_path, part))
+    assert caplog.text.count("no auxiliary head") == 1
+    expected = isanet.from_pretrained(saved(tmp_path, whole))
+    assert torch.equal(tiny_zoo.logits(model), tiny_zoo.logits(expected))
+    assert all(torch.isfinite(value).all() for value in model.train()(torch.zeros(2, 3, 64, 64), aux=True))
+    some = {name: value for name, value in whole.items() if not name.startswith("auxiliary_") or "bias" in name}
+    with pytest.raises(isanet.CheckpointMismatchError):
+        isanet.from_pretrained(saved(tmp_path, some))
+
+
+def test_a_model_loaded_in_inference_mode_can_be_trained(tmp_path: Path) -> None:
+    path = saved(tmp_path, state(3))
+    with torch.inference_mode():
+        model = isanet.from_pretrained(path)
+    model.train()(torch.ones(2, 3, 64, 64)).sum().backward()
+    assert model.classifier.weight.grad is not None
+
+
+def test_wrapped_and_half_models_are_used_as_what_they_are(tmp_path: Path) -> None:
+    path = saved(tmp_path, state(3))
+    image = np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8)
+
+    def labels(model: Any) -> Any:
+        return isanet.Segmenter(model, device="cpu", precision="float32")(image).labels
+
+    expected = labels(isanet.from_pretrained(path))
+    for wrap in (torch.nn.DataParallel, torch.compile, lambda model: torch.compile(torch.nn.DataParallel(model))):
+        model = isanet.from_pretrained(path)
+        assert unwrapped(wrap(model)) is model
+        assert np.array_equal(labels(wrap(model)), expected)
+    half = isanet.from_pretrained(path).half()
+    assert (labels(half) == expected).mean() > 0.95
+
+
+def test_random_nestings_of_wrappers_and_prefixes_load_or_fail_by_name() -> None:
+    """500 of them around a tiny model: what was nested comes out, or the error says why not."""
+    own = state(3)
+    prefixes = ("module.", "_orig_mod.", "model.", "net.", "network.", "ema_model.", "student.", "a.b.")
+    keys = (*convert.CONTAINERS, *convert.AVERAGES, "else", "optimizer")
+    beside: tuple[Any, ...] = (1, None, "text", [1], {"a": 1}, torch.ones(1))
+    loaded = 0
+    for seed in range(500):
+        rng = random.Random(seed)
+        contents: Any = own
+        for _ in range(rng.randrange(7)):
+            if rng.random() < 0.5:
+                prefix = rng.choice(prefixes)
+                if all(isinstance(value, torch.Tensor) for value in contents.values()):
+                    share = 1.0 if rng.random() < 0.8 else 0.5
+                    contents = {(prefix if rng.random() < share else "") + n: v for n, v in contents.items()}
+            else:
+                contents = {rng.choice(keys): contents}
+            if rng.random() < 0.3:
+                contents = {**contents, rng.choice(("epoch", "loss.weight", *keys)): rng.choice(beside)}
+        found, error = attempt(contents)
+        if found is None:
+            assert 0 < len(error) < 2000
+        else:
+            loaded += 1
+            assert found.keys() == own.keys()
+            assert all(found[name] is value for name, value in own.items())
+    assert loaded > 150
+
+
+def attempt(contents: object) -> tuple[dict[str, torch.Tensor] | None, str]:
+    """The tensors of a network in a checkpoint, or a message."""
+    try:
+        found = convert.unwrap(contents)
+        converted = convert.convert(found, convert.detect_layout(found))
+        network = meta_model(convert.infer_architecture(converted))
+        fit_state_dict(converted, network.state_dict(), values=False)
+        return found, ""
+    except isanet.CheckpointError as error:
+        return None, str(error)
