@@ -183,7 +183,7 @@ def test_figures_in_the_text_are_those_of_the_code() -> None:
     from isanet.images import reading
 
     assert f"{reading.MAX_PIXELS:,} pixels" in README
-    assert torch.__version__ >= "2.10"
+    assert torch.__version__ >= "2.11"
 
 
 def test_example_of_areas(tiny: FileServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

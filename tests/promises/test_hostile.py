@@ -238,8 +238,8 @@ TABLE: dict[str, dict[str, Row]] = {
             ("a lying archive", archive(tensor(), {"data/0": hostile.FOUR_FLOATS * 2}), "but has 32"),
         )
     },
-    "A pickle that names anything beyond plain tensors and containers: `UnsafeCheckpointError` naming it; no "
-    "environment variable, no fallback runs it.": {
+    "A pickle whose weights name anything beyond plain tensors and containers: `UnsafeCheckpointError` naming it; what "
+    "lies beside them is never built, called or imported; no environment variable, no fallback runs it.": {
         "in an archive": row(
             opened(archive(hostile.SYSTEM)), isanet.UnsafeCheckpointError, "{tmp}/given.pth", "os.system", "torch.save"
         ),

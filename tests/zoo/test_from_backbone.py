@@ -185,7 +185,7 @@ def test_a_file_that_is_not_the_backbone_is_refused_and_nothing_is_cached(
     publish(tiny_zoo.saved(contents()))
     with pytest.raises(isanet.MirrorsExhaustedError, match=message):
         model_of()
-    assert {path.name for path in home.iterdir()} == {f"{NAME}.lock"}
+    assert {path.name for path in home.iterdir()} <= {f"{NAME}.lock"}  # which filelock 3 removes
     assert not Path("was_run").exists()
 
 
@@ -212,7 +212,7 @@ def test_it_is_fetched_once_and_then_needs_no_network(
     model_of()
     assert "nobody has published its hash beyond 8 digits" in caplog.text
     assert [path for _, path, _ in tiny.requests] == [f"/{good}"]
-    assert {path.suffix for path in home.iterdir()} == {".json", ".lock", ".safetensors"}
+    assert {path.suffix for path in home.iterdir()} - {".lock"} == {".json", ".safetensors"}
     monkeypatch.setenv("ISANET_OFFLINE", "1")
     assert has_the_backbone(model_of())
     path = cache.cached_file(NAME)
