@@ -45,6 +45,9 @@ from isanet.weights.url import is_loopback, redacted
 CACHE_IS_UNWRITABLE = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG}
 """What the operating system says when huggingface_hub's cache cannot be written, permissions aside."""
 
+MAX_ANSWER = 1 << 20
+"""Most bytes, unpacked, that the Hub may answer where it does not send a file."""
+
 _THREAD = threading.local()
 """Its `calls` is whether this thread calls huggingface_hub from here."""
 
@@ -131,8 +134,9 @@ def _guarded_client(factory: Callable[[], Any]) -> Any:
 def _check_answer(response: Any) -> None:
     """Refuse what huggingface_hub would use as it comes, in this thread's calls from here.
 
-    It stores files under whatever ETag it is given, and reads the bodies of refusals and redirects whole. Files that
-    are offered by Xet too come by plain HTTP, so that what is held here holds for them.
+    It stores files under whatever ETag it is given, and reads whole the bodies of refusals, of redirects and of answers
+    to what it posts, unpacked. Files that are offered by Xet too come by plain HTTP, so that what is held here holds for
+    them.
     """
     if not getattr(_THREAD, "calls", False):
         return
@@ -141,8 +145,14 @@ def _check_answer(response: Any) -> None:
     tag = headers.get("X-Linked-ETag") or headers.get("ETag", "")
     if head and not re.fullmatch(r'(?:W/)?"?[0-9A-Za-z_.+=-]{0,200}"?', tag):
         raise NetworkError(f"refused: the ETag {shortened(tag)!r} is no name for a file")
-    if not head and response.status_code >= 300 and not re.fullmatch("[0-9]{1,6}", headers.get("Content-Length", "")):
-        raise NetworkError(f"answered {response.status_code}")
+    if head or (response.request.method == "GET" and response.status_code < 300):
+        return
+    body = b""
+    for chunk in response.iter_bytes():
+        body += chunk
+        if len(body) > MAX_ANSWER:
+            raise NetworkError(f"answered {response.status_code} with over {MAX_ANSWER:,} bytes")
+    response._content = body  # where its read() leaves it
 
 
 @contextmanager

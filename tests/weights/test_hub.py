@@ -11,7 +11,9 @@ import struct
 import threading
 import time
 import traceback
+import tracemalloc
 import uuid
+import zlib
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -416,6 +418,37 @@ def test_a_refusal_without_end_is_not_read(
         isanet.from_pretrained(repo_id)
     hub.faults.clear()
     assert len(sent) < 200  # what the buffers of the system hold
+
+
+@pytest.mark.parametrize("framing", ["chunked", "gzip"])
+def test_a_repository_that_exists_is_pushed_to_however_the_hub_frames_that(
+    hub: HubServer, repo_id: str, monkeypatch: pytest.MonkeyPatch, framing: str
+) -> None:
+    tiny_model().push_to_hub(repo_id, token=hub.token)
+    body = json.dumps({"url": f"{hub.url}/{repo_id}", "error": "You already created this model repo"}).encode()
+    if framing == "chunked":
+        sent = b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    else:
+        sent = b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%s" % (len(data := gzip.compress(body)), data)
+    monkeypatch.setitem(hub.faults, ("POST", "create"), raw(b"HTTP/1.1 409 Conflict\r\n" + sent))
+    tiny_model().push_to_hub(repo_id, token=hub.token)
+
+
+def test_a_refusal_that_expands_is_not_unpacked(
+    hub: HubServer, repo_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, impatient: None
+) -> None:
+    hub.add_repo(repo_id, files_of(tiny_model(), tmp_path / "model"))
+    packer = zlib.compressobj(wbits=31)
+    bomb = b"".join(packer.compress(bytes(1 << 20)) for _ in range(200)) + packer.flush()
+    head = b"HTTP/1.1 403 No\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(bomb)
+    monkeypatch.setitem(hub.faults, ("GET", "model.safetensors"), raw(head + bomb))
+    tracemalloc.start()
+    try:
+        with pytest.raises(isanet.NetworkError, match="answered 403 with over"):
+            isanet.from_pretrained(repo_id)
+        assert tracemalloc.get_traced_memory()[1] < 150 << 20  # one piece of it, of 64 kB, is unpacked
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("length", ["", "Content-Length: -1\r\n", "X-Linked-Size: -1\r\n", "X-Linked-Size: 1e3\r\n"])
