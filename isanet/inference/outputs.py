@@ -18,6 +18,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+from unicodedata import category
 
 from isanet._files import atomic_write, keep_existing
 from isanet.errors import ImageError, OutputError
@@ -30,6 +31,9 @@ SUFFIXES = {"overlay": "_overlay.png", "labels": "_labels.png", "areas": "_areas
 
 MAX_STEM = 240
 """Bytes of a name before that end; file systems take 255."""
+
+JOINERS = "\u200c\u200d"
+"""Letters of Persian and many emoji are joined or kept apart by them."""
 
 
 class OutputPlan(NamedTuple):
@@ -93,14 +97,15 @@ def plan_outputs(images: Sequence[Path], folder: Path, kinds: Sequence[str], *, 
         overwrite: Whether earlier files are replaced.
     """
     plan = OutputPlan({}, {})
-    claimed = {path.resolve(): path for path in images}  # by an input, or as an output of an earlier image
+    # By an input, or as an output of an earlier image. Not by Path.resolve, which raises for links in a circle
+    claimed = {os.path.realpath(path): path for path in images}
     for path in images:
         outputs = {kind: folder / f"{_stem(path)}{SUFFIXES[kind]}" for kind in kinds}
         try:
             if not os.path.exists(path):  # noqa: PTH110  Path's raises for a name too long
                 raise ImageError("there is no such file")
             for output in outputs.values():
-                if owner := claimed.get(output.resolve()):
+                if owner := claimed.get(os.path.realpath(output)):
                     raise OutputError(f"its output {output} is already taken by {owner}; use another --output")
                 if os.path.isdir(output):  # noqa: PTH112
                     raise OutputError(f"its output {output} is a folder; use another --output")
@@ -109,14 +114,20 @@ def plan_outputs(images: Sequence[Path], folder: Path, kinds: Sequence[str], *, 
             plan.failures[path] = str(error)
         else:
             plan.outputs[path] = outputs
-            claimed.update((output.resolve(), path) for output in outputs.values())
+            claimed.update((os.path.realpath(output), path) for output in outputs.values())
     return plan
 
 
 def _stem(path: Path) -> str:
-    """What the names of an image's outputs start with: its own name, printable and short enough for a suffix."""
-    printable = "".join(char if char.isprintable() else "_" for char in path.stem)
-    return printable.encode()[:MAX_STEM].decode(errors="ignore")
+    """What the names of an image's outputs start with: its own name, short enough for a suffix.
+
+    What could steer a terminal (control characters, marks of direction) is replaced; spaces and joiners of other
+    scripts, as in the names of screenshots on a Mac, are kept.
+    """
+    kept = "".join(
+        char if char.isprintable() or char in JOINERS or category(char) == "Zs" else "_" for char in path.stem
+    )
+    return kept.encode()[:MAX_STEM].decode(errors="ignore")
 
 
 def write_outputs(result: Segmentation, outputs: Mapping[str, Path]) -> None:

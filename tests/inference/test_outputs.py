@@ -130,6 +130,22 @@ def test_names_of_outputs_are_printable_and_short_enough(work: Path) -> None:
     assert all(len(os.fsencode(files["overlay"].name)) <= 255 for files in outputs.values())
 
 
+@pytest.mark.parametrize(
+    "name", ["Screenshot at 3.14\u202fPM", "写真\u30001", "می\u200cخواهم", "👩\u200d🚀", "cafe\u0301", "a\u00a0b"]
+)
+def test_outputs_keep_the_letters_and_spaces_of_every_script(work: Path, name: str) -> None:
+    Path(f"images/{name}.png").write_bytes(b"")
+    outputs, _ = plan(f"images/{name}.png", kinds=("ids",))
+    assert [files["ids"].stem for files in outputs.values()] == [name]
+
+
+def test_links_in_a_circle_are_the_failure_of_that_image(work: Path) -> None:
+    Path("images/circle.png").symlink_to("circle.png")
+    outputs, failures = plan("images/circle.png", "images/0.png")
+    assert list(outputs) == [Path("images/0.png")]
+    assert failures == {Path("images/circle.png"): "there is no such file"}
+
+
 @pytest.mark.parametrize("long", ["y" * 5000, "z" * 300 + ".png"])
 def test_a_name_too_long_is_the_failure_of_that_image(work: Path, long: str) -> None:
     outputs, failures = plan(long, "images/0.png")
