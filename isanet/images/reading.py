@@ -233,7 +233,7 @@ def _tag_bytes(stream: BinaryIO) -> int:
     def number(data: bytes) -> int:
         return int.from_bytes(data, "little" if head.startswith(b"I") else "big")
 
-    width, offset = (8, head[8:]) if number(head[2:4]) == 43 else (4, head[4:8])
+    width, offset = (8, head[8:]) if head[2:3] == b"+" else (4, head[4:8])  # as Pillow tells them apart
     stream.seek(number(offset))
     length = 4 + 2 * width  # tag and type, count, value or offset
     entries = stream.read(length * min(number(stream.read(8 if width == 8 else 2)), 2**16))

@@ -367,6 +367,24 @@ def test_tags_of_a_tiff_are_bounded_by_its_file(tmp_path: Path, order: str, big:
         read_image(path)
 
 
+def test_tags_are_counted_in_the_directory_that_is_read(tmp_path: Path) -> None:
+    path, count = tmp_path / "tags.tif", 3 << 20
+    strips = [
+        (256, 4, 1, 8),
+        (257, 4, 1, 8),
+        (258, 3, 1, 8),
+        (259, 3, 1, 1),
+        (262, 3, 1, 1),
+        (273, 4, 1, 0),
+        (278, 4, 1, 8),
+    ]
+    data = tiff([*strips, (279, 4, 1, 64), (282, 3, count, 0)], bytes(2 * count), order=">")
+    # Pillow takes BigTIFF of this byte order for a classic one, whose directory is where the next number says
+    path.write_bytes(b"MM\0+" + struct.pack(">IQ", 16, 1 << 30) + data[8:])
+    with pytest.raises(ImageError, match="its tags take more memory"):
+        read_image(path)
+
+
 def test_a_file_larger_than_the_largest_image_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "long.png"
     Image.new("RGB", (8, 8)).save(path)
