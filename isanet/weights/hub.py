@@ -134,9 +134,9 @@ def _guarded_client(factory: Callable[[], Any]) -> Any:
 def _check_answer(response: Any) -> None:
     """Refuse what huggingface_hub would use as it comes, in this thread's calls from here.
 
-    It stores files under whatever ETag it is given, and reads whole the bodies of refusals, of redirects and of answers
-    to what it posts, unpacked. Files that are offered by Xet too come by plain HTTP, so that what is held here holds for
-    them.
+    It stores files under whatever ETag it is given, and reads whole, unpacked, the bodies of refusals, of redirects and
+    of answers to what it posts. Files that are offered by Xet too come by plain HTTP, so that what is held here holds
+    for them.
     """
     if not getattr(_THREAD, "calls", False):
         return
@@ -417,8 +417,8 @@ def _training(provenance: Mapping[str, str]) -> str:
 
 
 def _escaped(text: str) -> str:
-    """A text as Markdown that shows it literally."""
-    return re.sub(r"([\\`*_\[\]<>&#|~])", r"\\\1", shortened(text, 500))
+    """A text as Markdown that shows it literally: GitHub's kind makes links of bare addresses too."""
+    return re.sub(r"([\\`*_\[\]<>&#|~:@]|(?<=[wW])\.)", r"\\\1", shortened(text, 500))
 
 
 def _code(text: str) -> str:

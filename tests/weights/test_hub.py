@@ -560,7 +560,7 @@ def test_a_card_shows_untrusted_texts_literally() -> None:
         prose = re.sub(r"```.*?```|`[^`\n]*`", "", card, flags=re.DOTALL)
         assert re.findall(r"(?<!\\)<(?!/?(?:details|summary)>)", prose) == []
         assert not re.search(r"^# (?!ISANet)", prose, re.MULTILINE)
-        assert r"\[link\](http://x)" in prose
+        assert r"\[link\](http\://x)" in prose
         assert r'{"a\"b": 0.41, ...}' in card
 
 
@@ -594,6 +594,14 @@ def test_no_untrusted_text_becomes_markup(seed: int) -> None:
     assert not re.search(r"(?<!\\)[<>]", re.sub("<(details|/?summary|/details)>", "", prose))
     assert not re.search(r"(?<!\\)\]\(javascript", prose)
     assert not re.search(r"^(#+ (?!ISANet)|---|~~~|===)", prose, re.MULTILINE)
+
+
+def test_no_untrusted_address_becomes_a_link_or_a_mention() -> None:
+    texts = ["https://evil.example", "www.evil.example", "WWW.evil.example", "me@evil.example", "x](http://e)", "@me"]
+    card = model_card({**tiny_model().config, "classes": texts[:3]}, {"trained_on": " ".join(texts)})
+    prose = re.sub(r"```.*?```|`[^`\n]*`|\(https://arxiv[^)]*\)", "", card, flags=re.DOTALL)
+    assert "evil" in prose
+    assert not re.search(r"(?<!\\)(://|(?i:www\.)|@)", prose)
 
 
 # --- model folders
