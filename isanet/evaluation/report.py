@@ -23,8 +23,8 @@ from isanet.evaluation.metrics import ConfusionMatrix
 from isanet.evaluation.page import ImageScore, ReportContent, WorstImage, save_page
 from isanet.viz import charts
 
-REPORT_FILES = ("index.html", "confusion.png", "classes.png", "report.json")
-"""What `Report.save` writes beside the folder worst/."""
+REPORT_FILES = ("index.html", "confusion.png", "classes.png", "report.json", "worst")
+"""What `Report.save` writes; the last is a folder."""
 
 SCHEMA = 1
 """Version of the layout of report.json."""

@@ -378,6 +378,18 @@ def test_a_resumed_run_replaces_only_what_it_wrote(
     assert torch.equal(report.confusion, quick_evaluate(model, cityscapes).confusion)
 
 
+def test_images_of_somebody_elses_are_neither_replaced_nor_removed(
+    model: Any, cityscapes: datasets.SegmentationDataset, tmp_path: Path
+) -> None:
+    other = tmp_path / "out" / "worst" / "01_holiday_image.jpg"
+    other.parent.mkdir(parents=True)
+    other.write_bytes(b"somebody else's")
+    for _ in range(2):
+        with pytest.raises(OutputError, match="worst exists and was kept"):
+            quick_evaluate(model, cityscapes, output=tmp_path / "out")
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [other]
+
+
 @pytest.mark.parametrize(
     "change", ["pipe", "folder", "large", "nested", "infinite", "negative", "unknown image", "list"]
 )
