@@ -10,7 +10,7 @@ import torch
 
 from isanet._text import listed
 from isanet.config import ISANetConfig, are_numbered
-from isanet.labels import LABEL_SPACES, generic_palette
+from isanet.labels import LABEL_SPACES, LabelSpace, generic_palette
 from isanet.model import ISANet
 from isanet.weights.manifest import CHECKS
 from isanet.zoo.networks import fill, meta_model
@@ -57,6 +57,17 @@ def name_classes(model: ISANet, names: Sequence[str]) -> ISANet:
         return replace_classes(model, names)
     same = list(names) == list(model.classes)
     return _without_note(_rebuilt(model, model.config if same else with_classes(model.config, names), {}), "classes")
+
+
+def model_space(name: str) -> LabelSpace:
+    """The label space of a name in `LABEL_SPACES`, which a model may have.
+
+    Raises:
+        ValueError: There is none; the message lists the known names.
+    """
+    if name not in LABEL_SPACES:
+        raise ValueError(f"unknown label space {name!r}; the known ones are: {', '.join(LABEL_SPACES)}")
+    return LABEL_SPACES[name]
 
 
 def with_label_space(model: ISANet, name: str) -> ISANet:

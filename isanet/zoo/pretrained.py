@@ -16,13 +16,14 @@ from torch import Tensor
 from isanet._files import given_path, write_output
 from isanet._text import clean
 from isanet.errors import CheckpointFormatError, IntegrityError
-from isanet.labels import LABEL_SPACES, generic_palette, label_space_for
+from isanet.labels import generic_palette, label_space_for
 from isanet.model import ISANet
 from isanet.weights import cache, checkpoint, convert, hub
 from isanet.weights.manifest import CHECKS, Weights, load_backbones, load_manifest, unknown_model
 from isanet.weights.torchfile import MAX_DESCRIPTION_BYTES, File
 from isanet.zoo import released
 from isanet.zoo.classes import (
+    model_space,
     name_classes,
     replace_classes,
     requested_classes,
@@ -175,11 +176,10 @@ def from_backbone(
     if architecture.get("width", 64) != 64:
         raise ValueError(f"the trained {backbone} has a width of 64, got {architecture['width']!r}")
     if label_space is not None:
-        if label_space not in LABEL_SPACES:
-            raise ValueError(f"unknown label space {label_space!r}; the known ones are: {', '.join(LABEL_SPACES)}")
+        space = model_space(label_space)
         if classes is not None or palette is not None:
             raise ValueError(f"the label space {label_space!r} has classes and a palette; leave out those arguments")
-        classes, palette = LABEL_SPACES[label_space].classes, LABEL_SPACES[label_space].palette
+        classes, palette = space.classes, space.palette
     names = requested_classes(num_classes, classes)
     model = ISANet(
         backbone=backbone,
@@ -203,9 +203,12 @@ def imagenet_preprocessing() -> dict[str, Any]:
 # --- files, folders, repositories ---------------------------------------------------------------------------
 
 
-def load_file(file: File, config_file: Path | None = None, weights: str | None = None) -> ISANet:
+def load_file(
+    file: File, config_file: Path | None = None, weights: str | None = None, network: ISANet | None = None
+) -> ISANet:
     """A model from any checkpoint, with its config beside it, inside it, or inferred from its shapes.
 
+    `network`, on the meta device, is filled instead if the config beside the file was read already.
     What had to be assumed stands in its provenance: `classes` and `preprocessing` are then "assumed".
 
     Raises:
@@ -217,7 +220,9 @@ def load_file(file: File, config_file: Path | None = None, weights: str | None =
         layout = convert.detect_layout(state)
         state = convert.convert(state, layout)
         inferred: dict[str, str] = {}
-        if config_file is not None:
+        if network is not None:
+            pass
+        elif config_file is not None:
             network = _configured(str(config_file), read_file(config_file).data.tobytes())
         elif "config" in metadata:
             network = _configured(f"the metadata of {file.name}", metadata["config"])
@@ -312,7 +317,7 @@ def _load_repository(repo_id: str, *, revision: str | None, token: str | bool | 
     stored = file_path.resolve()
     if re.fullmatch("[0-9a-f]{64}", stored.name) and file.sha256 != stored.name:
         raise IntegrityError(f"{stored} has sha256 {file.sha256}: it was damaged; delete it and try again")
-    model = load_file(file, config_path)
+    model = load_file(file, network=network)
     model.provenance["source"] = f"hf://{repo_id}@{revision or 'main'}"
     return model
 
@@ -331,9 +336,7 @@ def convert_file(source: Path, target: Path, *, label_space: str | None = None, 
         OutputError: The target cannot be written.
     """
     if label_space is not None:
-        if label_space not in LABEL_SPACES:
-            raise ValueError(f"unknown label space {label_space!r}; the known ones are: {', '.join(LABEL_SPACES)}")
-        options["classes"] = LABEL_SPACES[label_space].classes
+        options["classes"] = model_space(label_space).classes
     model = from_pretrained(source, **options)
     if label_space is not None:
         model = with_label_space(model, label_space)

@@ -100,7 +100,8 @@ class HubServer:
         token: The one token that may write and that sees private repositories.
         url: Where the server listens, known once it has started.
         requests: The requests so far, as "METHOD /path", quoted as sent, without the query.
-        faults: What answers instead, by method and file name; it gets the handler, whose connection is closed then.
+        faults: What answers instead, by method and file name; it gets the handler, whose connection is closed then; the
+            client, if it goes on, has to be told so by `Connection: close`.
     """
 
     def __init__(self, token: str = "hf_loopback") -> None:
@@ -293,6 +294,7 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {name.title(): value for name, value in self.headers.items()}
         if fault := self.server.hub.faults.get((self.command, self.path.rpartition("/")[2])):
             self.close_connection = True
+            self._body()  # a connection closed with bytes unread may lose the answer
             with suppress(OSError):  # the client has disconnected, as most tests want
                 fault(self)
             return

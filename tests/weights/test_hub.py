@@ -69,6 +69,20 @@ def test_pushed_and_loaded_again(hub: HubServer, repo_id: str) -> None:
     assert isanet.from_pretrained(repo_id, classes=["car", "bus"]).classes == ("car", "bus")
 
 
+def test_the_network_is_built_once(hub: HubServer, repo_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_model().push_to_hub(repo_id, token=hub.token)
+    built: list[isanet.ISANet] = []
+    initialize = isanet.ISANet._initialize
+
+    def counted(model: isanet.ISANet) -> None:
+        built.append(model)
+        initialize(model)
+
+    monkeypatch.setattr(isanet.ISANet, "_initialize", counted)
+    isanet.from_pretrained(repo_id)
+    assert len(built) == 1
+
+
 def test_pushing_again_keeps_a_model_card_that_was_edited(hub: HubServer, repo_id: str, tmp_path: Path) -> None:
     files = files_of(tiny_model(), tmp_path / "first")
     hub.add_repo(repo_id, {**files, "README.md": b"my own words"})
@@ -209,7 +223,7 @@ def endless(handler: Any) -> None:
 
 
 def moved(to: bytes) -> Any:
-    return raw(b"HTTP/1.1 302 Found\r\nLocation: %s\r\nContent-Length: 0\r\n\r\n" % to)
+    return raw(b"HTTP/1.1 302 Found\r\nConnection: close\r\nLocation: %s\r\nContent-Length: 0\r\n\r\n" % to)
 
 
 FAULTS: dict[str, Any] = {
@@ -345,7 +359,8 @@ def test_a_hub_that_names_a_file_elsewhere_is_refused(
     files = files_of(tiny_model(), tmp_path / "model")
     commit = hub.add_repo(repo_id, files)
     before = sorted(tmp_path.rglob("*"))
-    head = f"HTTP/1.1 200 OK\r\nX-Repo-Commit: {commit}\r\nContent-Length: {len(files['config.json'])}\r\nETag: "
+    head = "HTTP/1.1 200 OK\r\nConnection: close\r\n"
+    head += f"X-Repo-Commit: {commit}\r\nContent-Length: {len(files['config.json'])}\r\nETag: "
     good, asked = raw(f'{head}"x"\r\n\r\n'.encode()), []
 
     def lie(handler: Any) -> None:
@@ -430,7 +445,7 @@ def test_a_repository_that_exists_is_pushed_to_however_the_hub_frames_that(
         sent = b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
     else:
         sent = b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%s" % (len(data := gzip.compress(body)), data)
-    monkeypatch.setitem(hub.faults, ("POST", "create"), raw(b"HTTP/1.1 409 Conflict\r\n" + sent))
+    monkeypatch.setitem(hub.faults, ("POST", "create"), raw(b"HTTP/1.1 409 Conflict\r\nConnection: close\r\n" + sent))
     tiny_model().push_to_hub(repo_id, token=hub.token)
 
 
