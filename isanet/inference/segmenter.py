@@ -104,7 +104,7 @@ class Segmenter:
         compile: bool = False,
         max_memory: int = 4 << 30,
     ) -> None:
-        self.device = _device(device)
+        self.device = find_device(device)
         if precision not in ("auto", *PRECISIONS):
             raise ValueError(f"unknown precision {precision!r}; valid are auto, {', '.join(PRECISIONS)}")
         self.protocol = protocols.protocol(protocol)
@@ -365,7 +365,8 @@ class _Read:
     tensors: tuple[Tensor, ...]
 
 
-def _device(wanted: str | torch.device) -> torch.device:
+def find_device(wanted: str | torch.device) -> torch.device:
+    """The device of a name, or with "auto" the best that there is; a ValueError lists the valid names."""
     if wanted == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")

@@ -31,7 +31,7 @@ from isanet.inference.fast import int8
 from isanet.inference.fast.optimize import has_bfloat16
 from isanet.inference.predict import prepare
 from isanet.inference.segmentation import Segmentation
-from isanet.inference.segmenter import Segmenter
+from isanet.inference.segmenter import Segmenter, find_device
 from isanet.model import ISANet
 
 BASELINE = "baseline"
@@ -97,7 +97,7 @@ def benchmark(
     if not images or repeats < 1:
         raise ValueError(f"a benchmark needs at least one image and one repetition, got {len(images)} and {repeats}")
     if precisions is None:
-        precisions = _suitable_precisions(Segmenter(model, device=device, precision="float32").device)
+        precisions = _suitable_precisions(find_device(device))
     variants = [(precision, False) for precision in precisions]
     variants += [(precision, True) for precision in precisions if compile and precision != "int8"]
     measured: list[Measurement] = []

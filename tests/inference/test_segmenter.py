@@ -229,7 +229,7 @@ def test_automatic_device_and_precision(
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16 or including_emulation)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    device = module._device("auto")
+    device = module.find_device("auto")
     assert (device.type, module._auto_precision(device, model)) == expected
 
 
