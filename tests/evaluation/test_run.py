@@ -130,15 +130,23 @@ def test_an_interrupted_overwrite_resumes_without_force(
     assert dataset.reads[: len(cityscapes) - 2] == list(range(2, len(cityscapes)))
 
 
-def test_a_resumed_run_writes_all_label_maps(
+def interrupted(
     model: Any, cityscapes: datasets.SegmentationDataset, tmp_path: Path
-) -> None:
+) -> tuple[InterruptedCityscapes, dict[str, Any]]:
+    """A dataset whose evaluation, with label maps, was interrupted at its fourth image, and the folders of the call."""
     dataset = InterruptedCityscapes(cityscapes.root, "val")
     dataset.at = 4
     call: dict[str, Any] = {"output": tmp_path / "out", "predictions": tmp_path / "maps"}
     with pytest.raises(KeyboardInterrupt):
         quick_evaluate(model, dataset, **call)
     dataset.at = -1
+    return dataset, call
+
+
+def test_a_resumed_run_writes_all_label_maps(
+    model: Any, cityscapes: datasets.SegmentationDataset, tmp_path: Path
+) -> None:
+    dataset, call = interrupted(model, cityscapes, tmp_path)
     for changed in ({"predictions": None}, {"predictions": tmp_path / "other"}):
         with pytest.raises(OutputError, match="another run"):
             quick_evaluate(model, dataset, **{**call, **changed})
@@ -361,12 +369,7 @@ def _counted(tmp_path: Path) -> list[int]:
 def test_a_resumed_run_replaces_only_what_it_wrote(
     model: Any, cityscapes: datasets.SegmentationDataset, tmp_path: Path
 ) -> None:
-    dataset = InterruptedCityscapes(cityscapes.root, "val")
-    dataset.at = 4
-    call: dict[str, Any] = {"output": tmp_path / "out", "predictions": tmp_path / "maps"}
-    with pytest.raises(KeyboardInterrupt):
-        quick_evaluate(model, dataset, **call)
-    dataset.at = -1
+    dataset, call = interrupted(model, cityscapes, tmp_path)
     other = tmp_path / "maps" / f"{dataset.keys[5]}.png"
     other.write_bytes(b"somebody else's")
     for _ in range(2):
