@@ -145,6 +145,15 @@ class Segmenter:
             else f" by protocol {self.protocol.name}: {self.protocol.text}",
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the network that runs, which a copy makes again of the same model."""
+        kept = {name: value for name, value in vars(self).items() if name not in ("_lock", "_state")}
+        return {**kept, "_network": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Counterpart of `__getstate__`."""
+        self.__dict__.update(state, _lock=Lock())
+
     def network(self) -> EagerNetwork | FastISANet:
         """The network that runs, made of the model's weights as they are now.
 

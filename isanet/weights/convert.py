@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from isanet._text import clean, listed
-from isanet.config import BACKBONES, EXPANSION, check_class_count
+from isanet.config import BACKBONES, EXPANSION, ISANetConfig, check_class_count
 from isanet.errors import CheckpointFormatError, CheckpointMismatchError
 from isanet.weights.torchfile import Opaque, unsafe
 
@@ -82,6 +83,9 @@ CONTAINERS = ("state_dict", "model", "model_state", "model_state_dict", "net", "
 
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 """Parts that DataParallel, torch.compile and torch's other wrappers add to names, at any place in them."""
+
+ARGUMENTS = {field.name for field in fields(ISANetConfig)}
+"""What the `config` of an `isanet.ISANet` has."""
 
 COUNTERS = ("total_ops", "total_params", "n_averaged")
 """Last parts of names under which profilers (thop) and torch's AveragedModel leave their counts in a network."""
@@ -237,6 +241,31 @@ def _module_state(value: object) -> object:
                 elif member is not None:
                     state[f"{prefix}{name}"] = member
     return state
+
+
+def noted_network(checkpoint: object, state: Mapping[str, Tensor]) -> Mapping[str, Any] | None:
+    """What says `config` of an `isanet.ISANet` and, perhaps, its `provenance`; None where a checkpoint does not.
+
+    It is the checkpoint itself (`{"config": model.config, "state_dict": ...}`), or in it the attributes of the network
+    that was pickled whole and has these tensors.
+    """
+    waiting, seen = [checkpoint], set[int]()
+    while waiting:
+        value = waiting.pop()
+        notes = value.state if isinstance(value, Opaque) else value
+        if id(value) in seen or not isinstance(notes, Mapping):
+            continue
+        seen.add(id(value))
+        config = notes.get("config")
+        weight: Any = notes
+        if isinstance(config, Mapping) and {"classes", "preprocessing"} <= config.keys() <= ARGUMENTS:
+            for part in ("_modules", "classifier", "_parameters", "weight"):
+                weight = weight.state if isinstance(weight, Opaque) else weight
+                weight = weight.get(part) if isinstance(weight, Mapping) else None
+            if value is checkpoint or weight is state.get("classifier.weight"):
+                return notes
+        waiting += notes.values()
+    return None
 
 
 def detect_layout(state: Mapping[str, Any]) -> str:

@@ -61,7 +61,7 @@ MAX_TENSORS = 1 << 14
 """Most tensors of a file; a ResNet-101 with its optimizer's state has 1,100. Each takes memory even if it is empty."""
 
 MAX_NUMBERED = 1 << 12
-"""Most entries of a dictionary with integers as keys; an optimizer's state has one for each of 348 parameters."""
+"""Most integers that stay keys of a dictionary; an optimizer's state has one for each of 348 parameters."""
 
 MAX_SHARING = 4
 """How many times as large as their file all tensors may be, which may be views of the same bytes."""
@@ -80,15 +80,22 @@ STORAGES = {
     "CharStorage": torch.int8,
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
+    "ComplexFloatStorage": torch.complex64,
+    "ComplexDoubleStorage": torch.complex128,
+    "storage.UntypedStorage": torch.uint8,
 }
-"""Names of typed storages in a pickle."""
+"""Names of typed storages in a pickle; the last is that of types without one, such as float8 beside the weights."""
 
 LEGACY_MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
 """The first pickle of the format before torch 1.6: a constant."""
 
+COMPILED = "torch._dynamo.eval_frame.OptimizedModule"
+"""What torch.compile puts around a module, its first argument."""
+
+PARAMETERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
+
 ALLOWED = frozenset(
-    {"collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"}
-    | {f"torch.{name}" for name in STORAGES}
+    {"collections.OrderedDict", "torch._utils._rebuild_tensor_v2", *PARAMETERS} | {f"torch.{name}" for name in STORAGES}
 )
 """All names that mean something here."""
 
@@ -112,7 +119,10 @@ class Opaque:
 
     name: str
     state: object = field(default=None, repr=False)
-    """What the file would set on it, as plain as everything else; the parts of a pickled module are found in it."""
+    """What the file would set on it, as plain as everything else; the parts of a pickled module are found in it.
+
+    Of a class of dictionaries it is the items.
+    """
 
 
 OPERANDS = {
@@ -194,7 +204,10 @@ class _PickleReader:
                     stack.append([])
                 case "EMPTY_DICT":
                     stack.append({})
-                case "APPEND" | "APPENDS" | "ADDITEMS" | "SETITEM" | "SETITEMS" if type(stack[-1]) is Opaque:
+                case "SETITEM" | "SETITEMS" if type(stack[-1]) is Opaque:
+                    state = {} if stack[-1].state is None else _expect(stack[-1].state, dict)
+                    stack[-1].state = _insert(state, zip(items[::2], items[1::2], strict=True))
+                case "APPEND" | "APPENDS" | "ADDITEMS" if type(stack[-1]) is Opaque:
                     pass
                 case "APPEND" | "APPENDS":
                     _expect(stack[-1], list).extend(items)
@@ -213,14 +226,16 @@ class _PickleReader:
                 case "REDUCE":
                     name, arguments = items
                     if type(name) is Opaque:
-                        stack.append(Opaque(name.name))
+                        compiled = name.name == COMPILED and type(arguments) is tuple and type(arguments[0]) is Opaque
+                        stack.append(arguments[0] if compiled else Opaque(name.name))
                     else:
                         stack.append(self.call(_expect(name, _Name).text, _expect(arguments, tuple)))
                 case "NEWOBJ" | "NEWOBJ_EX" if type(items[0]) is Opaque:
                     stack.append(Opaque(items[0].name))
                 case "BUILD" if type(stack[-2]) is Opaque:
                     state = stack.pop()
-                    stack[-1].state = state
+                    if stack[-1].state is None:
+                        stack[-1].state = state
                 case "BUILD":  # a state dict's `_metadata`, which is not needed
                     stack.pop()
                     _expect(stack[-1], dict)
@@ -254,7 +269,7 @@ class _PickleReader:
             if self.budget < 0:
                 raise CheckpointFormatError(f"its tensors have its bytes more than {MAX_SHARING} times")
             return tensor
-        if name == "torch._utils._rebuild_parameter":
+        if name in PARAMETERS:
             return _expect(arguments[0], Tensor)
         raise CheckpointFormatError(f"{name} is called, which is not a function")
 
@@ -302,9 +317,8 @@ def _expect(value: Any, kind: type) -> Any:
 def _insert(target: dict[Any, Any], pairs: Iterable[Sequence[Any]]) -> dict[Any, Any]:
     for key, value in pairs:
         # Hashing nested tuples can take forever, and integers can be chosen to have one hash
-        if type(key) is int and (key.bit_length() > 60 or len(target) >= MAX_NUMBERED):
-            raise CheckpointFormatError(f"a dictionary has an int as its key {len(target):,}")
-        target[key if type(key) in (str, int) else Opaque(type(key).__name__)] = value
+        plain = type(key) is str or (type(key) is int and key.bit_length() <= 60 and len(target) < MAX_NUMBERED)
+        target[key if plain else Opaque(type(key).__name__)] = value
     return target
 
 

@@ -36,6 +36,9 @@ from isanet.zoo.networks import fill, label_arguments, meta_model, with_auxiliar
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 """What a repository on the Hugging Face Hub looks like: `org/name`."""
 
+MAX_VALUES = 1 << 16
+"""Most values of a config in a pickle; one of 4,096 classes has 30,000."""
+
 log = logging.getLogger("isanet")
 
 
@@ -226,6 +229,8 @@ def load_file(
             network = _configured(str(config_file), read_file(config_file).data.tobytes())
         elif "config" in metadata:
             network = _configured(f"the metadata of {file.name}", metadata["config"])
+        elif (notes := convert.noted_network(raw, state)) is not None:
+            network, metadata = _noted(file.name, notes)
         else:
             config, inferred = _inferred_config(state, raw)
             network = meta_model(config)
@@ -303,6 +308,29 @@ def _configured(place: str, text: str | bytes) -> ISANet:
         message = clean(str(error))[:500]  # it may quote the config
         raise CheckpointFormatError(f"{place} is not the configuration of an ISANet: {message}") from error
     return network
+
+
+def _noted(name: str, notes: Mapping[str, Any]) -> tuple[ISANet, dict[str, str]]:
+    """The network, on the meta device, whose config a pickle has, and its provenance."""
+    config, provenance = (_plain_text(name, notes.get(key)) for key in ("config", "provenance"))
+    texts = json.loads(provenance) or {}
+    if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
+        texts = {}
+    return _configured(f"the config in {name}", config), texts
+
+
+def _plain_text(name: str, value: object) -> str:
+    """Part of a pickle as JSON: it may say in a few bytes what has no end when it is written out."""
+    parts, size = list[str](), 0
+    try:
+        for part in json.JSONEncoder().iterencode(value):
+            parts.append(part)
+            size += len(part)
+            if size > MAX_DESCRIPTION_BYTES or len(parts) > MAX_VALUES:
+                raise ValueError(f"it has over {MAX_DESCRIPTION_BYTES:,} bytes, or {MAX_VALUES:,} values, as JSON")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CheckpointFormatError(f"the config in {name} is not plain: {clean(str(error))[:500]}") from error
+    return "".join(parts)
 
 
 def _load_repository(repo_id: str, *, revision: str | None, token: str | bool | None) -> ISANet:

@@ -2,9 +2,13 @@
 
 import argparse
 import collections
+import dataclasses
 import datetime
+import decimal
+import enum
 import logging
-from pathlib import Path, PurePosixPath
+import random
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -282,6 +286,96 @@ def test_whatever_is_pickled_beside_the_weights_is_left_out_by_name(
             assert "argparse.Namespace" in caplog.text
             for value in contents.values():  # type: ignore[attr-defined]
                 assert type(value) in (Opaque, dict), value
+
+
+class Kind(enum.Enum):
+    """An enumeration of a user."""
+
+    FIRST = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Settings of a user, as training scripts save them."""
+
+    kind: Kind = Kind.FIRST
+    folder: Path = Path("runs")
+
+
+class Items(dict[str, Any]):
+    """A dictionary of a user, such as EasyDict, which has its items as attributes too."""
+
+    def __init__(self, **items: Any) -> None:
+        super().__init__(items)
+        self.__dict__ = dict(items)
+
+
+class Ordered(collections.OrderedDict[str, Any]):
+    """An OrderedDict of a user."""
+
+
+class Schedule:
+    """What LambdaLR is given, and keeps in its state."""
+
+    def __call__(self, step: int) -> float:
+        return 0.5**step
+
+
+def schedulers() -> list[Any]:
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))])
+    made = torch.optim.lr_scheduler.LambdaLR(optimizer, Schedule())
+    return [optimizer.state_dict(), made.state_dict(), optimizer, made]
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        pytest.param(torch.ones(2, dtype=torch.complex64), id="complex"),
+        pytest.param(torch.ones(2, dtype=torch.uint16), id="uint16"),
+        pytest.param(torch.ones(2).to(torch.float8_e4m3fn), id="float8"),
+        pytest.param(torch.eye(2).to_sparse(), id="sparse"),
+        pytest.param(torch.ones(2).untyped_storage(), id="storage"),
+        pytest.param(torch.Generator(), id="generator"),
+        pytest.param(random.getstate(), id="random"),
+        pytest.param(np.random.default_rng(0), id="numpy's random"),
+        pytest.param(dict.fromkeys(range(5000), 0.5), id="values by step"),
+        pytest.param([Kind.FIRST, Settings(), Items(a=1), Ordered(a=1)], id="classes of a user"),
+        pytest.param(schedulers(), id="schedulers"),
+        pytest.param([np.float64(1), np.bool_(True), np.datetime64("2026-01-01"), np.array(["a"])], id="numpy"),
+        pytest.param([PureWindowsPath("C:/a"), datetime.timedelta(1), decimal.Decimal(1)], id="standard library"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("zipped", [True, False])
+def test_the_weights_are_found_beside_every_type(tmp_path: Path, beside: object, zipped: bool) -> None:
+    data = tiny_zoo.saved({"state_dict": STATE, "beside": beside}, _use_new_zipfile_serialization=zipped)
+    state = convert.unwrap(read_checkpoint(read_file(hostile.file(tmp_path, data)))[0])
+    assert list(state) == list(STATE)
+    assert all(torch.equal(state[name], value) for name, value in STATE.items())
+
+
+@pytest.mark.parametrize("module", ["pathlib", "pathlib._local", "numpy.core.multiarray", "numpy._core.multiarray"])
+def test_modules_that_moved_are_only_names(tmp_path: Path, module: str) -> None:
+    """Python 3.13 has `pathlib._local`, numpy 2 `numpy._core`; neither needs to be here to be left out."""
+    data = hostile.archive(b"}" + hostile.text("path") + hostile.call(f"{module}.X", hostile.text("C:\\")) + b"s")
+    contents: Any = read_checkpoint(read_file(hostile.file(tmp_path, data)))[0]
+    assert contents["path"].name == f"{module}.X"
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        pytest.param(Ordered(STATE), id="OrderedDict of a user"),
+        pytest.param(Items(**STATE), id="dictionary with attributes"),
+        pytest.param(collections.defaultdict(dict, {"state_dict": STATE}), id="defaultdict"),
+        pytest.param({"model": argparse.Namespace(state_dict=Ordered(STATE))}, id="Namespace"),
+    ],
+)
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_a_dictionary_of_another_class_is_read_as_its_items(tmp_path: Path, contents: object, protocol: int) -> None:
+    data = tiny_zoo.saved(contents, pickle_protocol=protocol)
+    state = convert.unwrap(read_checkpoint(read_file(hostile.file(tmp_path, data)))[0])
+    assert list(state) == list(STATE)
+    assert all(torch.equal(state[name], value) for name, value in STATE.items())
 
 
 @pytest.mark.parametrize("wrapped", [lambda model: model, torch.nn.DataParallel], ids=["model", "DataParallel"])
