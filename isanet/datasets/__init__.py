@@ -11,6 +11,7 @@ from isanet.datasets.importing import import_masks
 from isanet.datasets.official import ADE20K, VOC2012, Cityscapes
 from isanet.datasets.opening import open_dataset, open_train_and_val
 from isanet.datasets.toystreets import ToyStreets
+from isanet.datasets.wrapped import Wrapped
 
 __all__ = [
     "ADE20K",
@@ -22,6 +23,7 @@ __all__ = [
     "SegmentationDataset",
     "ToyStreets",
     "Transforms",
+    "Wrapped",
     "import_masks",
     "open_dataset",
     "open_train_and_val",

@@ -21,10 +21,11 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, ClassVar, SupportsIndex, TypedDict, Unpack
+from typing import Any, ClassVar, Self, SupportsIndex, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,6 +84,7 @@ class SegmentationDataset(VisionDataset):  # type: ignore[misc]
     """For messages: the folders that are expected in the root."""
     _colors: Colors | None = None
     _rgb_palette: Colors | None = None
+    _samples: Sequence[Any]
 
     def __init__(
         self,
@@ -118,11 +120,14 @@ class SegmentationDataset(VisionDataset):  # type: ignore[misc]
         self.has_masks = files.masks is not None
         self._samples = pair_files(files, str(self))
         self.keys = [sample.name for sample in self._samples]
+        self._max_pixels = max_pixels
+        self._set_meanings(index_of, other_index)
+
+    def _set_meanings(self, index_of: Mapping[int, int], other_index: int = UNKNOWN) -> None:
         values = sorted(index_of)
         self._values = np.array(values, np.int64)
         self._indices = np.array([index_of[value] for value in values], np.int16)
         self._other_index = other_index
-        self._max_pixels = max_pixels
         self._index_of_byte = self._look_up(np.arange(256))  # nearly all masks are uint8, and indexing is much faster
 
     def __str__(self) -> str:
@@ -160,11 +165,13 @@ class SegmentationDataset(VisionDataset):  # type: ignore[misc]
 
     def image_path(self, index: SupportsIndex) -> Path:
         """The file of the image."""
-        return self._samples[operator.index(index)].image
+        image: Path = self._samples[operator.index(index)].image
+        return image
 
     def mask_path(self, index: SupportsIndex) -> Path | None:
         """The file of the mask; None without masks."""
-        return self._samples[operator.index(index)].mask
+        mask: Path | None = self._samples[operator.index(index)].mask
+        return mask
 
     def read(self, index: SupportsIndex) -> tuple[RGBImage, NDArray[np.uint8] | None]:
         """Reads a sample as arrays, without transforms.
@@ -183,7 +190,12 @@ class SegmentationDataset(VisionDataset):  # type: ignore[misc]
         image = read_image(image_path, max_pixels=self._max_pixels)
         if mask_path is None:
             return image, None
-        values = self._read_values(mask_path, name)
+        return image, self._class_indices(self._read_values(mask_path, name), image, image_path, mask_path)
+
+    def _class_indices(
+        self, values: NDArray[Any], image: RGBImage, image_path: object, mask_path: object
+    ) -> NDArray[np.uint8]:
+        """The class indices that the values of a mask mean; the paths are for messages."""
         if values.shape != image.shape[:2]:
             (height, width), (mask_height, mask_width) = image.shape[:2], values.shape
             turned = (mask_width, mask_height) == (height, width)
@@ -205,7 +217,37 @@ class SegmentationDataset(VisionDataset):  # type: ignore[misc]
                 f"the mask {mask_path} holds {plural(len(found), 'value')} that "
                 f"{'is' if len(found) == 1 else 'are'} neither a class nor ignored: {named}; {self._advice()}"
             )
-        return image, mask.astype(np.uint8)
+        return mask.astype(np.uint8)
+
+    def held_out(self, share: float = 0.2, seed: int = 0) -> tuple[Self, Self]:
+        """Splits the dataset at random into one for training and one for validation.
+
+        Args:
+            share: Share of the images that are held out for validation, above 0 and below 1; at least one image.
+            seed: Decides which images are held out.
+
+        Returns:
+            The training and the validation dataset.
+
+        Raises:
+            DatasetError: There are fewer than two images, or `share` is out of range.
+        """
+        if len(self) < 2 or not 0 < share < 1:
+            raise DatasetError(f"{self} has {len(self)} images, of which a share of {share} cannot be held out")
+        order = np.random.default_rng(seed).permutation(len(self)).tolist()
+        number = min(max(1, round(share * len(self))), len(self) - 1)
+        parts = []
+        for name, indices in (("the rest", order[number:]), (f"{number} held out", order[:number])):
+            split = name if self.split is None else f"{self.split}, {name}"
+            parts.append(self._subset(split, sorted(indices)))
+        return parts[0], parts[1]
+
+    def _subset(self, split: str | None, indices: Sequence[int]) -> Self:
+        part = copy(self)
+        part.split = split
+        part._samples = [self._samples[index] for index in indices]
+        part.keys = [self.keys[index] for index in indices]
+        return part
 
     def fingerprint(self, indices: Iterable[int]) -> str:
         """A hash of how some samples are read, and of path, size and modification time of their files.

@@ -5,10 +5,9 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from copy import copy
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Self, Unpack
+from typing import Unpack
 
 import numpy as np
 
@@ -100,37 +99,6 @@ class Folder(SegmentationDataset):
         super().__init__(
             root, split, space, FoundFiles(image_files, mask_files, keys), index_of, other_index, **options
         )
-
-    def held_out(self, share: float = 0.2, seed: int = 0) -> tuple[Folder, Folder]:
-        """Splits the dataset at random into one for training and one for validation.
-
-        Args:
-            share: Share of the images that are held out for validation, above 0 and below 1; at least one image.
-            seed: Decides which images are held out.
-
-        Returns:
-            The training and the validation dataset.
-
-        Raises:
-            DatasetError: There are fewer than two images, or `share` is out of range.
-        """
-        if len(self) < 2 or not 0 < share < 1:
-            raise DatasetError(f"{self} has {len(self)} images, of which a share of {share} cannot be held out")
-        order = np.random.default_rng(seed).permutation(len(self)).tolist()
-        number = min(max(1, round(share * len(self))), len(self) - 1)
-        parts = []
-        for name, indices in (("the rest", order[number:]), (f"{number} held out", order[:number])):
-            split = name if self.split is None else f"{self.split}, {name}"
-            part = self._subset(split, sorted(indices))
-            parts.append(part)
-        return parts[0], parts[1]
-
-    def _subset(self, split: str | None, indices: Iterable[int]) -> Self:
-        part = copy(self)
-        part.split = split
-        part._samples = [self._samples[index] for index in indices]
-        part.keys = [sample.name for sample in part._samples]
-        return part
 
     def _advice(self) -> str:
         return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
@@ -58,6 +59,7 @@ class ToyStreets(SegmentationDataset):
         if (split, seed, (height, width)) == ("test", 0, SIZE):
             self.official_size = NUM_TEST_SCENES
         self.seed, self.size = seed, (height, width)
+        self._scenes, self._samples = split, range(count)
         self.label_space = SPACE
         self.classes, self.palette = SPACE.classes, SPACE.palette
         self.has_masks = True
@@ -76,7 +78,7 @@ class ToyStreets(SegmentationDataset):
         Raises:
             IndexError: There are fewer scenes.
         """
-        image, mask = draw_scene(scene_seed(self.seed, str(self.split), range(len(self))[index]), self.size)
+        image, mask = draw_scene(scene_seed(self.seed, self._scenes, self._samples[operator.index(index)]), self.size)
         return np.asarray(image), mask
 
     def fingerprint(self, indices: Iterable[int]) -> str:

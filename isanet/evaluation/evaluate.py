@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from isanet._processes import Processes
 from isanet.datasets.base import SegmentationDataset
+from isanet.datasets.wrapped import as_dataset
 from isanet.evaluation.matching import match_classes
 from isanet.evaluation.report import Report
 from isanet.evaluation.run import EvaluationRun, create_folders, exact_float32
@@ -25,7 +28,7 @@ log = logging.getLogger("isanet")
 
 def evaluate(
     model: ISANet | str | os.PathLike[str],
-    dataset: SegmentationDataset,
+    dataset: SegmentationDataset | Dataset[Any],
     *,
     protocol: str | Protocol = "whole",
     mapping: Groups | None = None,
@@ -48,7 +51,8 @@ def evaluate(
 
     Args:
         model: An ISANet, which is moved to the device, or anything `isanet.from_pretrained` takes.
-        dataset: One of `isanet.datasets`, with masks.
+        dataset: One of `isanet.datasets`, with masks; a `torch.utils.data.Subset` of one; or any map-style dataset of
+            pairs (PIL image, PIL mask) that has `classes`, see `isanet.datasets.Wrapped`.
         protocol: How an image becomes a label map: a name in `isanet.protocols.PROTOCOLS`, or a Protocol.
         mapping: For a model and a dataset with different classes: which are merged, such as
             `{"vehicle": ["car", "bus"], "fountain": None}`, applied to both sides; None ignores a class. Classes are
@@ -82,8 +86,7 @@ def evaluate(
             cannot be written.
         IsanetError: The network gave values that are not finite, or another process failed.
     """
-    if not isinstance(dataset, SegmentationDataset):
-        raise ValueError(f"expected a dataset of isanet.datasets, got {type(dataset).__name__}; for a part, see limit")
+    dataset = as_dataset(dataset)
     if batch_size < 1 or (limit is not None and limit < 1):
         raise ValueError(f"batch_size and limit must be at least 1, got batch_size={batch_size} and limit={limit}")
     if workers is not None and workers < 0:

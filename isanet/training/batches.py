@@ -88,12 +88,12 @@ class Samples(Dataset[Any]):
         self.dataset, self.transforms, self.seed = dataset, transforms, seed
 
     def __getitem__(self, draw: Draw) -> Any:
-        try:
-            image, mask = self.dataset.pair(draw.image)
-        except IsanetError as error:
-            return error
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of("sample", self.seed, *draw))
+            try:
+                image, mask = self.dataset.pair(draw.image)  # a wrapped dataset may be random too
+            except IsanetError as error:
+                return error
             return self.transforms(image, mask)
 
 

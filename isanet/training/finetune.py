@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import Dataset
 
 from isanet._processes import Processes
 from isanet.datasets.base import SegmentationDataset
@@ -55,8 +56,8 @@ class Run:
 
 def finetune(
     model: ISANet | str | os.PathLike[str],
-    train: SegmentationDataset,
-    val: SegmentationDataset | None = None,
+    train: SegmentationDataset | Dataset[Any],
+    val: SegmentationDataset | Dataset[Any] | None = None,
     recipe: Recipe | None = None,
     output: str | os.PathLike[str] = "finetuned",
     *,
@@ -77,8 +78,10 @@ def finetune(
     Args:
         model: An ISANet, which is not changed; its classes must be those of the data. Or anything that
             `isanet.from_pretrained` takes; it then gets the data's classes, see there.
-        train: Images with masks. Its own `transforms`, if it has any, replace the recipe's augmentation, and must
-            return (3, h, w) floating point, normalized, and (h, w) integers, all of one size.
+        train: Images with masks: a dataset of `isanet.datasets`, a `torch.utils.data.Subset` of one, or any map-style
+            dataset of pairs (PIL image, PIL mask) that has `classes` (`isanet.datasets.Wrapped`). Its own `transforms`,
+            if it has any, replace the recipe's augmentation, and must return (3, h, w) floating point, normalized, and
+            (h, w) integers, all of one size.
         val: Images with masks that are not in `train`, with the same classes; validated on whole images, in float32.
             None: the last model is kept.
         recipe: How to train; upstream's recipe for PASCAL VOC by default.

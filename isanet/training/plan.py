@@ -12,10 +12,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
 from isanet._processes import Processes
 from isanet._text import listed
 from isanet.datasets.base import SegmentationDataset
+from isanet.datasets.wrapped import as_dataset
 from isanet.errors import DatasetError
 from isanet.evaluation.matching import match_classes
 from isanet.evaluation.run import weights_digest
@@ -61,8 +63,8 @@ class Plan:
 
 def plan_training(
     model: ISANet | str | os.PathLike[str],
-    train: SegmentationDataset,
-    val: SegmentationDataset | None,
+    train: SegmentationDataset | Dataset[Any],
+    val: SegmentationDataset | Dataset[Any] | None,
     recipe: Recipe,
     folder: Path,
     *,
@@ -72,9 +74,8 @@ def plan_training(
     processes: Processes,
 ) -> Plan:
     """Check the arguments of `isanet.finetune` and decide how to train."""
+    train, val = as_dataset(train), None if val is None else as_dataset(val)
     for dataset in (train, val):
-        if dataset is not None and not isinstance(dataset, SegmentationDataset):
-            raise ValueError(f"expected a dataset of isanet.datasets, got {type(dataset).__name__}")
         if dataset is not None and not dataset.has_masks:
             raise DatasetError(f"the ground truth of {dataset} is not published, so nothing can be learned from it")
     if workers is not None and workers < 0:
@@ -183,8 +184,8 @@ def _fingerprint(
 
 
 def _image_names(dataset: SegmentationDataset) -> set[str]:
-    """The paths of the images, or their keys where they have no files."""
+    """The paths of the images, or where they have no files their keys and what they are read from."""
     try:
         return {str(dataset.image_path(index).resolve()) for index in range(len(dataset))}
     except DatasetError:
-        return set(dataset.keys)
+        return {f"{id(getattr(dataset, 'source', None))} {key}" for key in dataset.keys}

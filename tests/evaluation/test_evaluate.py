@@ -127,12 +127,6 @@ def test_wrong_arguments_are_refused(model: Any, cityscapes: datasets.Segmentati
         quick_evaluate(model, cityscapes, **wrong)
 
 
-def test_a_subset_is_refused_with_a_hint_at_limit(model: Any, cityscapes: datasets.SegmentationDataset) -> None:
-    part: Any = torch.utils.data.Subset(cityscapes, [0, 1])
-    with pytest.raises(ValueError, match=r"got Subset.*limit"):
-        quick_evaluate(model, part)
-
-
 def test_a_model_in_training_mode_stays_in_it(model: Any, cityscapes: datasets.SegmentationDataset) -> None:
     model.frozen = torch.nn.BatchNorm2d(3).eval()
     model.train()
