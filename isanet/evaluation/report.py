@@ -30,7 +30,7 @@ SCHEMA = 1
 """Version of the layout of report.json."""
 
 _DERIVED = (
-    "miou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou", "mean_boundary",
+    "miou", "measured_classes", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou", "mean_boundary",
     "iou", "precision_by_class", "recall_by_class", "share_by_class",
 )  # fmt: skip
 
@@ -113,6 +113,17 @@ class Report:
         return self._matrix.miou()
 
     @property
+    def measured_classes(self) -> int:
+        """Number of classes that are not absent, of which `miou` is the mean."""
+        return int((~self._matrix.iou().isnan()).sum())
+
+    @property
+    def absent_classes_note(self) -> str:
+        """`", 1 of 2 classes measured"`, for behind the mIoU; empty if all are."""
+        measured, count = self.measured_classes, len(self.classes)
+        return "" if measured == count else f", {measured} of {count} classes measured"
+
+    @property
     def pixel_accuracy(self) -> float:
         """Share of the counted pixels that are correct, a fraction."""
         return self._matrix.pixel_accuracy()
@@ -175,7 +186,8 @@ class Report:
         return "\n\n".join("\n".join(block) for block in blocks)
 
     def __repr__(self) -> str:
-        return f"Report({self._title()}: mIoU {percent_number(self.miou)} %, {self._images()})"
+        miou = f"mIoU {percent_number(self.miou)} %{self.absent_classes_note}"
+        return f"Report({self._title()}: {miou}, {self._images()})"
 
     def _title(self) -> str:
         return clean(f"{self.model} on {self.dataset} {self.split}")
@@ -203,7 +215,7 @@ class Report:
                 *(("note", note) for note in self.notes),
             ],
             means=[
-                ("mIoU", self.miou),
+                (f"mIoU{self.absent_classes_note}", self.miou),
                 ("pixel accuracy", self.pixel_accuracy),
                 ("mean accuracy", self.mean_accuracy),
                 ("frequency-weighted IoU", self.frequency_weighted_iou),

@@ -38,6 +38,7 @@ def provenance(plan: Plan, step: int, report: Report | None) -> dict[str, str]:
     if report is not None:
         where = f"{report.dataset} {report.split}".rstrip()
         text = f"mIoU {100 * report.miou:.2f} % on {where}, {report.num_images} images ({report.protocol_text})"
+        text += report.absent_classes_note
         shared = f", of which {plan.num_shared} are in the training data too" if plan.num_shared else ""
         result["measured"] = text + shared
     return result
