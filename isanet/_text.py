@@ -44,6 +44,15 @@ def plural(number: int, one: str, many: str = "") -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
+def duration(seconds: float) -> str:
+    """`40.5 s`, `12 min 3 s`, `2 h 40 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
 def percent(share: float, digits: int = 2) -> str:
     """A fraction with its percent sign; never rounded to "0 %" or "100 %" when it is neither."""
     text, least = f"{100 * share:.{digits}f}", 10.0**-digits

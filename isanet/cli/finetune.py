@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from isanet._files import keep_existing
 from isanet.cli.options import (
@@ -63,16 +63,18 @@ def _finetune(options: argparse.Namespace) -> int:
     from isanet import datasets
     from isanet.model import ISANet
     from isanet.training.finetune import finetune
+    from isanet.training.recipe import Recipe
     from isanet.zoo.pretrained import from_backbone
 
     recipe = _recipe(options.recipe, options.set)
+    seed = Recipe.of(recipe).seed if isinstance(recipe, dict) else recipe.seed
     train, val = datasets.open_train_and_val(
         options.root,
         options.val_data,
         split=options.split,
         val_split=options.val_split,
         hold_out=options.hold_out,
-        seed=recipe.seed,
+        seed=seed,
         **dataset_options(options),
     )
     progress = False if options.quiet else None
@@ -80,7 +82,7 @@ def _finetune(options: argparse.Namespace) -> int:
     if options.backbone is not None:
         import torch
 
-        torch.manual_seed(recipe.seed)  # the same head when the run is resumed
+        torch.manual_seed(seed)  # the same head when the run is resumed
         model = from_backbone(options.backbone, classes=train.classes, palette=train.palette, progress=progress)
     run = finetune(
         model,
@@ -96,16 +98,18 @@ def _finetune(options: argparse.Namespace) -> int:
     )
     if os.environ.get("RANK", "0") == "0":
         print(run.report)
+        print("".join(f"\n* {finding}" for finding in run.findings))
         print(f"\n{options.output} holds the model, curves.png, overlays.png and history.csv")
     return 0
 
 
-def _recipe(source: str | None, settings: Sequence[str]) -> Recipe:
-    """The recipe of a model, a file, or the default one, with some fields overridden."""
+def _recipe(source: str | None, settings: Sequence[str]) -> Recipe | dict[str, Any]:
+    """The recipe of a model or a file with some fields overridden; without a source these fields alone."""
     from isanet.training.recipe import Recipe
 
+    recipe = None
     if source is None:
-        recipe = Recipe()
+        pass
     elif source in list_models():
         recipe = Recipe.published(source)
     else:
@@ -113,7 +117,7 @@ def _recipe(source: str | None, settings: Sequence[str]) -> Recipe:
             recipe = Recipe.from_json(Path(source).read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise ValueError(f"--recipe {source}: no such file, and {unknown_model(source)}") from error
-    fields = json.loads(recipe.to_json())
+    fields: dict[str, Any] = {} if recipe is None else json.loads(recipe.to_json())
     for setting in settings:
         field, equals, text = setting.partition("=")
         if not equals:
@@ -122,7 +126,8 @@ def _recipe(source: str | None, settings: Sequence[str]) -> Recipe:
             fields[field] = json.loads(text)
         except ValueError:
             fields[field] = text  # a word needs no quotation marks
-    return Recipe.from_json(json.dumps(fields))
+    checked = Recipe.of(fields)
+    return fields if recipe is None else checked
 
 
 def _check_masks(options: argparse.Namespace) -> int:

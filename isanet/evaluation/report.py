@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from isanet._files import output_errors, write_output
-from isanet._text import aligned, clean, percent_number, plural, shortened
+from isanet._text import aligned, clean, duration, percent_number, plural, shortened
 from isanet.evaluation.metrics import ConfusionMatrix
 from isanet.evaluation.page import ImageScore, ReportContent, WorstImage, save_page
 from isanet.viz import charts
@@ -210,7 +210,7 @@ class Report:
                 ("dataset", f"{where}, {self._images()}"),
                 ("classes", f"{len(self.classes)} of {self.label_space}"),
                 ("protocol", f"{self.protocol}: {self.protocol_text}"),
-                ("computed", f"on {self.device} in {self.precision}, {_duration(self.seconds)}{speed}"),
+                ("computed", f"on {self.device} in {self.precision}, {duration(self.seconds)}{speed}"),
                 ("pixels", f"{counted:,} counted, {self.ignored_pixels:,} ignored{nothing}"),
                 *(("note", note) for note in self.notes),
             ],
@@ -335,14 +335,6 @@ class Report:
             return cls.from_json(document)
         except ValueError as error:
             raise ValueError(f"{path} is not a report of an evaluation: {error}") from error
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
 def _json_value(value: Any) -> Any:

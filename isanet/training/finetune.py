@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,12 +41,14 @@ class Run:
         history: For each step: step (from 1), epoch (how often each image was seen by then), loss, lr (of the first
             parameter group), images_per_second, and miou, a fraction, or None where the step was not validated.
         report: The model's report on the validation data; None without validation data.
+        findings: What the result says about the data and the next try, one sentence each.
     """
 
     output: Path
     model: ISANet
     history: list[dict[str, float | None]]
     report: Report | None
+    findings: tuple[str, ...] = ()
 
     @property
     def best(self) -> float | None:
@@ -58,7 +60,7 @@ def finetune(
     model: ISANet | str | os.PathLike[str],
     train: SegmentationDataset | Dataset[Any],
     val: SegmentationDataset | Dataset[Any] | None = None,
-    recipe: Recipe | None = None,
+    recipe: Recipe | Mapping[str, Any] | None = None,
     output: str | os.PathLike[str] = "finetuned",
     *,
     overwrite: bool = False,
@@ -84,7 +86,9 @@ def finetune(
             (h, w) integers, all of one size.
         val: Images with masks that are not in `train`, with the same classes; validated on whole images, in float32.
             None: the last model is kept.
-        recipe: How to train; upstream's recipe for PASCAL VOC by default.
+        recipe: How to train. Or only some fields of a recipe, or None: with fewer than 300 training images the others
+            are chosen by data, memory and processor, and each choice is logged with its reason; with more they are
+            upstream's for PASCAL VOC.
         output: Folder for the model and everything else, see `Run`, on a disk that all processes see. A run resumes
             from `training_state.safetensors` in it, which may be deleted afterwards.
         overwrite: Discard an earlier run in the folder and start over.
@@ -105,11 +109,11 @@ def finetune(
         CheckpointError: The model or the training state cannot be used.
         IsanetError: The loss is not finite, or accelerate is not installed. What was saved last is kept.
     """
-    recipe = Recipe() if recipe is None else recipe
+    given = recipe if isinstance(recipe, Recipe) else Recipe.of(recipe or {})
     folder = Path(output)
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
     with (
-        _accelerator(recipe, folder, device, trackers) as accelerator,
+        _accelerator(given, folder, device, trackers) as accelerator,
         log_from(logging.DEBUG if accelerator.is_main_process else logging.ERROR),  # the first speaks for all
         torch.random.fork_rng(gpus),  # the caller's random generators stay as they are
     ):
@@ -137,14 +141,14 @@ def finetune(
             resumes = processes.run_on_first(lambda: not overwrite and (folder / STATE_FILE).exists())
             processes.run_on_all(training.resume if resumes else lambda: training.start(overwrite=overwrite))
             training.run()
-            kept, report = processes.run_on_all(training.finish)
+            kept, report, found = processes.run_on_all(training.finish)
         finally:
             processes.close()
     history = [
         {name: None if math.isnan(value) else value for name, value in row._asdict().items()}
         for row in training.history
     ]
-    return Run(folder, kept, history, report)
+    return Run(folder, kept, history, report, found)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from isanet._files import atomic_write
 from isanet._processes import DeferredSignals, Processes, leave_signals
-from isanet._text import listed
+from isanet._text import duration, listed
 from isanet.errors import CheckpointError, IsanetError, OutputError
 from isanet.evaluation.evaluate import evaluate
 from isanet.evaluation.report import Report
@@ -33,9 +33,18 @@ from isanet.inference.segmenter import Segmenter
 from isanet.model import ISANet
 from isanet.training.augment import augmentation
 from isanet.training.batches import Samples, collate, seed_of
+from isanet.training.few import FEW, findings
 from isanet.training.loss import loss_weight, segmentation_loss
 from isanet.training.optim import optimizer_and_schedule, update_average
-from isanet.training.outputs import history_csv, overlays, provenance, step_text, tracker_config, worst_images
+from isanet.training.outputs import (
+    history_csv,
+    overlays,
+    provenance,
+    step_text,
+    tracker_config,
+    training_accuracy,
+    worst_images,
+)
 from isanet.training.plan import Plan
 from isanet.training.preflight import class_table, count_classes
 from isanet.training.state import STATE_FILE, HistoryRow, TrainingState, check_alike, load_optimizer, read_state
@@ -47,6 +56,9 @@ from isanet.zoo.pretrained import from_pretrained
 
 SAVE_EVERY = 60.0
 """Seconds between two writings of the training state; up to ten times as many where writing takes long."""
+
+WORTH_TELLING = 20.0
+"""Seconds that a training must take at least for its duration to be told in advance."""
 
 log = logging.getLogger("isanet")
 
@@ -98,7 +110,10 @@ class Training:
             raise OutputError(
                 f"{plan.folder} holds something else, which was kept; use another folder, or overwrite=True (--force)"
             )
-        shares = {"training": count_classes(plan.train, workers=plan.workers, progress=plan.progress)}
+        counted = plan.shares
+        if counted is None:
+            counted = count_classes(plan.train, workers=plan.workers, progress=plan.progress)
+        shares = {"training": counted}
         if plan.val is not None:
             shares["validation"] = count_classes(plan.val, workers=plan.workers, progress=plan.progress)
         log.info("pixels of each class, and images with it:\n%s", class_table(self.model.classes, shares))
@@ -226,7 +241,7 @@ class Training:
             tqdm(total=plan.batches.steps, initial=self.step, unit="step", disable=disable) as bar,
         ):
             self.model.train()
-            before = time.monotonic()
+            before, started = time.monotonic(), self.step
             for batch in loader:
                 if isinstance(batch, Exception):
                     raise batch
@@ -241,6 +256,8 @@ class Training:
                 rate = num_images / max(now - before, 1e-9)
                 self.history.append(HistoryRow(self.step, epoch, loss, lr, rate, miou))
                 self._show(bar)
+                if self.step == started + 3:
+                    self._tell_time()
                 if stop or time.monotonic() - self.saved_at > self.save_pause:
                     self.save()
                 before = time.monotonic() if validated else now
@@ -260,8 +277,9 @@ class Training:
         images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
         masks = masks.to(device, non_blocking=True)
         parts = list(zip(images.tensor_split(recipe.accumulate), masks.tensor_split(recipe.accumulate), strict=True))
-        num_classes = len(self.model.classes)
-        weights = torch.stack([loss_weight(mask, num_classes, recipe.class_weights) for _, mask in parts])
+        num_classes, class_weights = len(self.model.classes), recipe.class_weights
+        assert not isinstance(class_weights, str)  # the plan has made numbers of them
+        weights = torch.stack([loss_weight(mask, num_classes, class_weights) for _, mask in parts])
         total = weights.sum()
         if world_size > 1:
             total = self.accelerator.reduce(total)
@@ -274,7 +292,7 @@ class Training:
                     logits, aux = self.network(part, aux=True)
                 part_loss = weight * segmentation_loss(
                     logits, aux, mask,
-                    aux_weight=recipe.aux_weight, class_weights=recipe.class_weights,
+                    aux_weight=recipe.aux_weight, class_weights=class_weights,
                     label_smoothing=recipe.label_smoothing, ohem=recipe.ohem,
                 )  # fmt: skip
                 # Gradients of several processes are averaged, not summed; and accelerate divides by its own number of
@@ -331,7 +349,34 @@ class Training:
             if self.best > -math.inf:
                 text += f", best mIoU {100 * self.best:.2f}"
             bar.set_postfix_str(text, refresh=False)
+        elif self._is_worth_a_line(row):
+            miou = "" if math.isnan(row.miou) else f", mIoU {100 * row.miou:.2f}, best {100 * self.best:.2f}"
+            log.info(
+                "epoch %.0f of %d, step %d of %d: loss %.3f%s, %s left",
+                row.epoch, self.plan.recipe.epochs, self.step, self.plan.batches.steps, row.loss, miou,
+                duration(self._seconds_left()),
+            )  # fmt: skip
         bar.update()
+
+    def _is_worth_a_line(self, row: HistoryRow) -> bool:
+        """Where there is no bar: each validation; without validation data each twentieth of the steps."""
+        if self.plan.val is not None:
+            return not math.isnan(row.miou)
+        return 20 * self.step // self.plan.batches.steps > 20 * (self.step - 1) // self.plan.batches.steps
+
+    def _seconds_left(self, steps: int = 20) -> float:
+        """For what is left, if all of it takes as long as the last steps did; without validations."""
+        per_image = [1 / row.images_per_second for row in self.history[-steps:]]
+        return sum(per_image) / len(per_image) * (self.plan.batches.total - self.plan.batches.seen(self.step))
+
+    def _tell_time(self) -> None:
+        """Tell after three steps how long the training will take; the first of them was slower."""
+        left = self.plan.batches.steps - self.step
+        if left and (seconds := self._seconds_left(2)) > WORTH_TELLING:
+            log.info(
+                "about %.1f s a step, %s for the other %d, and the validations; epochs=... (--set) for fewer",
+                seconds / left, duration(seconds), left,
+            )  # fmt: skip
 
     def stop(self, signals: DeferredSignals) -> None:
         """End as the signal asks, after the state was saved."""
@@ -384,8 +429,8 @@ class Training:
             hub.save_pretrained(plan.folder, kept.state_dict(), kept.config, kept.provenance, new_card=True)
         self.kept, self.kept_step, self.report = kept, self.step, report
 
-    def finish(self) -> tuple[ISANet, Report | None]:
-        """Write the report and the overlays of the kept model; returns it, on the CPU, and its report."""
+    def finish(self) -> tuple[ISANet, Report | None, tuple[str, ...]]:
+        """Write the report and the overlays of the kept model; returns it, on the CPU, its report, and `findings`."""
         plan = self.plan
         if plan.val is None:
             self.keep(None)
@@ -394,12 +439,17 @@ class Training:
             model = from_pretrained(plan.folder)
             if plan.val is not None and model.provenance.get("step") != step_text(plan, self.kept_step):
                 report = self._evaluate(model)  # kept after the state was saved, by a process that was killed
+        found: tuple[str, ...] = ()
+        if self.first:
+            with log_from(logging.WARNING):
+                segmenter = Segmenter(model, device=self.device, precision="float32")
+                accuracy = training_accuracy(segmenter, plan.train) if len(plan.train) < FEW else {}
+            found = findings(report, self.history, plan.recipe, accuracy)
         if self.first and plan.val is not None and report is not None:
-            segmenter = Segmenter(model, device=self.device, precision="float32")
             with log_from(logging.WARNING):
                 self._write("overlays.png", overlays(segmenter, plan.val))
                 report.save(plan.folder / "evaluated", worst_images(segmenter, plan.val, report))
-        return model.cpu(), report
+        return model.cpu(), report, found
 
 
 def _leftovers(folder: Path) -> list[Path]:

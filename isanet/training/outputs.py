@@ -14,6 +14,7 @@ from isanet.evaluation.page import LabelMap, WorstImage
 from isanet.evaluation.report import Report
 from isanet.images.reading import RGBImage
 from isanet.inference.segmenter import Segmenter
+from isanet.labels import IGNORED
 from isanet.training.plan import Plan
 from isanet.training.recipe import Recipe
 from isanet.training.state import HistoryRow
@@ -81,6 +82,16 @@ def worst_images(segmenter: Segmenter, val: SegmentationDataset, report: Report)
     """The images of `report.worst` with their prediction and ground truth, one at a time."""
     for score in report.worst:
         yield WorstImage(score, *_predicted(segmenter, val, val.keys.index(score.key)))
+
+
+def training_accuracy(segmenter: Segmenter, train: SegmentationDataset) -> dict[str, float]:
+    """For each training image the share of its pixels that count which the model labels as its mask does."""
+    result = {}
+    for index, key in enumerate(train.keys):
+        _, labels, mask = _predicted(segmenter, train, index)
+        if (counted := mask != IGNORED).any():
+            result[key] = float((labels == mask)[counted].mean())
+    return result
 
 
 def _predicted(segmenter: Segmenter, val: SegmentationDataset, index: int) -> tuple[RGBImage, LabelMap, LabelMap]:

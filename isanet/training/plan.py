@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from isanet._processes import Processes
@@ -24,9 +25,10 @@ from isanet.evaluation.run import weights_digest
 from isanet.labels import LABEL_SPACES
 from isanet.model import ISANet, unwrapped
 from isanet.training.batches import Batches, seed_of
+from isanet.training.few import FEW, balanced_weights, few_images_recipe
 from isanet.training.loss import loss_weight
 from isanet.training.optim import freeze, keep_statistics
-from isanet.training.preflight import check_memory, free_memory
+from isanet.training.preflight import check_memory, count_classes, free_memory, total_memory
 from isanet.training.recipe import Recipe
 from isanet.zoo.classes import name_classes
 from isanet.zoo.pretrained import from_pretrained
@@ -45,6 +47,7 @@ class Plan:
         progress: Show a bar; None shows it on a terminal.
         batches: This process's share of each step.
         num_shared: Number of images that are in both datasets.
+        shares: What `count_classes` gives of the training data, if it was asked already.
         fingerprint: What must be equal for a run to be resumed, and in all processes; plain values.
     """
 
@@ -58,6 +61,7 @@ class Plan:
     progress: bool | None
     batches: Batches
     num_shared: int
+    shares: Tensor | None
     fingerprint: dict[str, Any]
 
 
@@ -65,7 +69,7 @@ def plan_training(
     model: ISANet | str | os.PathLike[str],
     train: SegmentationDataset | Dataset[Any],
     val: SegmentationDataset | Dataset[Any] | None,
-    recipe: Recipe,
+    recipe: Recipe | Mapping[str, Any] | None,
     folder: Path,
     *,
     workers: int | None,
@@ -80,7 +84,10 @@ def plan_training(
             raise DatasetError(f"the ground truth of {dataset} is not published, so nothing can be learned from it")
     if workers is not None and workers < 0:
         raise ValueError(f"workers must be at least 0, got {workers}")
-    batches = Batches(len(train), recipe, processes.rank, processes.world_size)
+    given = None if isinstance(recipe, Recipe) else recipe or {}
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe.of(recipe or {})
+    workers = processes.loader_workers(device) if workers is None else workers
+    progress = progress if processes.rank == 0 else False
     torch.manual_seed(seed_of("model", recipe.seed))  # new classifiers are randomly initialized
     network = _start_model(model, train)
     if val is not None:
@@ -90,7 +97,14 @@ def plan_training(
             "the model has no preprocessing; build it with preprocessing={'short_edge': ..., 'long_edge': ..., "
             "'mean': ..., 'std': ...}"
         )
+    shares, few = None, given is not None and len(train) < FEW
+    if few or recipe.class_weights == "balanced":
+        shares = count_classes(train, workers=workers, progress=progress)
+        pixels, named = shares[0, : len(network.classes)], isinstance(model, str | os.PathLike)
+        recipe = _resolved(recipe, given if few else None, network, pixels, train, device, named=named)
+    assert not isinstance(recipe.class_weights, str)
     loss_weight(torch.zeros(1), len(network.classes), recipe.class_weights)  # raises if they are not one for each class
+    batches = Batches(len(train), recipe, processes.rank, processes.world_size)
     _freeze(network, recipe)
     # A name would make reports compare the network with the released weights
     origin, network.provenance = dict(network.provenance), {}
@@ -106,14 +120,32 @@ def plan_training(
         val=val,
         recipe=recipe,
         folder=folder,
-        workers=processes.loader_workers(device) if workers is None else workers,
-        progress=progress if processes.rank == 0 else False,
+        workers=workers,
+        progress=progress,
+        shares=shares,
         batches=batches,
         num_shared=num_shared,
         fingerprint=_fingerprint(network, train, val, recipe),
     )
     _check_batch(plan, device, processes.world_size)
     return plan
+
+
+def _resolved(
+    recipe: Recipe,
+    given: Mapping[str, Any] | None,
+    model: ISANet,
+    pixels: Tensor,
+    train: SegmentationDataset,
+    device: torch.device,
+    *,
+    named: bool,
+) -> Recipe:
+    """The recipe without what depends on the data: chosen for few images around the `given` fields, and balanced."""
+    if given is not None:
+        memory, image = total_memory(device), train.pair(0)[0] if named else None
+        recipe = few_images_recipe(model, len(train), pixels, image, device=device, memory=memory, given=given)
+    return recipe if recipe.class_weights != "balanced" else replace(recipe, class_weights=balanced_weights(pixels))
 
 
 def _start_model(model: ISANet | str | os.PathLike[str], train: SegmentationDataset) -> ISANet:

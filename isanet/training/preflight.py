@@ -139,5 +139,16 @@ def free_memory(device: torch.device) -> int | None:
     return int(psutil.virtual_memory().available)
 
 
+def total_memory(device: torch.device) -> int | None:
+    """All memory of a device in bytes, or None where it is not known."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    if device.type != "cpu":
+        return None
+    import psutil
+
+    return int(psutil.virtual_memory().total)
+
+
 def _size(size: int) -> str:
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

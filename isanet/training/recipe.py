@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from typing import Any
@@ -42,7 +42,7 @@ class Recipe:
         max_class_share: A crop is drawn again, up to 10 times in all, until every class has less than this share of the
             pixels that are not ignored; 1 accepts any crop.
         aux_weight: See `segmentation_loss`.
-        class_weights: See `segmentation_loss`.
+        class_weights: See `segmentation_loss`; "balanced": one over the root of each class's share of the pixels.
         label_smoothing: See `segmentation_loss`.
         ohem: See `segmentation_loss`.
         freeze_backbone: Freeze the backbone, including the statistics of its batch norms.
@@ -75,7 +75,7 @@ class Recipe:
     photometric: float = 0.5
     max_class_share: float = 0.75
     aux_weight: float = 0.4
-    class_weights: tuple[float, ...] | None = None
+    class_weights: tuple[float, ...] | str | None = None
     label_smoothing: float = 0.0
     ohem: OHEM | None = None
     freeze_backbone: bool = False
@@ -133,6 +133,16 @@ class Recipe:
         values = json.loads(text)
         if not isinstance(values, dict):
             raise ValueError(f"a recipe must be a JSON object, got {values!r}")
+        return cls.of(values)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Recipe:
+        """The recipe with these fields; missing ones have their defaults.
+
+        Raises:
+            ValueError: A field is unknown or has a wrong value.
+        """
+        values = dict(values)
         _check_names(values, cls, "a recipe")
         if isinstance(values.get("ohem"), dict):
             _check_names(values["ohem"], OHEM, "ohem")
@@ -187,8 +197,8 @@ _CHECKS: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ),
     (
         "class_weights",
-        "one number of 0 or more for each class, or None",
-        lambda v: v is None or _are_class_weights(v),
+        "one number of 0 or more for each class, 'balanced' or None",
+        lambda v: v in (None, "balanced") or _are_class_weights(v),
     ),
     ("ohem", "an OHEM or None", lambda v: v is None or isinstance(v, OHEM)),
 )

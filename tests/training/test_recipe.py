@@ -71,7 +71,7 @@ WRONG: dict[str, list[Any]] = {
     "photometric": [2, None],
     "max_class_share": [0, 1.01],
     "aux_weight": [-0.4],
-    "class_weights": [(), (-1.0, 1.0), (0.0, 0.0), 1.0, "balanced"],
+    "class_weights": [(), (-1.0, 1.0), (0.0, 0.0), 1.0, "equal"],
     "label_smoothing": [1.0],
     "ohem": [0.7, (0.7, 100)],
     "freeze_backbone": [1],
