@@ -53,6 +53,11 @@ class LabelSpace:
         """For messages: the name, the number of classes and the first of them."""
         return f"{self.name} ({len(self)} classes: {listed(self.classes, 3)})"
 
+    def index(self, name: str) -> int:
+        """The index of a class; a ValueError lists the nearest names if there is none."""
+        check_groups({name: None}, self)
+        return self.classes.index(name)
+
 
 def generic_palette(n: int) -> tuple[tuple[int, int, int], ...]:
     """`n` colors (red, green, blue), 0 to 255, for classes that have none: the VOC color map, continued.

@@ -6,6 +6,7 @@ import io
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,17 @@ from isanet._files import atomic_write, given_path, output_errors
 from isanet._text import listed, shortened
 from isanet.errors import OutputError
 from isanet.images.reading import RGBImage
-from isanet.labels import Groups, check_groups, custom_space, label_space, merged, official_name, translation
+from isanet.inference import regions
+from isanet.labels import (
+    Groups,
+    LabelSpace,
+    check_groups,
+    custom_space,
+    label_space,
+    merged,
+    official_name,
+    translation,
+)
 from isanet.viz.overlay import draw_overlay
 
 _SAVED_GRAY = ("cityscapes-ids", "ade20k-ids")  # their servers take ids as plain gray levels
@@ -61,7 +72,7 @@ class Segmentation:
             ValueError: There is no translation into that space, or a class that occurs has no counterpart in it; an
                 unknown label space or class; or `isanet.labels.merged` refuses.
         """
-        source = custom_space(self.classes, self.palette, self.label_space or "custom")
+        source = self._space()
         if isinstance(target, str):
             space = label_space(target)
             table = translation(source, space)
@@ -88,6 +99,66 @@ class Segmentation:
     def areas(self) -> dict[str, float]:
         """Fractions of the image by class: only classes that occur, largest first, sum 1."""
         return {self.classes[index]: share for index, share in self._shares()}
+
+    def mask(self, name: str) -> NDArray[np.bool_]:
+        """Which pixels are of a class: (H, W).
+
+        Raises:
+            ValueError: There is no such class; the message lists the nearest names.
+        """
+        mask: NDArray[np.bool_] = self.labels == self._space().index(name)
+        return mask
+
+    def polygons(self, name: str, min_area: int = 1) -> list[regions.Polygon]:
+        """The outlines of a class's connected regions, largest first, exact to the pixel.
+
+        `for outer, holes in result.polygons("car")`: `outer` and each of `holes` is an (N, 2) array of corners (x, y)
+        of pixels, x to the right and y down from the image's top left corner. As seen on a screen, `outer` is clockwise
+        and holes are counterclockwise; the first corner is not repeated. Pixels that share an edge are connected, those
+        that only share a corner are not. No ring touches itself, so `shapely.Polygon(outer, holes)` is valid.
+
+        Args:
+            name: Of the class.
+            min_area: Smaller regions are left out; in pixels, without those of holes.
+
+        Raises:
+            ValueError: There is no such class; the message lists the nearest names.
+        """
+        return regions.polygons(self.mask(name), min_area)
+
+    def to_coco(self, image_id: int = 1, file_name: str | None = None) -> dict[str, Any]:
+        """The labels in COCO's format: `images`, `annotations` and `categories`, ready for `json.dump`.
+
+        Each class that occurs is one annotation, with compressed run lengths; `area` and `bbox` (left, top, width,
+        height) are in pixels. The id of a category is the index of its class plus 1.
+
+        Args:
+            image_id: From 1 on. The images and annotations of results with different ids can be put into one document.
+            file_name: Of the image; default: the name of the file that was read, empty if it was not a file.
+        """
+        height, width = self.labels.shape
+        if file_name is None:
+            file_name = "" if self.path is None else self.path.name
+        annotations = [
+            {
+                "id": (image_id - 1) * len(self.classes) + index + 1,
+                "image_id": image_id,
+                "category_id": index + 1,
+                "segmentation": {
+                    "size": [height, width],
+                    "counts": regions.coco_counts(starts, ends, self.labels.size),
+                },
+                "area": int((ends - starts).sum()),
+                "bbox": list(regions.bounding_box(starts, ends, height)),
+                "iscrowd": 0,
+            }
+            for index, starts, ends in regions.class_runs(self.labels)
+        ]
+        return {
+            "images": [{"id": image_id, "file_name": file_name, "width": width, "height": height}],
+            "annotations": annotations,
+            "categories": [{"id": index, "name": name} for index, name in enumerate(self.classes, 1)],
+        }
 
     def colored(self) -> Image.Image:
         """The label map in the palette's colors: mode P, labels as indices, or RGB for more than 256 classes."""
@@ -154,6 +225,9 @@ class Segmentation:
             indices = self.colored() if len(self.classes) <= 256 else Image.fromarray(self.labels.astype(np.uint16))
         with output_errors(path), atomic_write(path) as file:
             indices.save(file, format="PNG")
+
+    def _space(self) -> LabelSpace:
+        return custom_space(self.classes, self.palette, self.label_space or "custom")
 
     def _shares(self) -> list[tuple[int, float]]:
         """(class index, fraction) of the classes that occur, largest first."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
 
 from isanet.errors import OutputError
 from isanet.inference.segmentation import Segmentation
@@ -42,9 +45,9 @@ def test_text() -> None:
     assert str(result_of(labels[:, :1])) == "Segmentation(1x2: night 1.00)"
 
 
-def many_classes(count: int, labels: np.ndarray) -> Segmentation:
+def many_classes(count: int, labels: np.ndarray, **changes: Any) -> Segmentation:
     palette = tuple((i % 256, i // 256, 7) for i in range(count))
-    return result_of(labels, classes=tuple(f"class {i}" for i in range(count)), palette=palette)
+    return result_of(labels, classes=tuple(f"class {i}" for i in range(count)), palette=palette, **changes)
 
 
 def test_colored() -> None:
@@ -206,6 +209,62 @@ def test_merged_labels_have_the_type_that_holds_them(members: int, dtype: type) 
     assert result.labels.dtype == dtype
     assert len(result.classes) == 301 - members
     assert result.labels[0].tolist() == [0] * members + list(range(1, 301 - members))
+
+
+# --- regions
+
+
+def test_a_mask_is_of_one_class_and_unknown_classes_are_named() -> None:
+    labels = np.array([[0, 1], [1, 4]], np.uint8)
+    mask = result_of(labels).mask("fire")
+    assert (mask.dtype, mask.tolist()) == (bool, [[False, True], [True, False]])
+    assert not result_of(labels).mask("water").any()
+    assert many_classes(300, np.array([[299, 0]], np.int32)).mask("class 299").tolist() == [[True, False]]
+    for method in (Segmentation.mask, Segmentation.polygons):
+        with pytest.raises(ValueError, match=r"no class 'gras' in custom \(5 classes.*did you mean 'grass'\?"):
+            method(result_of(labels), "gras")
+    with pytest.raises(ValueError, match="in cityscapes19 "):
+        known("cityscapes19", labels).mask("Rode")
+
+
+def test_polygons_are_of_one_class() -> None:
+    labels = np.array([[1, 1, 0], [1, 1, 1], [0, 0, 0], [1, 0, 0]], np.uint8)
+    large, small = result_of(labels).polygons("fire")
+    assert large.outer.tolist() == [[0, 0], [2, 0], [2, 1], [3, 1], [3, 2], [0, 2]]
+    assert small.outer.tolist() == [[0, 3], [1, 3], [1, 4], [0, 4]]
+    assert len(result_of(labels).polygons("fire", min_area=2)) == 1
+    assert result_of(labels).polygons("snow") == []
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own
+@pytest.mark.parametrize("count", [5, 256, 300])
+def test_pycocotools_reads_the_labels_exactly(tmp_path: Path, capsys: pytest.CaptureFixture[str], count: int) -> None:
+    generator = np.random.default_rng(count)
+    maps = [generator.integers(0, count, size) for size in ((9, 14), (1, 7), (30, 1))]
+    maps = [labels.astype(np.uint8 if count <= 256 else np.int32) for labels in maps]
+    documents = [
+        many_classes(count, labels, path=Path(f"in/{number}.jpg")).to_coco(number)
+        for number, labels in enumerate(maps, 1)
+    ]
+    whole = documents[0] | {key: [row for part in documents for row in part[key]] for key in ("images", "annotations")}
+    (tmp_path / "coco.json").write_text(json.dumps(whole))
+    coco = COCO(str(tmp_path / "coco.json"))
+    assert [coco.cats[index + 1]["name"] for index in range(count)] == [f"class {index}" for index in range(count)]
+    assert len(coco.anns) == len(whole["annotations"])  # no id twice
+    for number, labels in enumerate(maps, 1):
+        image = coco.imgs[number]
+        assert (image["file_name"], image["height"], image["width"]) == (f"{number}.jpg", *labels.shape)
+        again = np.full(labels.shape, -1)
+        for annotation in coco.loadAnns(coco.getAnnIds(imgIds=[number])):
+            mask = coco.annToMask(annotation).astype(bool)
+            assert (again[mask] == -1).all()
+            again[mask] = annotation["category_id"] - 1
+            assert annotation["area"] == mask.sum()
+            assert annotation["bbox"] == coco_mask.toBbox(coco.annToRLE(annotation)).tolist()
+        np.testing.assert_array_equal(again, labels)
+    assert result_of(maps[0][:, :1] % 5).to_coco(file_name="a/b.png")["images"][0]["file_name"] == "a/b.png"
+    assert result_of(maps[0][:, :1] % 5).to_coco()["images"][0]["file_name"] == ""
+    capsys.readouterr()  # pycocotools prints
 
 
 # --- saving
