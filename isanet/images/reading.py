@@ -1,13 +1,14 @@
-"""Read images: files, PIL images and arrays become 8-bit RGB arrays.
+"""Read images: files, their bytes, PIL images and arrays become 8-bit RGB arrays.
 
 Which images are read, and how each kind becomes 8-bit RGB, is written at `read_image`.
 """
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,9 +52,11 @@ _UPRIGHT = {
 }
 
 
-def read_image(
-    source: str | os.PathLike[str] | Image.Image | NDArray[Any], *, max_pixels: int = MAX_PIXELS
-) -> RGBImage:
+Source = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[Any]
+"""What `read_image` reads."""
+
+
+def read_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> RGBImage:
     """Read an image as 8-bit RGB, upright.
 
     * The EXIF orientation is applied (files and PIL images that carry one; a damaged EXIF block counts as none).
@@ -67,7 +70,8 @@ def read_image(
       blue-green-red: for the latter pass `array[..., ::-1]`.
 
     Args:
-        source: A path, a PIL image (not modified), or a uint8 array (H, W, 3).
+        source: A path, the bytes of a file, an open binary file (read from its start, and left open), a PIL image (not
+            modified), or a uint8 array (H, W, 3).
         max_pixels: Images of more pixels (height x width) are refused before they are decoded.
 
     Returns:
@@ -80,16 +84,21 @@ def read_image(
         return check_array(source, max_pixels).copy(order="C")
     if isinstance(source, Image.Image):
         return _pixels(source, "the PIL image", max_pixels)
+    if isinstance(source, bytes):
+        source = io.BytesIO(source)
+    if is_open_file(source):
+        return _read_stream(source, max_pixels)
     if not isinstance(source, str | os.PathLike):
         hint = ""
-        if hasattr(source, "permute"):  # a tensor; torch itself is not imported here
+        tensor: Any = source
+        if hasattr(tensor, "permute"):  # torch itself is not imported here
             hint = (
-                f" ({tuple(source.shape)}, {source.dtype}): if it is (3, H, W) with values 0..255, pass "
+                f" ({tuple(tensor.shape)}, {tensor.dtype}): if it is (3, H, W) with values 0..255, pass "
                 "tensor.permute(1, 2, 0).byte().cpu().numpy()"
             )
         raise ImageError(
-            f"expected a path, a PIL image or a uint8 array (H, W, 3), got {type(source).__module__}."
-            f"{type(source).__qualname__}{hint}"
+            "expected a path, bytes, an open file, a PIL image or a uint8 array (H, W, 3), got "
+            f"{type(source).__module__}.{type(source).__qualname__}{hint}"
         )
     path = given_path(source, ImageError)
     try:
@@ -107,6 +116,27 @@ def read_image(
         raise ImageError(f"{path} does not exist; check the path (working folder: {Path.cwd()})") from error
     except OSError as error:
         raise ImageError(f"{path} cannot be opened: {error}; check the path and its permissions") from error
+
+
+def is_open_file(source: object) -> TypeGuard[BinaryIO]:
+    """Whether it reads and seeks, as files do, and is no path."""
+    return hasattr(source, "read") and hasattr(source, "seek") and not isinstance(source, os.PathLike)
+
+
+def _read_stream(stream: BinaryIO, max_pixels: int) -> RGBImage:
+    """The image in an open file, see `read_image`."""
+    name = "the image data"
+    try:
+        if not isinstance(stream.read(0), bytes):
+            raise ImageError("the image file was opened as text; open it with mode 'rb'")
+        stream.seek(0)
+        return _pixels(open_header(stream, name, max_pixels), name, max_pixels)
+    except MemoryError as error:
+        raise ImageError(f"there is not enough memory to read {name}; make it smaller, or lower max_pixels") from error
+    except (OSError, ValueError) as error:  # ValueError: it is closed
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(f"{name} cannot be read: {error}; pass an open file that can seek, or its bytes") from error
 
 
 def images_in(folder: Path) -> list[Path]:
@@ -176,8 +206,10 @@ def check_size(width: int, height: int, name: str, max_pixels: int) -> None:
         raise ImageError(f"{name} is empty: {width}x{height} pixels")
 
 
-def open_header(stream: BinaryIO, path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_header(stream: BinaryIO, path: Path | str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Like `Image.open(stream, formats=FORMATS)`, which warns of large images or refuses them by a limit of its own.
+
+    A `path` of type str is a name for messages alone: readers map a file that they know the path of.
 
     What Pillow does not bound itself (text, profiles, EXIF and tags that it reads) is bounded here, before a decoder
     takes memory for it: the whole file, by the size of the largest image uncompressed; the tags and tiles of a TIFF,
@@ -204,7 +236,7 @@ def open_header(stream: BinaryIO, path: Path, max_pixels: int = MAX_PIXELS) -> I
             if name == "TIFF" and _tag_bytes(stream) > size + MAX_TAG_BYTES:
                 raise ValueError("its tags take more memory than the whole file has bytes")
             stream.seek(0)
-            image = factory(stream, str(path))
+            image = factory(stream, "" if isinstance(path, str) else str(path))
             if name == "TIFF":
                 _check_tiles(image)
             return image

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from threading import Lock
-from typing import Any, TypeGuard, overload
+from typing import Any, BinaryIO, TypeGuard, overload
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor
 from isanet import protocols
 from isanet._files import given_path
 from isanet.errors import ImageError, IsanetError
-from isanet.images.reading import MAX_PIXELS, RGBImage, images_in, read_image
+from isanet.images.reading import MAX_PIXELS, RGBImage, Source, images_in, is_open_file, read_image
 from isanet.inference.fast.network import FastISANet
 from isanet.inference.fast.optimize import PRECISIONS, has_bfloat16, optimize, why_not_optimizable
 from isanet.inference.network import EagerNetwork, ModelState
@@ -38,9 +38,6 @@ from isanet.inference.predict import (
 from isanet.inference.segmentation import Segmentation
 from isanet.model import ISANet, unwrapped
 from isanet.protocols import Protocol
-
-Source = str | os.PathLike[str] | Image.Image | NDArray[Any]
-"""What `isanet.images.reading.read_image` reads."""
 
 MAX_CALIBRATION_IMAGES = 8
 """Images that int8 is calibrated on."""
@@ -199,7 +196,9 @@ class Segmenter:
     def __call__(self, image: list[Any] | tuple[Any, ...], *, confidence: bool = ...) -> list[Segmentation]: ...
 
     @overload
-    def __call__(self, image: Image.Image | NDArray[Any], *, confidence: bool = ...) -> Segmentation: ...
+    def __call__(
+        self, image: bytes | BinaryIO | Image.Image | NDArray[Any], *, confidence: bool = ...
+    ) -> Segmentation: ...
 
     @overload  # a path is an image or a folder: only the disk knows
     def __call__(self, image: str | os.PathLike[str], *, confidence: bool = ...) -> Any: ...
@@ -210,8 +209,9 @@ class Segmenter:
         """Segment one image, or several.
 
         Args:
-            image: A path, a PIL image, or a uint8 RGB array (H, W, 3), see `isanet.images.reading.read_image`; a list
-                or tuple of these; or a folder, whose images are taken by name (not those of folders in it).
+            image: A path, the bytes of a file, an open binary file, a PIL image, or a uint8 RGB array (H, W, 3), see
+                `isanet.images.reading.read_image`; a list or tuple of these; or a folder, whose images are taken by
+                name (not those of folders in it).
             confidence: Keep `confidence` too.
 
         Returns:
@@ -265,7 +265,8 @@ class Segmenter:
     def _sources(images: Iterable[Source] | str | os.PathLike[str]) -> Iterable[Source]:
         if isinstance(images, str | os.PathLike):
             return images_in(Path(images)) if _is_folder(images) else [images]
-        return [images] if isinstance(images, Image.Image | np.ndarray) else images
+        one = isinstance(images, bytes | Image.Image | np.ndarray) or is_open_file(images)
+        return [images] if one else images  # type: ignore[list-item]  # mypy loses the first half of `one`
 
     def _stream(
         self,

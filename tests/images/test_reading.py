@@ -6,7 +6,10 @@ import io
 import os
 import resource
 import struct
+import subprocess
+import tempfile
 import warnings
+import zipfile
 import zlib
 from contextlib import suppress
 from pathlib import Path
@@ -50,7 +53,7 @@ def test_wrong_arrays_are_refused_with_the_fix(array: np.ndarray, fix: str) -> N
 def test_tensors_and_other_objects_are_refused_with_the_fix() -> None:
     with pytest.raises(ImageError, match=r"permute\(1, 2, 0\)"):
         read_image(torch.zeros(3, 4, 5))  # type: ignore[arg-type]
-    for wrong in (None, b"image", 7, [noise(2, 2)]):
+    for wrong in (None, 7, [noise(2, 2)]):
         with pytest.raises(ImageError, match=type(wrong).__qualname__):
             read_image(wrong)  # type: ignore[arg-type]
 
@@ -281,6 +284,52 @@ def test_truncated_files_are_refused(tmp_path: Path, suffix: str, kept: float, s
             read_image(path)
     assert str(path) in str(caught.value)
     assert "again" in str(caught.value)  # the next step
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "gif", "tif", "webp", "ppm"])
+def test_bytes_and_open_files_are_read_as_the_file_is(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"image.{suffix}"
+    Image.fromarray(noise(9, 7)).save(path)
+    expected, data = read_image(path), path.read_bytes()
+    with path.open("rb") as file, tempfile.SpooledTemporaryFile() as spooled, zipfile.ZipFile(tmp_path / "z", "w") as z:
+        file.seek(5)
+        spooled.write(data)  # its position is the end
+        z.writestr("image", data)
+        with z.open("image") as member:
+            for source in (data, io.BytesIO(data), file, spooled, member):
+                np.testing.assert_array_equal(read_image(source), expected)
+                np.testing.assert_array_equal(read_image(source), expected)  # it was left open
+    with pytest.raises(ImageError, match=r"the image data .*: (cut|fetch|.*damaged)"):
+        read_image(data[: len(data) // 2])
+    with pytest.raises(ImageError, match="the image data is 7x9, 63 pixels, more than the limit"):
+        read_image(data, max_pixels=62)
+
+
+def test_bytes_are_no_path_of_a_file_to_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    stored = io.BytesIO()
+    Image.fromarray(noise(9, 7)).save(stored, "BMP")
+    Path("the image data").write_bytes(bytes(len(stored.getvalue())))  # Pillow maps files of this format
+    np.testing.assert_array_equal(read_image(stored), noise(9, 7))
+
+
+def test_open_files_that_cannot_be_read_are_refused_with_the_fix(tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    Image.fromarray(noise(3, 3)).save(path)
+    with (
+        path.open(encoding="latin-1") as text,
+        pytest.raises(ImageError, match="opened as text; open it with mode 'rb'"),
+    ):
+        read_image(text)  # type: ignore[arg-type]
+    with pytest.raises(ImageError, match=r"cannot be read: .*closed file"):
+        read_image(text)  # type: ignore[arg-type]
+    with subprocess.Popen(["cat", path], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        with pytest.raises(ImageError, match=r"cannot be read: .*; pass an open file that can seek, or its bytes"):
+            read_image(process.stdout)  # type: ignore[arg-type]
+    for data, found in ((b"", r"the image data is empty \(0 bytes\)"), (b"<html>", "looks like .*; convert it to one")):
+        with pytest.raises(ImageError, match=found):
+            read_image(data)
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:

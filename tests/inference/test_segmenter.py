@@ -294,6 +294,17 @@ def test_max_pixels_is_passed_on() -> None:
         make(max_pixels=100)(halves())
 
 
+def test_bytes_and_open_files_are_images(tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    Image.fromarray(halves()).save(path)
+    segmenter, expected = make(), make()(path).labels
+    with path.open("rb") as file:
+        for source in (path.read_bytes(), file):
+            for result in (segmenter(source), *segmenter.stream(source), *segmenter([source, source])):  # type: ignore[arg-type]
+                np.testing.assert_array_equal(result.labels, expected)
+                assert result.path is None
+
+
 # --- threads
 
 
