@@ -19,6 +19,7 @@ LAYOUTS = ("auto", "voc", "ade20k", "cityscapes", "folder", *EXPORTS)
 
 MODEL = "name in the zoo, org/name on the Hugging Face Hub, folder or file"
 DATA = "folder with VOC, ADE20K, Cityscapes, your own images and masks, or what a labelling tool exported"
+VALUE_RANGE = "values of images of more than 8 bits that become black and white, such as 0,4095"
 DEVICE = "auto, cpu, cuda, cuda:1 or mps; default: auto"
 
 Run = Callable[[argparse.Namespace], int]
@@ -66,12 +67,14 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
     add("--ignore", type=ignored_values, metavar="VALUES", help="mask values to ignore, or rest, or none; default: 255")
     unlabeled = "what is not annotated in an export of a labelling tool; default: background"
     add("--unlabeled", choices=("background", "ignored"), help=unlabeled)
+    add("--value-range", type=value_range, metavar="BLACK,WHITE", help=VALUE_RANGE)
     add("--colors", type=colors, help="mask colors of the classes: #ff0000,#00ff00 or a label space")
 
 
 def dataset_options(options: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of `isanet.datasets.open_dataset` for what `add_reading_options` added."""
-    names = ("layout", "sbd", "classes", "images", "masks", "mask_suffix", "ids", "ignore", "unlabeled", "colors")
+    names = ("layout", "sbd", "classes", "images", "masks", "mask_suffix", "ids", "ignore", "unlabeled", "colors",
+             "value_range")  # fmt: skip
     return {name: value for name in names if (value := getattr(options, name)) is not None}
 
 
@@ -119,6 +122,12 @@ def mask_values(text: str) -> list[int] | str:
             raise argparse.ArgumentTypeError(f"{part} is an empty range")
         values += more
     return values
+
+
+def value_range(text: str) -> tuple[float, float]:
+    """`0,4095`."""
+    black, white = map(float, text.split(","))
+    return black, white
 
 
 def ignored_values(text: str) -> list[int] | str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from isanet._text import MAX_LINE, shortened
-from isanet.cli.options import MODEL, AddCommand, add_inference_options, add_output_options
+from isanet.cli.options import MODEL, VALUE_RANGE, AddCommand, add_inference_options, add_output_options, value_range
 from isanet.cli.printing import error_text
 from isanet.errors import ImageError, IsanetError, OutputError
 from isanet.inference.outputs import SUFFIXES, find_images, plan_outputs, write_outputs
@@ -42,6 +42,7 @@ def add_commands(add_command: AddCommand) -> None:
     segment.add_argument("--areas", action="store_true", help="share of each class, as JSON")
     ids = "official ids as NAME.png, as the benchmark's evaluation server expects them"
     segment.add_argument("--ids", action="store_true", help=ids)
+    segment.add_argument("--value-range", type=value_range, metavar="BLACK,WHITE", help=VALUE_RANGE)
     add_inference_options(segment, precision="auto", int8=True)
 
 
@@ -73,7 +74,8 @@ def _segmenter(options: argparse.Namespace, images: Iterable[Path]) -> Segmenter
         device=options.device,
         precision=options.precision,
         protocol=options.protocol,
-        calibration=_readable(images) if options.precision == "int8" else (),
+        value_range=options.value_range,
+        calibration=_readable(images, options.value_range) if options.precision == "int8" else (),
     )
     if options.ids and official_name(segmenter.model.label_space) is None:
         if made:
@@ -82,13 +84,13 @@ def _segmenter(options: argparse.Namespace, images: Iterable[Path]) -> Segmenter
     return segmenter
 
 
-def _readable(paths: Iterable[Path]) -> Iterator[RGBImage]:
+def _readable(paths: Iterable[Path], value_range: tuple[float, float] | None) -> Iterator[RGBImage]:
     """The images that can be read; the others are reported when their turn comes."""
     from isanet.images.reading import read_image
 
     for path in paths:
         with suppress(ImageError):
-            yield read_image(path)
+            yield read_image(path, value_range=value_range)
 
 
 def _segment_all(segmenter: Segmenter, plan: Mapping[Path, Mapping[str, Path]], batch_size: int) -> dict[Path, str]:

@@ -36,7 +36,7 @@ from isanet._text import listed, plural
 from isanet.datasets.listing import FoundFiles, pair_files
 from isanet.errors import DatasetError
 from isanet.images.masks import Colors, Mask, read_mask
-from isanet.images.reading import MAX_PIXELS, RGBImage, read_image
+from isanet.images.reading import MAX_PIXELS, RGBImage, ValueRange, check_range, read_image
 from isanet.labels import LabelSpace
 
 UNKNOWN = -1
@@ -55,9 +55,11 @@ class Options(Transforms, total=False):
     """Arguments of all datasets.
 
     `max_pixels`: larger images and masks are refused before they are decoded (SBD's masks after decoding).
+    `value_range`: for images of more than 8 bits, see `isanet.images.reading.read_image`.
     """
 
     max_pixels: int
+    value_range: ValueRange | None
 
 
 class SegmentationDataset(VisionDataset):  # type: ignore[misc]
@@ -96,6 +98,7 @@ class SegmentationDataset(VisionDataset):  # type: ignore[misc]
         other_index: int = UNKNOWN,
         *,
         max_pixels: int = MAX_PIXELS,
+        value_range: ValueRange | None = None,
         **transforms: Unpack[Transforms],
     ) -> None:
         """Pairs the files.
@@ -108,6 +111,7 @@ class SegmentationDataset(VisionDataset):  # type: ignore[misc]
             index_of: The class index, or `IGNORED`, of each value in the mask files.
             other_index: The same of every other value; `UNKNOWN`: other values are an error.
             max_pixels: See `Options`.
+            value_range: See `Options`.
             transforms: See `Transforms`.
 
         Raises:
@@ -120,7 +124,8 @@ class SegmentationDataset(VisionDataset):  # type: ignore[misc]
         self.has_masks = files.masks is not None
         self._samples = pair_files(files, str(self))
         self.keys = [sample.name for sample in self._samples]
-        self._max_pixels = max_pixels
+        check_range(value_range)
+        self._max_pixels, self._value_range = max_pixels, value_range
         self._set_meanings(index_of, other_index)
 
     def _set_meanings(self, index_of: Mapping[int, int], other_index: int = UNKNOWN) -> None:
@@ -187,7 +192,7 @@ class SegmentationDataset(VisionDataset):  # type: ignore[misc]
             ImageError: The image cannot be read.
         """
         name, image_path, mask_path = self._samples[operator.index(index)]
-        image = read_image(image_path, max_pixels=self._max_pixels)
+        image = read_image(image_path, max_pixels=self._max_pixels, value_range=self._value_range)
         if mask_path is None:
             return image, None
         return image, self._class_indices(self._read_values(mask_path, name), image, image_path, mask_path)
@@ -257,6 +262,8 @@ class SegmentationDataset(VisionDataset):  # type: ignore[misc]
         """
         colors = self._colors or self._rgb_palette
         digest = sha256(repr((self.name, self.split, self._values, self._indices, self._other_index, colors)).encode())
+        if self._value_range is not None:
+            digest.update(repr(self._value_range).encode())
         for index in indices:
             for path in self._samples[index][1:]:
                 if path is not None:

@@ -54,6 +54,7 @@ class Wrapped(SegmentationDataset):
         **options: Unpack[Options],
     ) -> None:
         self._max_pixels = options.pop("max_pixels", MAX_PIXELS)
+        self._value_range = options.pop("value_range", None)
         super(SegmentationDataset, self).__init__(Path(), **options)  # the base would look for files
         self.source, self._samples, noted = _flattened(dataset)
         self.name, self.split, self.has_masks = name or type(self.source).__name__, None, True
@@ -93,7 +94,7 @@ class Wrapped(SegmentationDataset):
                 "transforms of the dataset that make tensors (for training: Wrapped(..., transforms=...))"
             )
         try:
-            image = read_image(source, max_pixels=self._max_pixels)
+            image = read_image(source, max_pixels=self._max_pixels, value_range=self._value_range)
         except ImageError as error:
             raise ImageError(f"the image {what}: {error}") from error
         try:

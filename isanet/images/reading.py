@@ -6,6 +6,8 @@ Which images are read, and how each kind becomes 8-bit RGB, is written at `read_
 from __future__ import annotations
 
 import io
+import logging
+import math
 import os
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
@@ -19,6 +21,9 @@ from isanet.errors import ImageError
 
 RGBImage = NDArray[np.uint8]
 """(H, W, 3), red, green, blue, 0..255."""
+
+ValueRange = tuple[float, float]
+"""The values that become 0 and 255."""
 
 MAX_PIXELS = 178_956_970
 """Default limit of an image's pixels: where Pillow itself refuses, at twice its MAX_IMAGE_PIXELS (512 MiB as RGB).
@@ -41,6 +46,10 @@ SUFFIXES = frozenset(
 )
 """Lower-case suffixes by which images are found in a folder. Reading goes by content, not by suffix."""
 
+log = logging.getLogger("isanet")
+
+_warned = set[int]()  # the ranges that were warned of in this process
+
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -56,38 +65,47 @@ Source = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[Any]
 """What `read_image` reads."""
 
 
-def read_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> RGBImage:
+def read_image(source: Source, *, max_pixels: int = MAX_PIXELS, value_range: ValueRange | None = None) -> RGBImage:
     """Read an image as 8-bit RGB, upright.
 
     * The EXIF orientation is applied (files and PIL images that carry one; a damaged EXIF block counts as none).
     * Files: JPEG (MPO too), PNG, BMP, GIF, TIFF, WebP, PPM; the first frame or page of several.
     * Gray (L, 1-bit) is replicated; a palette (P) is looked up; alpha is dropped, not blended, as upstream's
       reader does.
-    * 16 bits per channel: the high byte is kept (value // 256), as Pillow and OpenCV do for 16-bit RGB. Mode I
-      (32-bit integers) is taken as 16-bit if all values are 0..65535, and refused otherwise.
-    * CMYK, YCbCr, HSV and LAB: Pillow's conversion. Floating point (F) is refused: its range is unknown.
-    * Arrays: uint8 (H, W, 3), red first, nothing else. No check can tell red-green-blue from OpenCV's
-      blue-green-red: for the latter pass `array[..., ::-1]`.
+    * More than 8 bits (PIL modes I;16, I and F, arrays of other types than uint8): `value_range` says which values
+      become black and white; between them the scale is linear, and others are clipped. Without it, 16-bit images
+      keep the high byte (value // 256), as Pillow and OpenCV do, with a warning where all values are below 16384, as
+      those of cameras with 10, 12 or 14 bits are; mode I counts as 16-bit if its values fit; all else is refused.
+      Colors of 16 bits are the exception: Pillow reads their high bytes, so they cannot be scaled.
+    * CMYK, YCbCr, HSV and LAB: Pillow's conversion.
+    * Arrays: (H, W, 3), red first; uint8, or other numbers with a `value_range`. No check can tell red-green-blue
+      from OpenCV's blue-green-red: for the latter pass `array[..., ::-1]`.
 
     Args:
         source: A path, the bytes of a file, an open binary file (read from its start, and left open), a PIL image (not
-            modified), or a uint8 array (H, W, 3).
+            modified), or an array (H, W, 3).
         max_pixels: Images of more pixels (height x width) are refused before they are decoded.
+        value_range: The values that become 0 and 255, such as (0, 4095) for 12 bits; without effect on 8-bit images.
 
     Returns:
         (H, W, 3) uint8, C-contiguous, H and W >= 1; always a copy, never a view of `source`.
 
     Raises:
         ImageError: The source is not one of the above; the message says what was found and what to do.
+        ValueError: `value_range` is no pair of numbers of which the second is larger.
     """
+    check_range(value_range)
     if isinstance(source, np.ndarray):
+        if value_range is not None and source.dtype != np.uint8:
+            check_size(source.shape[1], source.shape[0], "the array", max_pixels) if source.ndim == 3 else None
+            source = _scaled(source, value_range)
         return check_array(source, max_pixels).copy(order="C")
     if isinstance(source, Image.Image):
-        return _pixels(source, "the PIL image", max_pixels)
+        return _pixels(source, "the PIL image", max_pixels, value_range)
     if isinstance(source, bytes):
         source = io.BytesIO(source)
     if is_open_file(source):
-        return _read_stream(source, max_pixels)
+        return _read_stream(source, max_pixels, value_range)
     if not isinstance(source, str | os.PathLike):
         hint = ""
         tensor: Any = source
@@ -107,7 +125,7 @@ def read_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> RGBImage:
         if path.exists() and not path.is_file():
             raise ImageError(f"{path} is not a regular file; save the image to one first")
         with path.open("rb") as stream:
-            return _pixels(open_header(stream, path, max_pixels), str(path), max_pixels)
+            return _pixels(open_header(stream, path, max_pixels), str(path), max_pixels, value_range)
     except ImageError:
         raise
     except MemoryError as error:
@@ -123,14 +141,14 @@ def is_open_file(source: object) -> TypeGuard[BinaryIO]:
     return hasattr(source, "read") and hasattr(source, "seek") and not isinstance(source, os.PathLike)
 
 
-def _read_stream(stream: BinaryIO, max_pixels: int) -> RGBImage:
+def _read_stream(stream: BinaryIO, max_pixels: int, value_range: ValueRange | None) -> RGBImage:
     """The image in an open file, see `read_image`."""
     name = "the image data"
     try:
         if not isinstance(stream.read(0), bytes):
             raise ImageError("the image file was opened as text; open it with mode 'rb'")
         stream.seek(0)
-        return _pixels(open_header(stream, name, max_pixels), name, max_pixels)
+        return _pixels(open_header(stream, name, max_pixels), name, max_pixels, value_range)
     except MemoryError as error:
         raise ImageError(f"there is not enough memory to read {name}; make it smaller, or lower max_pixels") from error
     except (OSError, ValueError) as error:  # ValueError: it is closed
@@ -179,8 +197,11 @@ def check_array(array: NDArray[Any], max_pixels: int | None) -> RGBImage:
         case (_, _, 1):
             fixes.append("for a gray image pass np.repeat(array, 3, axis=2)")
     if array.dtype != np.uint8:
-        scale = "(array * 255).round()" if array.dtype.kind == "f" else "array"
-        fixes.append(f"for uint8 pass {scale}.astype(np.uint8), after making sure of its range")
+        low, high = (array.min(), array.max()) if array.size and array.dtype.kind in "biuf" else (0, 1)
+        fixes.append(
+            f"its values are {low:g} to {high:g}: say which are black and white, to isanet.Segmenter or "
+            f"isanet.images.read_image, by value_range=(0, {_likely_white(float(high))})"
+        )
     if array.shape[2:] != (3,) or array.dtype != np.uint8:
         found = f"got {array.dtype} of shape {array.shape}"
         raise ImageError("; ".join([f"expected a uint8 RGB array of shape (H, W, 3), {found}", *fixes]))
@@ -189,6 +210,52 @@ def check_array(array: NDArray[Any], max_pixels: int | None) -> RGBImage:
     if max_pixels is not None:
         check_size(array.shape[1], array.shape[0], "the array", max_pixels)
     return array
+
+
+def check_range(value_range: ValueRange | None) -> None:
+    """Refuse what is no range of values.
+
+    Raises:
+        ValueError: It is not None and no pair of finite numbers of which the second is larger.
+    """
+    if value_range is None:
+        return
+    try:
+        low, high = map(float, value_range)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not (math.isfinite(high - low) and low < high):
+        raise ValueError(f"value_range must be two numbers, black and white, such as (0, 4095); got {value_range!r}")
+
+
+def _scaled(values: NDArray[Any], value_range: ValueRange) -> NDArray[np.uint8]:
+    """Values in 8 bits, row by row, so that only a row is held in floating point."""
+    if values.dtype.kind not in "biuf":
+        raise ImageError(f"holds values of type {values.dtype}, which are no numbers with an order")
+    low, high = value_range
+    result = np.empty(values.shape, np.uint8)
+    for row, scaled in zip(values, result, strict=True):
+        share = (row.astype(np.float64) - low) * (255 / (high - low))
+        scaled[...] = np.nan_to_num(share, nan=0.0).clip(0, 255).round()
+    return result
+
+
+def _likely_white(brightest: float) -> int:
+    """The end of the range that an image of this brightest value probably has: 1, or that of 8, 10, 12, 14, 16 bits."""
+    ends = (1, 255, 1023, 4095, 16383, 65535)
+    return next((end for end in ends if brightest <= end), math.ceil(brightest) if math.isfinite(brightest) else 1)
+
+
+def _warn_of_darkness(name: str, brightest: int) -> None:
+    """Warn of a 16-bit image that comes out nearly black; once for images of one range, not for each of a folder."""
+    white = _likely_white(brightest)
+    if white not in _warned:
+        _warned.add(white)
+        log.warning(
+            "the brightest value of %s is %s of 65,535, so it comes out %s; if all such images have the range 0 to "
+            "%d, pass value_range=(0, %d) (--value-range 0,%d)",
+            name, f"{brightest:,}", "black" if brightest < 256 else "dark", white, white, white,
+        )  # fmt: skip
 
 
 def check_size(width: int, height: int, name: str, max_pixels: int) -> None:
@@ -292,17 +359,21 @@ def exif_orientation(image: Image.Image) -> int:
     return orientation
 
 
-def _pixels(image: Image.Image, name: str, max_pixels: int) -> RGBImage:
+def _pixels(image: Image.Image, name: str, max_pixels: int, value_range: ValueRange | None) -> RGBImage:
     """Decode, convert to RGB by the rule of the mode, apply the EXIF orientation."""
     check_size(*image.size, name, max_pixels)
     try:
         image.load()
-        rgb = _to_rgb(image)
+        rgb = _to_rgb(image, name, value_range)
     except MemoryError:
         raise
     except Exception as error:  # decoders raise nearly anything on damaged data
         if isinstance(error, ImageError):
             raise ImageError(f"{name} {error}") from None
+        if getattr(image, "fp", image) is None or "closed" in str(error):  # the image, or the file it was opened from
+            raise ImageError(
+                f"{name} was not read before its file was closed; pass its path, or call its load() before"
+            ) from error
         raise ImageError(
             f"{name} cannot be decoded ({_describe(error)}); the file is cut short or damaged: fetch or export it again"
         ) from error
@@ -312,20 +383,22 @@ def _pixels(image: Image.Image, name: str, max_pixels: int) -> RGBImage:
     return np.array(rgb, dtype=np.uint8, order="C")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, name: str, value_range: ValueRange | None) -> Image.Image:
     """Convert by mode, see `read_image`; the messages of its errors lack the image's name."""
     mode = image.mode
-    if mode == "F":
-        raise ImageError(
-            "holds floating-point values (mode F), whose range is unknown; scale it to 0..255 and save it as 8-bit"
-        )
-    if mode == "I" or mode.startswith("I;16"):
+    if mode in ("I", "F") or mode.startswith("I;16"):
         values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
+        if value_range is not None:
+            return Image.fromarray(_scaled(values, value_range)).convert("RGB")
+        low, high = values.min(), values.max()
+        if mode == "F" or low < 0 or high > 65535:
+            kind = "floating-point values" if mode == "F" else "32-bit integers"
             raise ImageError(
-                f"holds 32-bit integers {values.min()}..{values.max()}, outside 0..65535; scale it "
-                "to 0..255 and save it as 8-bit"
+                f"holds {kind} from {low:g} to {high:g}; say which of them are black and white: value_range="
+                f"({min(0, low):g}, {_likely_white(float(high))})"
             )
+        if 0 < high < 1 << 14:
+            _warn_of_darkness(name, int(high))
         return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
     if mode == "La":  # premultiplied alpha has no direct conversion
         image = image.convert("LA")

@@ -23,7 +23,16 @@ from torch import Tensor
 from isanet import protocols
 from isanet._files import given_path
 from isanet.errors import ImageError, IsanetError
-from isanet.images.reading import MAX_PIXELS, RGBImage, Source, images_in, is_open_file, read_image
+from isanet.images.reading import (
+    MAX_PIXELS,
+    RGBImage,
+    Source,
+    ValueRange,
+    check_range,
+    images_in,
+    is_open_file,
+    read_image,
+)
 from isanet.inference.fast.network import FastISANet
 from isanet.inference.fast.optimize import PRECISIONS, has_bfloat16, optimize, why_not_optimizable
 from isanet.inference.network import EagerNetwork, ModelState
@@ -66,6 +75,8 @@ class Segmenter:
             `Protocol`. It is never chosen by the model: weights from mmsegmentation need "mmseg-..." to give exactly
             its labels.
         max_pixels: Larger images are refused, before they are decoded.
+        value_range: The values of images of more than 8 bits that become black and white, such as (0, 4095), see
+            `isanet.images.reading.read_image`.
         calibration: For int8, a few images like those to come, as a list or a folder; the first eight tell the range
             of every map in the network.
         compile: Compile the network with `torch.compile`. It takes a minute at the first image, and again at the
@@ -81,6 +92,7 @@ class Segmenter:
         precision: Name of the precision in use.
         protocol: The `Protocol` in use.
         max_pixels: As given.
+        value_range: As given.
         max_memory: As given; may be set at any time.
 
     Raises:
@@ -97,6 +109,7 @@ class Segmenter:
         precision: str = "auto",
         protocol: str | Protocol = "whole",
         max_pixels: int = MAX_PIXELS,
+        value_range: ValueRange | None = None,
         calibration: Iterable[Source] | str | os.PathLike[str] = (),
         compile: bool = False,
         max_memory: int = 4 << 30,
@@ -105,7 +118,8 @@ class Segmenter:
         if precision not in ("auto", *PRECISIONS):
             raise ValueError(f"unknown precision {precision!r}; valid are auto, {', '.join(PRECISIONS)}")
         self.protocol = protocols.protocol(protocol)
-        self.max_pixels, self.max_memory = max_pixels, max_memory
+        check_range(value_range)
+        self.max_pixels, self.value_range, self.max_memory = max_pixels, value_range, max_memory
         if isinstance(model, str | os.PathLike):
             from isanet.zoo.pretrained import from_pretrained
 
@@ -317,7 +331,7 @@ class Segmenter:
     def _read(self, source: Source) -> _Read:
         path = Path(source) if isinstance(source, str | os.PathLike) else None
         try:
-            image = read_image(source, max_pixels=self.max_pixels)
+            image = read_image(source, max_pixels=self.max_pixels, value_range=self.value_range)
             if (row := 12 * len(self.model.classes) * image.shape[1]) > self.max_memory:
                 raise ImageError(
                     f"{path or 'this image'} is {image.shape[1]} pixels wide: the labels of a single row take {row:,} "

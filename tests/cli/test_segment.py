@@ -305,3 +305,14 @@ def test_class_names_of_an_untrusted_model_are_cleaned(
     assert len(repr(isanet.Segmenter("untrusted")("images/0.png"))) < 200
     assert run("segment", "images", *arguments, "--output", "o" * 300) == 1
     assert f"cannot make the folder {'o' * 300}: File name too long" in capsys.readouterr().err
+
+
+def test_segment_scales_deep_images_by_their_range(tiny: FileServer, work: Path) -> None:
+    for name in ("deep", "plain"):
+        Path(name).mkdir()
+    values = np.random.default_rng(0).integers(0, 256, (40, 50))
+    Image.fromarray((values * 4095 // 255).astype(np.uint16)).save("deep/x.png")
+    Image.fromarray(values.astype(np.uint8)).save("plain/x.png")
+    for folder, options in (("deep", ["--value-range", "0,4095"]), ("plain", [])):
+        assert run("segment", folder, "--model", tiny_zoo.NAME, "--labels", "--output", f"{folder}_out", *options) == 0
+    assert Path("deep_out/x_labels.png").read_bytes() == Path("plain_out/x_labels.png").read_bytes()

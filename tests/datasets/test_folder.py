@@ -249,3 +249,15 @@ def test_an_image_is_never_its_own_mask(tmp_path: Path) -> None:
     replicas.save(tmp_path / "images" / "a-m.png", np.ones((2, 3), np.uint8))
     dataset = Folder(tmp_path, classes=["a", "b"], masks="images", mask_suffix="-m")
     assert (dataset.keys, dataset.read(0)[1].max()) == (["a"], 1)  # type: ignore[union-attr]
+
+
+def test_deep_images_are_scaled_by_their_range(tmp_path: Path) -> None:
+    for kind in ("images", "masks"):
+        (tmp_path / kind).mkdir()
+    Image.fromarray(np.array([[0, 2048, 4095]], np.uint16)).save(tmp_path / "images" / "a.png")
+    Image.fromarray(np.array([[0, 1, 1]], np.uint8)).save(tmp_path / "masks" / "a.png")
+    plain = Folder(tmp_path, classes=["a", "b"])
+    scaled = open_dataset(tmp_path, classes=["a", "b"], value_range=(0, 4095))
+    assert plain.read(0)[0][0, :, 0].tolist() == [0, 8, 15]
+    assert scaled.read(0)[0][0, :, 0].tolist() == [0, 128, 255]
+    assert scaled.fingerprint([0]) != plain.fingerprint([0])  # a run does not resume with another range

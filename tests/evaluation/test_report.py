@@ -79,7 +79,7 @@ def test_text_names_what_was_evaluated_and_every_class() -> None:
     assert ["class", "IoU", "precision", "recall", "share"] in lines
     assert ["road", "66.67", "85.71", "75.00", "66.67"] in lines
     assert ["boat", "-", "-", "-", "0.00"] in lines
-    assert "mIoU, 2 of 4 classes measured 58.33".split() in lines
+    assert ["mIoU,", "2", "of", "4", "classes", "measured", "58.33"] in lines
     assert ["pixel", "accuracy", "75.00"] in lines
     assert ["frequency-weighted", "IoU", "61.11"] in lines
     assert "boundary" not in text
@@ -93,7 +93,7 @@ def test_a_mean_over_fewer_classes_says_so_wherever_it_is_shown(tmp_path: Path) 
     one = make([[9, 0], [0, 0]], ("road", "car"))
     one.save(tmp_path)
     assert (one.miou, one.measured_classes) == (1, 1)
-    assert "mIoU, 1 of 2 classes measured 100.00".split() in [line.split() for line in str(one).splitlines()]
+    assert ["mIoU,", "1", "of", "2", "classes", "measured", "100.00"] in [*map(str.split, str(one).splitlines())]
     assert "100.00mIoU, 1 of 2 classes measured" in Page(tmp_path).text
     assert "mIoU 100.00 %, 1 of 2 classes measured" in repr(one)
     assert json.loads((tmp_path / "report.json").read_text())["measured_classes"] == 1

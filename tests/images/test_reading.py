@@ -36,9 +36,10 @@ from tests.images.test_preprocess import VOC, noise
         (noise(4, 5, 4), r"\.\.\., :3"),
         (noise(4, 5, 1), r"np\.repeat"),
         (noise(4, 5)[None], r"list\(array\)"),
-        (noise(4, 5) / np.float32(255), r"\* 255.*astype\(np\.uint8\)"),
-        (noise(4, 5).astype(np.int64), r"astype\(np\.uint8\)"),
-        (noise(4, 5).astype(bool), r"astype\(np\.uint8\)"),
+        (noise(4, 5) / np.float32(255), r"value_range=\(0, 1\)"),
+        (noise(4, 5).astype(np.int64), r"value_range=\(0, 255\)"),
+        (noise(4, 5).astype(np.uint16) * 16, r"value_range=\(0, 4095\)"),
+        (noise(4, 5).astype(bool), r"value_range=\(0, 1\)"),
         (np.zeros((0, 5, 3), np.uint8), "empty"),
         (np.zeros(3, np.uint8), r"shape \(3,\)"),
     ],
@@ -154,7 +155,10 @@ def test_sixteen_bit_rgb_and_gray_agree(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("array", "message"),
-    [(np.zeros((2, 3), np.float32), "floating-point"), (np.array([[70000, 0]], np.int32), "outside 0..65535")],
+    [
+        (np.full((2, 3), 0.5, np.float32), r"floating-point values from 0.5 to 0.5.*value_range=\(0, 1\)"),
+        (np.array([[70000, -3]], np.int32), r"32-bit integers from -3 to 70000.*value_range=\(-3, 70000\)"),
+    ],
 )
 def test_modes_without_a_range_are_refused(array: np.ndarray, message: str, tmp_path: Path) -> None:
     path = tmp_path / "measured.tif"
@@ -162,6 +166,66 @@ def test_modes_without_a_range_are_refused(array: np.ndarray, message: str, tmp_
     with pytest.raises(ImageError, match=message) as caught:
         read_image(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+def test_a_value_range_says_what_is_black_and_white(tmp_path: Path, bits: int) -> None:
+    white = 2**bits - 1
+    deep = (np.arange(48).reshape(6, 8) * white / 47).astype(np.uint16)
+    expected = np.repeat((deep.astype(np.float64) * 255 / white).round()[..., None], 3, axis=-1)
+    for name, values in (("a.png", deep), ("b.tif", deep), ("c.tif", deep.astype(np.int32)), ("d.tif", deep / 4)):
+        Image.fromarray(values.astype(np.float32) if name == "d.tif" else values).save(tmp_path / name)
+        top = white / 4 if name == "d.tif" else white
+        for source in (tmp_path / name, Image.open(tmp_path / name)):
+            np.testing.assert_array_equal(read_image(source, value_range=(0, top)), expected)
+    colors = np.repeat(deep[..., None], 3, axis=-1)
+    np.testing.assert_array_equal(read_image(colors, value_range=(0, white)), expected)
+    np.testing.assert_array_equal(read_image(colors / white, value_range=(0, 1)), expected)
+    assert read_image(colors, value_range=(white, 2 * white)).max() == 0  # others are clipped
+    eight = noise(6, 8)
+    np.testing.assert_array_equal(read_image(eight, value_range=(0, white)), eight)  # 8-bit images are as they are
+
+
+def test_values_that_are_no_number_are_black() -> None:
+    values = np.full((1, 2, 3), np.nan)
+    values[0, 1] = np.inf
+    assert read_image(values, value_range=(0, 1)).tolist() == [[[0] * 3, [255] * 3]]
+
+
+@pytest.mark.parametrize("value_range", [(1, 1), (2, 1), (0, float("inf")), (0,), 4095, "ab", (0, 1, 2)])
+def test_wrong_ranges_are_refused(value_range: Any) -> None:
+    with pytest.raises(ValueError, match=r"^value_range must be two numbers, black and white"):
+        read_image(noise(2, 2), value_range=value_range)
+
+
+@pytest.mark.parametrize(("brightest", "white"), [(200, 255), (1000, 1023), (4095, 4095), (12_000, 16383)])
+def test_images_that_come_out_nearly_black_are_warned_of_once(
+    tmp_path: Path, brightest: int, white: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("isanet.images.reading._warned", set())
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.array([[0, brightest]], np.uint16)).save(tmp_path / name)
+        read_image(tmp_path / name)
+    (line,) = caplog.messages
+    assert "a.png" in line
+    assert f"value_range=(0, {white}) (--value-range 0,{white})" in line
+
+
+def test_images_of_16_bits_and_black_ones_are_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    for brightest in (0, 16384, 65535):
+        read_image(Image.fromarray(np.array([[0, brightest]], np.uint16)))
+    assert caplog.messages == []
+
+
+def test_an_image_whose_file_is_closed_is_said_to_be_that(tmp_path: Path) -> None:
+    Image.fromarray(noise(40, 50)).save(tmp_path / "image.png")
+    with Image.open(tmp_path / "image.png") as closed:
+        pass
+    with (tmp_path / "image.png").open("rb") as file:
+        also = Image.open(file)
+    for image in (closed, also):
+        with pytest.raises(ImageError, match=r"^the PIL image was not read before its file was closed; pass its path"):
+            read_image(image)
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tif"])
