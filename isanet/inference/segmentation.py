@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ from isanet.labels import (
     translation,
 )
 from isanet.viz.overlay import draw_overlay
+
+NOT_PAINTED = ("background", "unlabeled", "void")
+"""Names, in lower case, of classes that overlays leave as the image is."""
 
 _SAVED_GRAY = ("cityscapes-ids", "ade20k-ids")  # their servers take ids as plain gray levels
 
@@ -168,26 +172,43 @@ class Segmentation:
         image.putpalette([value for color in self.palette for value in color])
         return image
 
-    def overlay(self, alpha: float = 0.5, legend: bool = True) -> Image.Image:
+    def overlay(
+        self, alpha: float = 0.5, legend: bool | str = True, skip: Collection[str] | None = None
+    ) -> Image.Image:
         """The image blended with the colors of its classes.
 
         Args:
             alpha: Weight of the colors, 0 (the image alone) to 1 (the colors alone).
             legend: Add a panel that names the classes present and their areas, largest first; below the image or to
                 its right, whichever suits its shape. Images below 240 pixels are enlarged for it by a whole factor;
-                where it would dwarf a long thin image (see `isanet.viz.legend`), it is left out.
+                where it would dwarf a long thin image (see `isanet.viz.legend`), it is left out. "fixed": all classes,
+                without areas, so that images of one size give overlays of one size, as the frames of a video need.
+            skip: Names of classes that are not painted, and not in the legend; None: those named background,
+                unlabeled or void, in any case; () paints all.
 
         Returns:
             Mode RGB. Without a legend, exactly of the image's size.
 
         Raises:
-            ValueError: `alpha` is not in 0..1.
+            ValueError: `alpha` is not in 0..1, there is no such legend, or `skip` names an unknown class.
         """
+        if not isinstance(legend, bool) and legend != "fixed":
+            raise ValueError(f"legend must be True, False or 'fixed', got {legend!r}")
+        if skip is None:
+            skip = [name for name in self.classes if name.lower() in NOT_PAINTED]
+        skipped = {self._space().index(name) for name in ([skip] if isinstance(skip, str) else skip)}
+        if legend == "fixed":
+            shown = [(index, "") for index in range(len(self.classes))]
+        else:
+            shares = self._shares() if legend else []
+            shown = [(index, f"{share:.1%}" if share >= 0.001 else "<0.1%") for index, share in shares]
         entries = [
-            (self.palette[index], shortened(self.classes[index]), f"{share:.1%}" if share >= 0.001 else "<0.1%")
-            for index, share in (self._shares() if legend else ())
+            (self.palette[index], shortened(self.classes[index]), detail)
+            for index, detail in shown
+            if index not in skipped
         ]
-        return draw_overlay(Image.fromarray(self.image), self.colored(), alpha=alpha, legend=entries)
+        painted = Image.fromarray(~np.isin(self.labels, list(skipped))) if skipped else None
+        return draw_overlay(Image.fromarray(self.image), self.colored(), painted, alpha=alpha, legend=entries)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the labels as a PNG of class indices.

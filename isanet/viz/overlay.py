@@ -16,6 +16,7 @@ MIN_SIDE = 240
 def draw_overlay(
     image: Image.Image,
     labels: Image.Image,
+    painted: Image.Image | None = None,
     *,
     alpha: float = 0.5,
     legend: Sequence[tuple[tuple[int, int, int], str, str]] = (),
@@ -25,6 +26,7 @@ def draw_overlay(
     Args:
         image: Mode RGB.
         labels: The label map in its palette's colors, of the same size; any mode that converts to RGB.
+        painted: The pixels to blend, mode 1, of the same size; None: all. The others stay as the image has them.
         alpha: Weight of the colors, 0 (the image alone) to 1 (the colors alone).
         legend: (color, name, detail) of each class, as `with_legend` takes them; empty: no legend.
 
@@ -38,6 +40,8 @@ def draw_overlay(
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be in 0..1, got {alpha}")
     blend = Image.blend(image, labels.convert("RGB"), alpha)
+    if painted is not None:
+        blend = Image.composite(blend, image, painted)
     if not legend:
         return blend
     factor = math.ceil(MIN_SIDE / max(blend.size))

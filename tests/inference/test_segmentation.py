@@ -119,6 +119,44 @@ def test_legend_swatch_has_the_color_of_the_class() -> None:
     assert (panel == 255).all(axis=-1).mean() > 0.5  # plain background
 
 
+@pytest.mark.parametrize("name", ["background", "Unlabeled", "VOID"])
+def test_the_background_is_not_painted_unless_asked(name: str) -> None:
+    labels = np.array([[0, 1], [0, 2]], np.uint8)
+    result = result_of(labels, classes=(name, *CLASSES[1:]))
+    overlay = np.asarray(result.overlay(1, legend=False))
+    np.testing.assert_array_equal(overlay[labels == 0], result.image[labels == 0])
+    np.testing.assert_array_equal(overlay[labels > 0], np.array(PALETTE)[labels[labels > 0]])
+    np.testing.assert_array_equal(np.asarray(result.overlay(1, False, skip=())), np.array(PALETTE)[labels])
+    for skip in ("fire", ["fire"]):
+        overlay = np.asarray(result.overlay(1, False, skip=skip))
+        np.testing.assert_array_equal(overlay[labels == 1], result.image[labels == 1])
+        np.testing.assert_array_equal(overlay[labels == 0], np.array(PALETTE)[labels[labels == 0]])
+    with pytest.raises(ValueError, match="fire"):
+        result.overlay(skip=["fir"])
+
+
+def test_skipped_classes_are_not_in_the_legend(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr("isanet.inference.segmentation.draw_overlay", lambda *_, legend, **__: drawn.append(legend))
+    result = result_of(np.array([[0, 0, 1]], np.uint8), classes=("background", *CLASSES[1:]))
+    result.overlay()
+    result.overlay(skip=())
+    result.overlay(legend="fixed")
+    assert [[name for _, name, _ in legend] for legend in drawn] == [
+        ["fire"], ["background", "fire"], ["fire", "grass", "water", "snow"]
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [9, 40])
+def test_frames_of_one_size_have_overlays_of_one_size(count: int) -> None:
+    frames = [np.zeros((120, 200), np.uint8), *np.random.default_rng(0).integers(0, count, (3, 120, 200)).astype("u1")]
+    results = [many_classes(count, frame) for frame in frames]
+    assert len({result.overlay().size for result in results}) > 1
+    assert len({result.overlay(legend="fixed").size for result in results}) == 1
+    with pytest.raises(ValueError, match="'fixed', got 'fix'"):
+        results[0].overlay(legend="fix")
+
+
 def test_legend_takes_odd_names() -> None:
     result = result_of(np.zeros((30, 40), np.uint8), classes=("x" * 500 + "\n", "", "б", "a\nb", " "))
     assert result.overlay().width < 2000
