@@ -11,7 +11,7 @@ import errno
 import os
 import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -130,6 +130,28 @@ def write_output(path: Path, content: bytes | memoryview | str) -> None:
         content = content.encode("utf-8", "backslashreplace")
     with output_errors(path), atomic_write(path) as file:
         file.write(content)
+
+
+@contextmanager
+def output_stream(path: Path) -> Iterator[Callable[[bytes], None]]:
+    """A function that writes the next bytes of a file that the user asked for; atomic as `write_output`.
+
+    Errors of the body are left as they are; after one, an earlier file is unchanged.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    with ExitStack() as stack:
+        with output_errors(path):
+            file = stack.enter_context(atomic_write(path))
+
+        def write(content: bytes) -> None:
+            with output_errors(path):
+                file.write(content)
+
+        yield write
+        with output_errors(path):
+            stack.close()
 
 
 # --- what a file looks like

@@ -6,6 +6,8 @@ Class names, file names and metadata come from untrusted files; whatever shows t
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -19,6 +21,21 @@ def clean(text: str) -> str:
     """One line without control characters and lone surrogates, each of which becomes U+FFFD, and without C++ traces."""
     text = without_trace(text)
     return "".join(char if char.isprintable() else "\ufffd" for char in " ".join(text.split()))
+
+
+JOINERS = "\u200c\u200d"
+"""Letters of Persian and many emoji are joined or kept apart by them."""
+
+
+def without_controls(text: str, substitute: str = "\ufffd") -> str:
+    """The text with what could steer a terminal (control characters, marks of direction) and lone surrogates replaced.
+
+    Unlike `clean`, it keeps every space and joiner of every script, as in the names of screenshots on a Mac.
+    """
+    return "".join(
+        char if char.isprintable() or char in JOINERS or unicodedata.category(char) == "Zs" else substitute
+        for char in text
+    )
 
 
 def without_trace(text: str) -> str:
@@ -79,6 +96,21 @@ def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
             cells.append(cell + space if column < left else space + cell)
         lines.append("  ".join(cells).rstrip())
     return lines
+
+
+def csv_line(cells: Iterable[str | float]) -> str:
+    """A line of a CSV file. Text that a spreadsheet would take for a formula gets a ' in front."""
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerow(
+        _csv_text(cell) if isinstance(cell, str) else cell for cell in cells
+    )
+    return stream.getvalue()
+
+
+def _csv_text(text: str) -> str:
+    text = without_controls(text)[:MAX_LINE]
+    is_formula = text != "" and unicodedata.normalize("NFKC", text[0]) in "=+-@"  # full-width ones too
+    return f"'{text}" if is_formula else text
 
 
 def display_width(text: str) -> int:

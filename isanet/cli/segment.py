@@ -6,18 +6,26 @@ import argparse
 import os
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from isanet._text import MAX_LINE, shortened
+from isanet._text import MAX_LINE, plural, shortened
 from isanet.cli.options import MODEL, VALUE_RANGE, AddCommand, add_inference_options, add_output_options, value_range
 from isanet.cli.printing import error_text
 from isanet.errors import ImageError, IsanetError, OutputError
-from isanet.inference.outputs import SUFFIXES, find_images, plan_outputs, write_outputs
-from isanet.labels import official_name
+from isanet.inference.outputs import (
+    SUFFIXES,
+    CommonFile,
+    coco_file,
+    csv_file,
+    find_images,
+    plan_outputs,
+    write_outputs,
+)
+from isanet.labels import custom_space, official_name
 
 if TYPE_CHECKING:
     from isanet.images.reading import RGBImage
@@ -29,6 +37,9 @@ MAX_PENDING_WRITES = 4
 
 MAX_PENDING_PIXELS = 1 << 26
 """Most pixels of these images together; a larger image is written before the next is segmented."""
+
+_Written = tuple[str, list[Any]]
+"""Of one image: its largest classes in words, and its parts of the common files."""
 
 
 def add_commands(add_command: AddCommand) -> None:
@@ -43,30 +54,50 @@ def add_commands(add_command: AddCommand) -> None:
     ids = "official ids as NAME.png, as the benchmark's evaluation server expects them"
     segment.add_argument("--ids", action="store_true", help=ids)
     segment.add_argument("--value-range", type=value_range, metavar="BLACK,WHITE", help=VALUE_RANGE)
+    mask = "the pixels of a class, as a black-and-white PNG; repeatable"
+    segment.add_argument("--mask", action="append", default=[], metavar="CLASS", help=mask)
+    coco = "one COCO file for all images: a run-length encoded annotation for each class in an image"
+    segment.add_argument("--coco", type=Path, metavar="FILE.json", help=coco)
+    table = "one table for all images: a row for each, with the share of each class, 0 to 1"
+    segment.add_argument("--csv", type=Path, metavar="FILE.csv", help=table)
     add_inference_options(segment, precision="auto", int8=True)
 
 
 def _segment(options: argparse.Namespace) -> int:
     images = find_images(options.images)
-    kinds = [kind for kind in SUFFIXES if getattr(options, kind)] or ["overlay"]
-    plan, failures = plan_outputs(images, options.output, kinds, overwrite=options.force)
+    files = [path for path in (options.coco, options.csv) if path is not None]
+    kinds = [kind for kind in SUFFIXES if getattr(options, kind)]
+    kinds += dict.fromkeys(f"mask:{name}" for name in options.mask)
+    if not kinds and not files:
+        kinds = ["overlay"]
+    plan, failures = plan_outputs(images, options.output, kinds, overwrite=options.force, files=files)
     for path, reason in failures.items():
         print(shortened(f"isanet: {path}: {reason}", MAX_LINE), file=sys.stderr)
     if plan:
         segmenter = _segmenter(options, plan)
-        failures |= _segment_all(segmenter, plan, options.batch_size)
+        with ExitStack() as stack:
+            common = []
+            if options.coco is not None:
+                common.append(stack.enter_context(coco_file(options.coco, plan)))
+            if options.csv is not None:
+                common.append(stack.enter_context(csv_file(options.csv, segmenter.model.classes)))
+            failures |= _segment_all(segmenter, plan, common, options.batch_size)
+        for path in files:
+            print(shortened(f"{path}: {plural(len(images) - len(failures), 'image')}", MAX_LINE))
     if failures:
         print(f"isanet: {len(failures)} of {len(images)} images were not segmented", file=sys.stderr)
     return 1 if failures else 0
 
 
-def _segmenter(options: argparse.Namespace, images: Iterable[Path]) -> Segmenter:
+def _segmenter(options: argparse.Namespace, plan: Mapping[Path, Mapping[str, Path]]) -> Segmenter:
     """The segmenter, and the folder for its outputs, which is made before a model is fetched in vain."""
     from isanet.inference.segmenter import Segmenter
 
-    made = not os.path.lexists(options.output)  # False also for names too long
+    needed = any(plan.values())
+    made = needed and not os.path.lexists(options.output)  # False also for names too long
     try:
-        options.output.mkdir(parents=True, exist_ok=True)
+        if needed:
+            options.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make the folder {options.output}: {error.strerror}; use another --output") from error
     segmenter = Segmenter(
@@ -75,12 +106,18 @@ def _segmenter(options: argparse.Namespace, images: Iterable[Path]) -> Segmenter
         precision=options.precision,
         protocol=options.protocol,
         value_range=options.value_range,
-        calibration=_readable(images, options.value_range) if options.precision == "int8" else (),
+        calibration=_readable(plan, options.value_range) if options.precision == "int8" else (),
     )
-    if options.ids and official_name(segmenter.model.label_space) is None:
+    model = segmenter.model
+    try:
+        if options.ids and official_name(model.label_space) is None:
+            raise ValueError(f"{options.model} has its own classes, without official ids; use --labels")
+        for name in options.mask:
+            custom_space(model.classes, model.palette, model.label_space or "custom").index(name)
+    except ValueError:
         if made:
             options.output.rmdir()
-        raise ValueError(f"{options.model} has its own classes, without official ids; use --labels")
+        raise
     return segmenter
 
 
@@ -93,7 +130,9 @@ def _readable(paths: Iterable[Path], value_range: tuple[float, float] | None) ->
             yield read_image(path, value_range=value_range)
 
 
-def _segment_all(segmenter: Segmenter, plan: Mapping[Path, Mapping[str, Path]], batch_size: int) -> dict[Path, str]:
+def _segment_all(
+    segmenter: Segmenter, plan: Mapping[Path, Mapping[str, Path]], common: Sequence[CommonFile], batch_size: int
+) -> dict[Path, str]:
     """Segments images while the outputs of earlier ones are written; returns the failures.
 
     One line is printed for each image, in the order of the images, whichever is written first.
@@ -101,19 +140,31 @@ def _segment_all(segmenter: Segmenter, plan: Mapping[Path, Mapping[str, Path]], 
     from tqdm import tqdm
 
     failures: dict[Path, str] = {}
-    pending: deque[tuple[Path, Future[str], int]] = deque()  # with the image's pixels
+    pending: deque[tuple[Path, Future[_Written], int]] = deque()  # with the image's pixels
+    numbers = {path: number for number, path in enumerate(plan, 1)}
+
+    def finish(result: Segmentation, path: Path) -> _Written:
+        try:
+            parts = [file.part(numbers[path], result) for file in common]
+        except MemoryError as error:
+            raise OutputError(f"there is not enough memory for the outputs of {path}; make it smaller") from error
+        return _write(result, plan[path]), parts
 
     def report_first() -> None:
         path, future, _ = pending.popleft()
         try:
-            line = f"{path} -> {', '.join(map(str, plan[path].values()))}: {future.result()}"
-            tqdm.write(shortened(line, MAX_LINE), file=sys.stdout)
+            line, parts = future.result()
         except IsanetError as error:
             failures[path] = error_text(error)
             tqdm.write(f"isanet: {failures[path]}", file=sys.stderr)
+        else:
+            for file, part in zip(common, parts, strict=True):
+                file.add(part)
+            outputs = f" -> {', '.join(map(str, plan[path].values()))}" if plan[path] else ""
+            tqdm.write(shortened(f"{path}{outputs}: {line}", MAX_LINE), file=sys.stdout)
         bar.update()
 
-    def add(path: Path, future: Future[str], pixels: int) -> None:
+    def add(path: Path, future: Future[_Written], pixels: int) -> None:
         pending.append((path, future, pixels))
         while pending and (
             len(pending) > MAX_PENDING_WRITES
@@ -123,7 +174,7 @@ def _segment_all(segmenter: Segmenter, plan: Mapping[Path, Mapping[str, Path]], 
             report_first()
 
     def add_failure(source: object, error: IsanetError) -> None:
-        future: Future[str] = Future()
+        future: Future[_Written] = Future()
         future.set_exception(error)
         add(Path(str(source)), future, 0)
 
@@ -134,7 +185,7 @@ def _segment_all(segmenter: Segmenter, plan: Mapping[Path, Mapping[str, Path]], 
         try:
             for result in segmenter.stream(list(plan), batch_size=batch_size, on_error=add_failure):
                 assert result.path is not None
-                add(result.path, threads.submit(_write, result, plan[result.path]), result.labels.size)
+                add(result.path, threads.submit(finish, result, result.path), result.labels.size)
         finally:  # after an error or Ctrl-C too: what was segmented before is written and reported
             while pending:
                 report_first()

@@ -15,25 +15,26 @@ from __future__ import annotations
 import glob
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
-from unicodedata import category
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from isanet._files import atomic_write, keep_existing
+from isanet._files import atomic_write, given_path, keep_existing, output_stream
+from isanet._text import csv_line, without_controls
 from isanet.errors import ImageError, OutputError
 
 if TYPE_CHECKING:
     from isanet.inference.segmentation import Segmentation
 
 SUFFIXES = {"overlay": "_overlay.png", "labels": "_labels.png", "areas": "_areas.json", "ids": ".png"}
-"""Kinds of output, and how the names of their files end."""
+"""Kinds of output, and how the names of their files end. The kind `mask:CLASS` is that class in black and white."""
 
 MAX_STEM = 240
 """Bytes of a name before that end; file systems take 255."""
 
-JOINERS = "\u200c\u200d"
-"""Letters of Persian and many emoji are joined or kept apart by them."""
+MAX_CLASS = 64
+"""Bytes of a class's name in that of a file."""
 
 
 class OutputPlan(NamedTuple):
@@ -84,7 +85,9 @@ def _matches(pattern: Path) -> Iterable[Path]:
     return (path for path in found if not any(part[0] == "." and part not in pattern.parts for part in path.parts))
 
 
-def plan_outputs(images: Sequence[Path], folder: Path, kinds: Sequence[str], *, overwrite: bool) -> OutputPlan:
+def plan_outputs(
+    images: Sequence[Path], folder: Path, kinds: Sequence[str], *, overwrite: bool, files: Sequence[Path] = ()
+) -> OutputPlan:
     """Decide which image becomes which files of a folder; nothing is written.
 
     An output never takes the place of an input, of another image's output or of a folder, and of an earlier file only
@@ -93,14 +96,24 @@ def plan_outputs(images: Sequence[Path], folder: Path, kinds: Sequence[str], *, 
     Args:
         images: As from `find_images`.
         folder: Where the outputs will be; need not exist.
-        kinds: Keys of `SUFFIXES`.
+        kinds: Keys of `SUFFIXES`, and `mask:CLASS`.
         overwrite: Whether earlier files are replaced.
+        files: Outputs that are about all images.
+
+    Raises:
+        OutputError: One of `files` cannot be written, or two kinds would have the same file.
     """
     plan = OutputPlan({}, {})
+    suffixes = {kind: _suffix(kind) for kind in kinds}
+    if len(set(suffixes.values())) < len(suffixes):
+        raise OutputError(f"two of {', '.join(suffixes)} would have the same file; ask for one at a time")
     # By an input, or as an output of an earlier image. Not by Path.resolve, which raises for links in a circle
     claimed = {os.path.realpath(path): path for path in images}
+    for path in files:
+        _check_file(path, claimed, overwrite=overwrite)
+        claimed[os.path.realpath(path)] = path
     for path in images:
-        outputs = {kind: folder / f"{_stem(path)}{SUFFIXES[kind]}" for kind in kinds}
+        outputs = {kind: folder / f"{_stem(path, suffix)}{suffix}" for kind, suffix in suffixes.items()}
         try:
             if not os.path.exists(path):  # noqa: PTH110  Path's raises for a name too long
                 raise ImageError("there is no such file")
@@ -118,16 +131,28 @@ def plan_outputs(images: Sequence[Path], folder: Path, kinds: Sequence[str], *, 
     return plan
 
 
-def _stem(path: Path) -> str:
-    """What the names of an image's outputs start with: its own name, short enough for a suffix.
+def _check_file(path: Path, claimed: Mapping[str, Path], *, overwrite: bool) -> None:
+    given_path(path, OutputError)
+    if os.path.realpath(path) in claimed:
+        raise OutputError(f"{path} is one of the images, or another output; use another name")
+    if path.is_dir() or not path.parent.is_dir():
+        reason = "it is a folder" if path.is_dir() else f"the folder {path.parent} does not exist; create it first"
+        raise OutputError(f"cannot write {path}: {reason}")
+    keep_existing(path, overwrite=overwrite)
 
-    What could steer a terminal (control characters, marks of direction) is replaced; spaces and joiners of other
-    scripts, as in the names of screenshots on a Mac, are kept.
-    """
-    kept = "".join(
-        char if char.isprintable() or char in JOINERS or category(char) == "Zs" else "_" for char in path.stem
-    )
-    return kept.encode()[:MAX_STEM].decode(errors="ignore")
+
+def _suffix(kind: str) -> str:
+    _, is_mask, name = kind.partition("mask:")
+    if not is_mask:
+        return SUFFIXES[kind]
+    name = without_controls(name, "_").replace("/", "_").replace("\\", "_")
+    return f"_mask_{name.encode()[:MAX_CLASS].decode(errors='ignore')}.png"
+
+
+def _stem(path: Path, suffix: str) -> str:
+    """What the names of an image's outputs start with: its own name, short enough for the suffix."""
+    kept = without_controls(path.stem, "_").encode()
+    return kept[: min(MAX_STEM, 255 - len(suffix.encode()))].decode(errors="ignore")
 
 
 def write_outputs(result: Segmentation, outputs: Mapping[str, Path]) -> None:
@@ -140,6 +165,8 @@ def write_outputs(result: Segmentation, outputs: Mapping[str, Path]) -> None:
     Raises:
         OutputError: A file cannot be written, or there is not enough memory to draw it.
     """
+    from PIL import Image
+
     for kind, output in outputs.items():
         try:
             if kind in ("labels", "ids"):
@@ -148,6 +175,8 @@ def write_outputs(result: Segmentation, outputs: Mapping[str, Path]) -> None:
             with atomic_write(output) as file:
                 if kind == "areas":
                     file.write((json.dumps(result.areas(), indent=1) + "\n").encode())
+                elif kind.startswith("mask:"):
+                    Image.fromarray(result.mask(kind.removeprefix("mask:"))).save(file, format="PNG")
                 else:
                     # A fifth of the time of Pillow's default, which the network may be waiting for; a sixth larger
                     result.overlay().save(file, format="PNG", compress_level=1)
@@ -160,3 +189,64 @@ def write_outputs(result: Segmentation, outputs: Mapping[str, Path]) -> None:
                 f"cannot write the outputs of {result.path} to {output.parent}: {error.strerror or error}; choose a "
                 "writable folder with --output"
             ) from error
+
+
+class CommonFile(NamedTuple):
+    """A file about all images of a run, while it is written.
+
+    Attributes:
+        part: Makes the part of one image, in any thread; takes its number, from 1 on, and its result.
+        add: Appends a part.
+    """
+
+    part: Callable[[int, Segmentation], Any]
+    add: Callable[[Any], None]
+
+
+@contextmanager
+def csv_file(path: Path, classes: Sequence[str]) -> Iterator[CommonFile]:
+    """A CSV file of areas: a row for each image, a column for each class, fractions of the image.
+
+    Raises:
+        OutputError: It cannot be written; an earlier file is unchanged then, as after any error of the body.
+    """
+
+    def part(_: int, result: Segmentation) -> bytes:
+        areas = result.areas()
+        return csv_line([str(result.path), *(areas.get(name, 0) for name in classes)]).encode()
+
+    with output_stream(path) as write:
+        write(csv_line(["image", *classes]).encode())
+        yield CommonFile(part, write)
+
+
+@contextmanager
+def coco_file(path: Path, images: Iterable[Path]) -> Iterator[CommonFile]:
+    """A COCO file of all results, as of `Segmentation.to_coco`; only the list of images is held in memory.
+
+    Args:
+        path: What to write.
+        images: All images of the run; their names in the file are paths from the innermost folder that holds them all.
+
+    Raises:
+        OutputError: It cannot be written; an earlier file is unchanged then, as after any error of the body.
+    """
+    folder = os.path.commonpath([os.path.abspath(image.parent) for image in images])  # noqa: PTH100  keeps links
+    rest: dict[str, Any] = {"images": [], "categories": []}
+
+    def part(number: int, result: Segmentation) -> tuple[dict[str, Any], bytes]:
+        assert result.path is not None
+        document = result.to_coco(number, Path(os.path.relpath(result.path, folder)).as_posix())
+        return document, ",\n".join(map(json.dumps, document.pop("annotations"))).encode()
+
+    with output_stream(path) as write:
+        write(b'{"annotations": [\n')
+
+        def add(part: tuple[dict[str, Any], bytes]) -> None:
+            document, annotations = part
+            write((b",\n" if rest["images"] else b"") + annotations)
+            rest["images"] += document["images"]
+            rest["categories"] = document["categories"]
+
+        yield CommonFile(part, add)
+        write(f"\n],\n{json.dumps(rest)[1:]}\n".encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools.coco import COCO
 from tqdm import tqdm
 
 import isanet
@@ -41,6 +43,124 @@ def test_segment_writes_the_requested_outputs(tiny: FileServer, work: Path, caps
     np.testing.assert_array_equal(np.asarray(Image.open("segmented/1_labels.png")), expected.labels)
     assert json.loads(Path("segmented/1_areas.json").read_text()) == expected.areas()
     assert np.array_equal(np.asarray(Image.open("segmented/1_overlay.png")), np.asarray(expected.overlay()))
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own
+def test_one_coco_file_and_one_table_for_all_images(
+    tiny: FileServer, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("images/1.png").rename("images/=1.png")
+    Path("more").mkdir()
+    shutil.copy("images/0.png", "more/0.png")
+    Path("images/bad.png").write_text("text")
+    call = ("segment", "images", "more", "--model", tiny_zoo.NAME, "--coco", "all.json", "--csv", "all.csv")
+    assert run(*call) == 1
+    said = capsys.readouterr()
+    assert "images/bad.png is not an image" in said.err
+    assert said.out.splitlines()[-2:] == ["all.json: 4 images", "all.csv: 4 images"]
+    assert not Path("segmented").exists()
+    names = ["images/0.png", "images/2.png", "images/=1.png", "more/0.png"]
+    segmenter = isanet.Segmenter(tiny_zoo.NAME)
+    coco = COCO("all.json")
+    assert [image["file_name"] for image in coco.imgs.values()] == names
+    assert [category["name"] for category in coco.cats.values()] == list(segmenter.model.classes)
+    with Path("all.csv").open(newline="", encoding="utf-8") as file:
+        head, *rows = csv.reader(file)
+    assert head == ["image", *segmenter.model.classes]
+    assert [row[0] for row in rows] == names
+    for image, row in zip(coco.imgs.values(), rows, strict=True):
+        result = segmenter(image["file_name"])
+        again = np.full(result.labels.shape, -1)
+        for annotation in coco.loadAnns(coco.getAnnIds(imgIds=[image["id"]])):
+            again[coco.annToMask(annotation) != 0] = annotation["category_id"] - 1
+        np.testing.assert_array_equal(again, result.labels)
+        areas = {name: float(share) for name, share in zip(head[1:], row[1:], strict=True) if share != "0"}
+        assert areas == result.areas()
+    before = Path("all.json").read_bytes(), Path("all.csv").read_bytes()
+    assert run(*call) == 1
+    assert "all.json exists and was kept; --force" in capsys.readouterr().err
+    assert run("segment", "images/0.png", "--model", tiny_zoo.NAME, "--csv", "all.csv", "--force") == 0
+    assert (Path("all.json").read_bytes(), len(Path("all.csv").read_text().splitlines())) == (before[0], 2)
+
+
+def test_the_datasets_of_isanet_read_its_coco_file(tiny: FileServer, work: Path) -> None:
+    assert run("segment", "images", "--model", tiny_zoo.NAME, "--coco", "images/instances.json") == 0
+    data = isanet.datasets.open_dataset("images")
+    assert len(data) == 3
+    segmenter = isanet.Segmenter(tiny_zoo.NAME)
+    for index, key in enumerate(data.keys):
+        _, mask = data.read(index)
+        assert mask is not None
+        names = np.array([*data.label_space.classes, *[""] * 256])[mask]
+        expected = segmenter(next(Path("images").glob(f"{Path(key).stem}.png")))
+        np.testing.assert_array_equal(names, np.array(expected.classes)[expected.labels])
+
+
+def test_common_files_are_refused_before_anything_is_done(
+    tiny: FileServer, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("images/0.png").rename("images/0.json")
+    before = Path("images/0.json").read_bytes()
+    for option, file, words in (
+        ("--csv", "images/0.json", "is one of the images"),
+        ("--coco", "images", "it is a folder"),
+        ("--coco", "nowhere/a.json", "the folder nowhere does not exist"),
+        ("--coco", "y" * 300, "File name too long"),
+        ("--csv", "same", "is one of the images, or another output"),
+    ):
+        call = ["segment", "images/0.json", "images/1.png", "--model", tiny_zoo.NAME, "--coco", "same", "--force"]
+        assert run(*call, option, file) == 1
+        assert words in capsys.readouterr().err
+    assert Path("images/0.json").read_bytes() == before
+    assert sorted(path.name for path in work.iterdir()) == ["images"]
+    assert not tiny.requests
+
+
+def test_a_common_file_appears_whole_or_not_at_all(
+    tiny: FileServer, work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("all.json").write_text("earlier")
+    call = ("segment", "images", "--model", tiny_zoo.NAME, "--coco", "all.json", "--csv", "all.csv", "--force")
+    result_of = isanet.Segmenter._result
+
+    def interrupted(segmenter: isanet.Segmenter, read: Any, *prediction: Any) -> Any:
+        if read.path.stem == "2":
+            raise KeyboardInterrupt
+        return result_of(segmenter, read, *prediction)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(isanet.Segmenter, "_result", interrupted)
+        assert run(*call) == 130
+    with monkeypatch.context() as patch:
+        disk.full_at(patch, 1)
+        assert run(*call) == 1
+    assert re.search(r"cannot write all\.(json|csv): No space left on device", capsys.readouterr().err)
+    assert Path("all.json").read_text() == "earlier"
+    assert {path.name for path in work.iterdir()} == {"images", "all.json"}
+
+
+def test_masks_of_classes_are_black_and_white(tiny: FileServer, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    classes = ["cat", "a/b", "a_b", "\x1bd" + "x" * 300]
+    isanet.from_pretrained(tiny_zoo.NAME, classes=classes).save_pretrained("mine")
+    call = ("segment", "images", "--model", "mine", "--output", "out")
+    assert run(*call, "--mask", "ca") == 1
+    assert "no class 'ca' in" in (said := capsys.readouterr().err)
+    assert "did you mean 'cat'?" in said
+    assert run(*call, "--mask", "a/b", "--mask", "a_b") == 1
+    assert "would have the same file" in capsys.readouterr().err
+    assert not Path("out").exists()
+    assert run(*call, "--mask", "cat", "--mask", "a/b", "--mask", "cat", "--mask", classes[3]) == 0
+    segmenter = isanet.Segmenter("mine")
+    ends = {"cat": "cat", "a/b": "a_b", classes[3]: "_d" + 62 * "x"}
+    assert {path.name for path in Path("out").iterdir()} == {
+        f"{i}_mask_{end}.png" for i in range(3) for end in ends.values()
+    }
+    for i in range(3):
+        result = segmenter(f"images/{i}.png")
+        for name, end in ends.items():
+            with Image.open(f"out/{i}_mask_{end}.png") as image:
+                assert image.mode == "1"
+                np.testing.assert_array_equal(np.asarray(image), result.mask(name))
 
 
 def test_segment_takes_files_folders_and_patterns_once_each(tiny: FileServer, work: Path) -> None:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import csv
 import logging
 import math
 
 import pytest
 
-from isanet._text import aligned, clean, display_width, listed, percent, percent_number, plural, shortened
+from isanet._text import aligned, clean, csv_line, display_width, listed, percent, percent_number, plural, shortened
 from isanet.cli.printing import LogFormatter, error_text
 
 
@@ -28,6 +29,35 @@ def test_shortened_names_are_cleaned_and_bounded() -> None:
     assert shortened("a\nb\x00") == "a b\ufffd"
     assert shortened("x" * 32) == "x" * 32
     assert shortened("x" * 33) == "x" * 31 + "…"
+
+
+def test_cells_of_a_table_are_no_formulas_and_steer_nothing() -> None:
+    cells = [
+        "a,b",
+        'say "x"',
+        0.25,
+        0,
+        "=1",
+        "+1",
+        "-1",
+        "@x",
+        "\uff1d1",
+        "\t=1",
+        "\r1",
+        "a\nb\x1b\u202e\udcff",
+        "",
+        " =1",
+    ]
+    line = csv_line(cells)
+    assert line.endswith("\n")
+    assert line[:-1].isprintable()
+    assert next(csv.reader([line])) == [
+        "a,b", 'say "x"', "0.25", "0",
+        "'=1", "'+1", "'-1", "'@x", "'\uff1d1", "\ufffd=1", "\ufffd1", "a\ufffdb\ufffd\ufffd\ufffd",
+        "", " =1",
+    ]  # fmt: skip
+    assert csv_line(["  写真\u3000می\u200cخواهم"]) == "  写真\u3000می\u200cخواهم\n"
+    assert len(csv_line(["x" * 60_000])) == 2001
 
 
 def test_listed_items_end_with_an_ellipsis_if_there_are_more() -> None:

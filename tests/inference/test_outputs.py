@@ -130,6 +130,16 @@ def test_names_of_outputs_are_printable_and_short_enough(work: Path) -> None:
     assert all(len(os.fsencode(files["overlay"].name)) <= 255 for files in outputs.values())
 
 
+def test_names_of_masks_fit_beside_long_names_of_images(work: Path) -> None:
+    for name in ("x" * 251, "ä" * 125):
+        Path(f"images/{name}.png").write_bytes(b"")
+        outputs, failures = plan(f"images/{name}.png", kinds=("mask:" + "ö" * 99, "mask:a b"))
+        assert not failures
+        (files,) = outputs.values()
+        assert [file.name.partition("_mask_")[2] for file in files.values()] == [32 * "ö" + ".png", "a b.png"]
+        assert all(len(os.fsencode(file.name)) <= 255 for file in files.values())
+
+
 @pytest.mark.parametrize(
     "name", ["Screenshot at 3.14\u202fPM", "写真\u30001", "می\u200cخواهم", "👩\u200d🚀", "cafe\u0301", "a\u00a0b"]
 )
