@@ -254,15 +254,20 @@ class ISANet(nn.Module):
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write config.json, model.safetensors and, if there is none yet, a model card into a folder.
 
+        Of a network in DataParallel or another wrapper: `ISANet.save_pretrained(wrapped, folder)`.
+
         Raises:
             OutputError: The folder cannot be written; earlier files are unchanged.
         """
-        from isanet.weights import hub
+        from isanet.weights import convert, hub
 
-        hub.save_pretrained(folder, self.state_dict(), self.config, self.provenance)
+        network = unwrapped(self)
+        hub.save_pretrained(folder, convert.unwrap(network.state_dict()), network.config, network.provenance)
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
         """Publish on the Hugging Face Hub and return the address; see `isanet.weights.hub.push_to_hub`."""
-        from isanet.weights import hub
+        from isanet.weights import convert, hub
 
-        return hub.push_to_hub(repo_id, self.state_dict(), self.config, self.provenance, private=private, token=token)
+        network = unwrapped(self)
+        state = convert.unwrap(network.state_dict())
+        return hub.push_to_hub(repo_id, state, network.config, network.provenance, private=private, token=token)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from isanet import protocols
 from isanet._files import given_path
+from isanet._text import listed
 from isanet.errors import ImageError, IsanetError
 from isanet.images.reading import (
     MAX_PIXELS,
@@ -85,6 +86,7 @@ class Segmenter:
             What needs more goes through in bands of rows, with the same labels; what needs more still (beyond 40
             megapixels in float32), in overlapping windows. Models that cannot be optimized have no limit. An image so
             wide that a single row of labels would need more is refused.
+        **options: Of `isanet.from_pretrained`, where that loads the model: `classes`, `preprocessing`, `weights`, ...
 
     Attributes:
         model: The model.
@@ -113,6 +115,7 @@ class Segmenter:
         calibration: Iterable[Source] | str | os.PathLike[str] = (),
         compile: bool = False,
         max_memory: int = 4 << 30,
+        **options: Any,
     ) -> None:
         self.device = find_device(device)
         if precision not in ("auto", *PRECISIONS):
@@ -123,7 +126,9 @@ class Segmenter:
         if isinstance(model, str | os.PathLike):
             from isanet.zoo.pretrained import from_pretrained
 
-            model = from_pretrained(model)
+            model = from_pretrained(model, **options)
+        elif options:
+            raise ValueError(f"{listed(options)}: arguments of from_pretrained, and the model is already loaded")
         network: ISANet = unwrapped(model)
         if not network.preprocessing:
             raise ValueError(

@@ -153,7 +153,11 @@ def _start_model(model: ISANet | str | os.PathLike[str], train: SegmentationData
     if not isinstance(model, str | os.PathLike):
         given: ISANet = unwrapped(model)
         match_classes(given, train.label_space, None)
-        return deepcopy(given)
+        network = deepcopy(given).float()
+        for module in list(network.modules()):
+            for name, part in module.named_children():
+                setattr(module, name, getattr(part, "_orig_mod", part))  # a compiled part: names are as in any file
+        return network
     network = from_pretrained(model)
     origin = network.provenance.get("name") or (Path(model).name if Path(model).exists() else os.fspath(model))
     if network.classes != train.classes:

@@ -11,11 +11,14 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 import isanet
 from isanet.datasets import Folder
 from isanet.errors import IsanetError
+from isanet.model import ISANet
 from isanet.training import Recipe
 from isanet.training.finetune import finetune
 from isanet.training.state import STATE_FILE, read_state
@@ -89,6 +92,32 @@ def test_the_given_model_is_not_changed(splits: tuple[Folder, Folder], tmp_path:
 
 
 # --- frozen parts
+
+
+def compiled_part(model: ISANet) -> ISANet:
+    model.backbone = torch.compile(model.backbone, backend="eager")  # type: ignore[assignment]
+    return model
+
+
+WRAPPED: list[Callable[[ISANet], Any]] = [nn.DataParallel, compiled_part, lambda model: model.double()]
+
+
+def test_a_wrapped_model_is_trained_as_itself(splits: tuple[Folder, Folder], tmp_path: Path) -> None:
+    recipe, sets = replace(RECIPE, epochs=1), (splits[0], None)
+    train(tiny(), sets, tmp_path / "plain", recipe)  # type: ignore[arg-type]
+    train(nn.DataParallel(compiled_part(tiny().double())), sets, tmp_path / "wrapped", recipe)  # type: ignore[arg-type]
+    assert same_bytes(tmp_path / "plain", tmp_path / "wrapped")
+
+
+def test_a_wrapped_model_is_measured_and_saved_as_itself(splits: tuple[Folder, Folder], tmp_path: Path) -> None:
+    expected = isanet.evaluate(tiny(), splits[1], device="cpu", workers=0, progress=False).miou
+    for wrap in (*WRAPPED, AveragedModel, lambda model: torch.compile(model, backend="eager")):
+        model = wrap(tiny())
+        ISANet.save_pretrained(model, tmp_path)
+        saved = load_file(tmp_path / "model.safetensors")
+        assert saved.keys() == tiny().state_dict().keys()
+        assert all(torch.equal(value, saved[name].to(value.dtype)) for name, value in tiny().state_dict().items())
+        assert isanet.evaluate(model, splits[1], device="cpu", workers=0, progress=False).miou == expected
 
 
 def test_a_frozen_backbone_is_bit_exactly_unchanged(splits: tuple[Folder, Folder], tmp_path: Path) -> None:

@@ -99,6 +99,14 @@ def test_names_and_preprocessing_that_were_assumed_are_warned_of(
     model.save_pretrained(tmp_path / "assumed")
     isanet.from_pretrained(tmp_path / "assumed")  # it still is an assumption
     assert "assumed the names of cityscapes19" in caplog.text
+    caplog.clear()
+    segmenter = isanet.Segmenter(path, device="cpu", classes=NINETEEN, preprocessing=PREPROCESSING)
+    assert segmenter.model.config == named.config
+    assert not [record for record in caplog.records if record.levelno == logging.WARNING]
+    with pytest.raises(ValueError, match="classes, weights: arguments of from_pretrained, and the model is already"):
+        isanet.Segmenter(named, device="cpu", classes=NINETEEN, weights="ema")
+    with pytest.raises(TypeError, match="presicion"):
+        isanet.Segmenter(path, device="cpu", presicion="float32")
     with pytest.raises(ValueError, match="preprocessing must be"):
         isanet.from_pretrained(path, preprocessing={"short_edge": 1})
 
