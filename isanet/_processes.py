@@ -2,24 +2,107 @@
 
 from __future__ import annotations
 
+import ast
+import linecache
 import logging
+import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from pickle import PicklingError
 from types import FrameType, TracebackType
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import distributed
+from torch.utils.data import DataLoader, Dataset
 
+from isanet._text import clean
 from isanet.errors import IsanetError
 
 T = TypeVar("T")
 
 log = logging.getLogger("isanet")
+
+
+GUARD = 'in a script, put the calls under `if __name__ == "__main__":`, or pass workers=0'
+
+
+def checked_workers(workers: int | None) -> int | None:
+    """The number of worker processes that was asked for, None for the default; 0 where they could not start.
+
+    Where processes are not forked, each imports the script, and without `if __name__ == "__main__":` it would come to
+    this same call instead of reading images.
+
+    Raises:
+        ValueError: The number is negative, or worker processes are asked for and could not start.
+    """
+    if workers is not None and workers < 0:
+        raise ValueError(f"workers must be at least 0, got {workers}")
+    if workers == 0 or (method := multiprocessing.get_start_method()) == "fork" or not _is_unguarded():
+        return workers
+    if workers:
+        raise ValueError(f"worker processes ({method}) would run this script again from its start: {GUARD}")
+    log.info("no worker processes: %s would run this script again from its start; %s", method, GUARD)
+    return 0
+
+
+def _is_unguarded() -> bool:
+    """Whether a process that imports the main module would come to the line that is running now."""
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    if spec is not None and spec.name.rpartition(".")[2] == "__main__":  # `python -m package`: is not imported
+        return False
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and (frame.f_globals is not vars(main) or frame.f_code.co_name != "<module>"):
+        frame = frame.f_back
+    if frame is None or not (lines := linecache.getlines(frame.f_code.co_filename)):  # a thread; a prompt, a notebook
+        return False
+    try:
+        nodes = ast.walk(ast.parse("".join(lines)))
+    except (SyntaxError, ValueError):  # the file was changed since it was started
+        return False
+    return not any(
+        isinstance(node, ast.If | ast.IfExp)
+        and "__name__" in ast.unparse(node.test)
+        and node.lineno <= frame.f_lineno <= (node.end_lineno or 0)
+        for node in nodes
+    )
+
+
+@contextmanager
+def read_ahead(dataset: Dataset[Any], *, workers: int, **options: Any) -> Iterator[Iterator[Any]]:
+    """Items of a `DataLoader`, whose worker processes end with the block.
+
+    Raises:
+        IsanetError: A worker process could not start, or has ended.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Got pickle error")  # the error below says it
+            items: Any = iter(DataLoader(dataset, num_workers=workers, worker_init_fn=leave_signals, **options))
+    except (PicklingError, AttributeError, TypeError) as error:
+        raise IsanetError(
+            f"what reads the images cannot be sent to worker processes ({clean(str(error))}): define its functions and "
+            "classes at the top of a module, or pass workers=0"
+        ) from error
+    except (RuntimeError, OSError, EOFError) as error:
+        raise IsanetError(f"worker processes cannot start ({clean(str(error)) or 'they ended'}); {GUARD}") from None
+    try:
+        yield items
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        first = str(error.__cause__ or "")  # a signal, or the exit code
+        reason = clean((first if first.startswith("DataLoader worker") else str(error)).partition(". ")[0])
+        forked = multiprocessing.get_start_method() == "fork"
+        advice = "if memory ran out, use fewer workers, or workers=0" if forked else GUARD
+        raise IsanetError(f"a process that reads images has ended ({reason}); {advice}") from None
 
 
 def leave_signals(worker: int = 0) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from isanet._processes import Processes
+from isanet._processes import Processes, checked_workers
 from isanet.datasets.base import SegmentationDataset
 from isanet.datasets.wrapped import as_dataset
 from isanet.evaluation.matching import match_classes
@@ -69,7 +69,8 @@ def evaluate(
             on any number of processes; with more, where two logits differ only by rounding, it may not be.
         workers: Number of processes that read and prepare images; 0: this process does. By default one per core, or one
             per four if the model runs on the CPU, at most 8, divided among the processes of a group. Where the system
-            starts processes by spawning, a script needs `if __name__ == "__main__":`.
+            does not fork processes (Windows, macOS, Linux from Python 3.14), a script needs `if __name__ ==
+            "__main__":` for them; without it, the default is 0.
         device: As for `isanet.Segmenter`.
         precision: As for `isanet.Segmenter`, except int8; float32 by default, as published figures are.
         progress: Show a bar with the running mIoU; None: only on a terminal.
@@ -89,8 +90,7 @@ def evaluate(
     dataset = as_dataset(dataset)
     if batch_size < 1 or (limit is not None and limit < 1):
         raise ValueError(f"batch_size and limit must be at least 1, got batch_size={batch_size} and limit={limit}")
-    if workers is not None and workers < 0:
-        raise ValueError(f"workers must be at least 0, got {workers}")
+    workers = checked_workers(workers)
     protocol = find_protocol(protocol)
     modes = [] if isinstance(model, str | os.PathLike) else [(module, module.training) for module in model.modules()]
     processes = Processes()

@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from isanet._files import keep_existing, output_errors
-from isanet._processes import Processes, leave_signals
+from isanet._processes import Processes, read_ahead
 from isanet._text import listed
 from isanet.datasets.base import SegmentationDataset
 from isanet.errors import DatasetError, IsanetError, OutputError
@@ -140,17 +140,14 @@ class EvaluationRun:
         self.overwrite = overwrite
         if self.progress is not None:
             self.progress.overwrite = overwrite
-        images: Any = DataLoader(
-            PreparedImages(self.dataset, self.match, self.segmenter),
-            batch_size=None,
-            sampler=indices,
-            num_workers=workers,
-            worker_init_fn=leave_signals,
-        )
+        prepared = PreparedImages(self.dataset, self.match, self.segmenter)
         known = len(self.counts.images)
         hide = None if show_bar is None else not show_bar
         try:
-            with tqdm(total=len(indices) + known, initial=known, unit="image", disable=hide) as bar:
+            with (
+                read_ahead(prepared, workers=workers, batch_size=None, sampler=indices) as images,
+                tqdm(total=len(indices) + known, initial=known, unit="image", disable=hide) as bar,
+            ):
                 self._count(_predicted(images, batch_size, self.segmenter, self.match.keep), bar)
             if self.progress is not None:
                 self.progress.save(self.counts)

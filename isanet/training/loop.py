@@ -20,11 +20,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from isanet._files import atomic_write
-from isanet._processes import DeferredSignals, Processes, leave_signals
+from isanet._processes import DeferredSignals, Processes, read_ahead
 from isanet._text import duration, listed
 from isanet.errors import CheckpointError, IsanetError, OutputError
 from isanet.evaluation.evaluate import evaluate
@@ -223,14 +222,7 @@ class Training:
             self.accelerator.init_trackers("isanet", config=tracker_config(plan.recipe))
         plan.batches.start = self.step
         transforms = plan.train.transforms or augmentation(plan.recipe, self.model.preprocessing)
-        loader: Any = DataLoader(
-            Samples(plan.train, transforms, plan.recipe.seed),
-            batch_sampler=plan.batches,
-            num_workers=plan.workers,
-            collate_fn=collate,
-            pin_memory=device.type == "cuda",
-            worker_init_fn=leave_signals,
-        )
+        samples = Samples(plan.train, transforms, plan.recipe.seed)
         log.info(
             "training on %s in %s: %d steps of %d images, %d classes",
             device, plan.recipe.precision, plan.batches.steps, plan.batches.seen(1), len(self.model.classes),
@@ -239,10 +231,17 @@ class Training:
         with (
             DeferredSignals() as signals,
             tqdm(total=plan.batches.steps, initial=self.step, unit="step", disable=disable) as bar,
+            read_ahead(
+                samples,
+                workers=plan.workers,
+                batch_sampler=plan.batches,
+                collate_fn=collate,
+                pin_memory=device.type == "cuda",
+            ) as batches,
         ):
             self.model.train()
             before, started = time.monotonic(), self.step
-            for batch in loader:
+            for batch in batches:
                 if isinstance(batch, Exception):
                     raise batch
                 loss, stop = self.train_step(*batch, stop=signals.received is not None)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from isanet._processes import Processes
+from isanet._processes import Processes, checked_workers
 from isanet._text import listed
 from isanet.datasets.base import SegmentationDataset
 from isanet.datasets.wrapped import as_dataset
@@ -82,8 +82,7 @@ def plan_training(
     for dataset in (train, val):
         if dataset is not None and not dataset.has_masks:
             raise DatasetError(f"the ground truth of {dataset} is not published, so nothing can be learned from it")
-    if workers is not None and workers < 0:
-        raise ValueError(f"workers must be at least 0, got {workers}")
+    workers = checked_workers(workers)
     given = None if isinstance(recipe, Recipe) else recipe or {}
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.of(recipe or {})
     workers = processes.loader_workers(device) if workers is None else workers

@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from isanet._processes import read_ahead
 from isanet._text import aligned, clean, percent
 from isanet.datasets.base import SegmentationDataset
 from isanet.errors import DatasetError, IsanetError
@@ -38,15 +37,14 @@ def count_classes(dataset: SegmentationDataset, *, workers: int, progress: bool 
         ImageError: An image cannot be used; the message names the file.
     """
     draws = [Draw(0, index) for index in range(len(dataset))]
-    loader: Any = DataLoader(
-        Samples(dataset, _pixels_of_values, 0), batch_size=None, sampler=draws, num_workers=workers
-    )
+    samples = Samples(dataset, _pixels_of_values, 0)
     counts = torch.zeros(2, IGNORED + 1, dtype=torch.int64)
     disable = None if progress is None else not progress
-    for pixels in tqdm(loader, total=len(dataset), desc="masks", unit="image", disable=disable):
-        if isinstance(pixels, IsanetError):
-            raise pixels
-        counts += torch.stack([pixels, pixels > 0])
+    with read_ahead(samples, workers=workers, batch_size=None, sampler=draws) as items:
+        for pixels in tqdm(items, total=len(dataset), desc="masks", unit="image", disable=disable):
+            if isinstance(pixels, IsanetError):
+                raise pixels
+            counts += torch.stack([pixels, pixels > 0])
     if not counts[0, :IGNORED].any():
         raise DatasetError(f"all pixels in the masks of {dataset} are ignored, so nothing can be learned")
     return counts

@@ -147,6 +147,25 @@ def test_python_snippets(r50: FileServer, work: Path, page: str) -> None:
             assert Path(name).exists()
 
 
+@pytest.mark.parametrize(("page", "method"), [("docs/evaluation.md", "forkserver"), ("docs/training.md", "spawn")])
+def test_python_snippets_are_scripts_where_processes_are_not_forked(
+    r50: FileServer, work: Path, page: str, method: str
+) -> None:
+    code = "\n".join(blocks(page, "python"))
+    assert ("evaluate(" in code) or ("finetune(" in code)  # what starts worker processes
+    script = work / "script.py"
+    script.write_text(f"import multiprocessing\nmultiprocessing.set_start_method({method!r})\n{code}", "utf-8")
+    result = subprocess.run(
+        [sys.executable, str(script)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_links_lead_somewhere() -> None:
     for page, text in PAGES.items():
         for target, anchor in re.findall(r"\]\(([^)#:]*)(#[^)]*)?\)", text):
