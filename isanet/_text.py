@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -111,6 +112,37 @@ def _csv_text(text: str) -> str:
     text = without_controls(text)[:MAX_LINE]
     is_formula = text != "" and unicodedata.normalize("NFKC", text[0]) in "=+-@"  # full-width ones too
     return f"'{text}" if is_formula else text
+
+
+def markdown_text(text: str) -> str:
+    """A text as Markdown that shows it literally: GitHub's kind makes links of bare addresses too."""
+    return re.sub(r"([\\`*_\[\]<>&#|~:@]|(?<=[wW])\.)", r"\\\1", shortened(text, 500))
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """A table of Markdown whose first row is its head; cells are Markdown."""
+    lines = [f"| {' | '.join(row)} |\n" for row in rows]
+    return "".join([lines[0], f"|{'---|' * len(rows[0])}\n", *lines[1:]])
+
+
+_LATEX = {char: f"\\{char}" for char in "#$%&_"} | {
+    char: f"\\text{name}{{}}"
+    for char, name in {
+        "\\": "backslash",
+        "{": "braceleft",  # unlike \{, leaves the braces of BibTeX balanced
+        "}": "braceright",
+        "~": "asciitilde",
+        "^": "asciicircum",
+        "<": "less",
+        ">": "greater",
+        "|": "bar",
+    }.items()
+}
+
+
+def latex_text(text: str) -> str:
+    """A text as LaTeX that shows it literally, also within BibTeX; letters beyond ASCII stay as they are."""
+    return "".join(_LATEX.get(char, char) for char in shortened(text, 500))
 
 
 def display_width(text: str) -> int:

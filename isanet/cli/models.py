@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from isanet._files import given_path, keep_existing
-from isanet._text import aligned, clean
+from isanet._text import aligned, clean, markdown_table
 from isanet.cli.options import AddCommand, class_names
 from isanet.cli.printing import error_text, megabytes
 from isanet.errors import CacheError, CheckpointFormatError, IsanetError, OutputError
@@ -102,9 +102,8 @@ def _list(options: argparse.Namespace) -> int:
         cached = "-" if weights.packaged else "yes" if cache.cached_file(name) else "no"
         rows.append((name, dataset, miou, parameters, _download_size(weights), cached))
     if options.markdown:
-        print("| name | dataset | mIoU | parameters | download |\n|---|---|---|---|---|")
-        for row in rows[1:]:
-            print(f"| `{row[0]}` | {' | '.join(row[1:5])} |")
+        head = ("name", "dataset", "mIoU", "parameters", "download")
+        print(markdown_table([head, *((f"`{row[0]}`", *row[1:5]) for row in rows[1:])]), end="")
         return 0
     print(*aligned(rows, left=2), sep="\n")
     return 0

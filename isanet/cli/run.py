@@ -15,12 +15,12 @@ import warnings
 from collections.abc import Sequence
 
 from isanet._version import __version__
-from isanet.cli import check, evaluate, finetune, masks, models, segment
+from isanet.cli import check, cite, evaluate, finetune, masks, models, segment
 from isanet.cli.options import Run
 from isanet.cli.printing import LogFormatter, error_text
 from isanet.errors import IsanetError
 
-GROUPS = (models, segment, evaluate, finetune, masks, check)
+GROUPS = (models, segment, evaluate, finetune, masks, check, cite)
 """The files with commands, in the order of `isanet --help`."""
 
 

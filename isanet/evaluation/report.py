@@ -18,7 +18,18 @@ import torch
 from torch import Tensor
 
 from isanet._files import output_errors, write_output
-from isanet._text import aligned, clean, duration, percent_number, plural, shortened
+from isanet._text import (
+    aligned,
+    clean,
+    csv_line,
+    duration,
+    latex_text,
+    markdown_table,
+    markdown_text,
+    percent_number,
+    plural,
+    shortened,
+)
 from isanet.evaluation.metrics import ConfusionMatrix
 from isanet.evaluation.page import ImageScore, ReportContent, WorstImage, save_page
 from isanet.viz import charts
@@ -170,10 +181,7 @@ class Report:
     def __str__(self) -> str:
         """The report for a terminal, in percent."""
         content = self._content()
-        rows = [["class", *(heading for heading, _ in content.columns)]]
-        rows += [
-            [shortened(name), *(percent_number(values[name]) for _, values in content.columns)] for name in self.classes
-        ]
+        rows = [[shortened(name), *figures] for name, *figures in self._table()[:-1]]
         comparison = [
             f"mIoU {whose:<10}  {figure:>6}  {clean(text)}".rstrip() for whose, figure, text in content.comparison
         ]
@@ -188,6 +196,35 @@ class Report:
     def __repr__(self) -> str:
         miou = f"mIoU {percent_number(self.miou)} %{self.absent_classes_note}"
         return f"Report({self._title()}: {miou}, {self._images()})"
+
+    def to_csv(self) -> str:
+        """The figures of each class as CSV: fractions, and an empty field where there is nothing to measure."""
+        columns = self._content().columns
+        lines = [csv_line(["class", *(heading for heading, _ in columns)])]
+        for name in self.classes:
+            figures = (values[name] for _, values in columns)
+            lines.append(csv_line([name, *("" if math.isnan(figure) else figure for figure in figures)]))
+        return "".join(lines)
+
+    def to_markdown(self) -> str:
+        """The figures of each class and their means as a table of Markdown, in percent."""
+        return markdown_table([[markdown_text(cell) for cell in row] for row in self._table()])
+
+    def to_latex(self) -> str:
+        """The figures of each class and their means as a `tabular` of LaTeX, in percent; needs no package."""
+        head, *rows, means = (" & ".join(map(latex_text, row)) + " \\\\" for row in self._table())
+        columns = "l" + "r" * len(self._content().columns)
+        lines = [f"\\begin{{tabular}}{{{columns}}}", r"\hline", head, r"\hline", *rows, r"\hline", means, r"\hline"]
+        return "\n".join([*lines, "\\end{tabular}\n"])
+
+    def _table(self) -> list[list[str]]:
+        """A head, a row for each class and one of means, in percent; names are as they are."""
+        columns = self._content().columns
+        means = {"IoU": self.miou, "recall": self.mean_accuracy, "boundary F": self.mean_boundary}
+        rows = [["class", *(heading for heading, _ in columns)]]
+        rows += [[name, *(percent_number(values[name]) for _, values in columns)] for name in self.classes]
+        shown = ["" if (mean := means.get(heading)) is None else percent_number(mean) for heading, _ in columns]
+        return [*rows, [f"mean{self.absent_classes_note}", *shown]]
 
     def _title(self) -> str:
         return clean(f"{self.model} on {self.dataset} {self.split}")

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from isanet._files import atomic_write_all, given_path
-from isanet._text import clean, shortened
+from isanet._text import clean, markdown_text, shortened
 from isanet.errors import (
     CacheError,
     CheckpointError,
@@ -380,7 +380,7 @@ def model_card(
         origin = f"Its training started from the backbone in {_code(provenance['backbone_source'])}."
     names = [shortened(name, 100) for name in config["classes"]]
     first = json.dumps(names[0], ensure_ascii=False).replace("`", "'")
-    classes = ", ".join(map(_escaped, names[:30])) + (", ..." if len(names) > 30 else "")
+    classes = ", ".join(map(markdown_text, names[:30])) + (", ..." if len(names) > 30 else "")
     return f"""---
 {chr(10).join(front)}
 ---
@@ -406,19 +406,14 @@ result.overlay().save("overlay.png")
 def _training(provenance: Mapping[str, str]) -> str:
     """What a card says of a model that `isanet.finetune` trained."""
     start = f" from {_code(provenance['started_from'])}" if "started_from" in provenance else ""
-    paragraphs = [f"Trained{start} on {_escaped(provenance['trained_on'])}, by `isanet finetune`."]
+    paragraphs = [f"Trained{start} on {markdown_text(provenance['trained_on'])}, by `isanet finetune`."]
     if "measured" in provenance:
-        paragraphs.append(f"Measured: {_escaped(provenance['measured'])}.")
+        paragraphs.append(f"Measured: {markdown_text(provenance['measured'])}.")
     if "recipe" in provenance:
         lines = (shortened(line, 500).replace("`", "'") for line in provenance["recipe"][:20_000].splitlines())
         recipe = "\n".join(lines)
         paragraphs.append(f"<details><summary>Recipe</summary>\n\n```json\n{recipe}\n```\n\n</details>")
     return "\n\n".join(paragraphs)
-
-
-def _escaped(text: str) -> str:
-    """A text as Markdown that shows it literally: GitHub's kind makes links of bare addresses too."""
-    return re.sub(r"([\\`*_\[\]<>&#|~:@]|(?<=[wW])\.)", r"\\\1", shortened(text, 500))
 
 
 def _code(text: str) -> str:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import sys
@@ -140,6 +142,61 @@ def test_without_a_published_figure_the_text_says_so(tmp_path: Path) -> None:
     make().save(tmp_path)
     assert str(make()).endswith("no figure is published for this model")
     assert "No figure is published for this model." in Page(tmp_path).text
+
+
+# --- tables
+
+HOSTILE = ("=road", "car|`<b>`_{&%\\", "sky\n\x1b[2J\u202e", 'www.boat,"x"~^#$')
+
+
+def test_figures_by_class_as_csv_are_fractions() -> None:
+    report = make(classes=HOSTILE, boundary=dict(zip(HOSTILE, (0.5, 0.7, math.nan, math.nan), strict=True)))
+    text = report.to_csv()
+    assert all(line.isprintable() for line in text.splitlines())
+    head, *rows = csv.reader(io.StringIO(text))
+    assert head == ["class", "IoU", "precision", "recall", "share", "boundary F"]
+    assert [row[0] for row in rows] == ["'=road", HOSTILE[1], "sky\ufffd\ufffd[2J\ufffd", HOSTILE[3]]
+    columns = (report.iou, report.precision_by_class, report.recall_by_class, report.share_by_class, report.boundary)
+    for name, (_, *figures) in zip(HOSTILE, rows, strict=True):
+        measured = [column[name] for column in columns if column is not None]
+        assert [float(figure or "nan") for figure in figures] == pytest.approx(measured, abs=0, nan_ok=True)
+
+
+def test_markdown_is_one_table_with_means() -> None:
+    assert make().to_markdown() == (
+        "| class | IoU | precision | recall | share |\n"
+        "|---|---|---|---|---|\n"
+        "| road | 66.67 | 85.71 | 75.00 | 66.67 |\n"
+        "| car | 50.00 | 60.00 | 75.00 | 33.33 |\n"
+        "| sky | - | - | - | 0.00 |\n"
+        "| boat | - | - | - | 0.00 |\n"
+        "| mean, 2 of 4 classes measured | 58.33 |  | 75.00 |  |\n"
+    )
+    text = make(classes=HOSTILE).to_markdown()
+    assert "| car\\|\\`\\<b\\>\\`\\_{\\&%\\\\ |" in text
+    assert '| www\\.boat,"x"\\~^\\#$ |' in text
+    assert len(text.splitlines()) == 7
+    assert all(line.isprintable() for line in text.splitlines())
+
+
+def test_latex_is_one_tabular_with_means() -> None:
+    boundary = dict(zip(HOSTILE, (0.5, 0.7, math.nan, math.nan), strict=True))
+    lines = make(classes=HOSTILE, boundary=boundary).to_latex().splitlines()
+    assert lines[:3] == [
+        r"\begin{tabular}{lrrrrr}",
+        r"\hline",
+        r"class & IoU & precision & recall & share & boundary F \\",
+    ]
+    assert lines[3:9] == [
+        r"\hline",
+        r"=road & 66.67 & 85.71 & 75.00 & 66.67 & 50.00 \\",
+        r"car\textbar{}`\textless{}b\textgreater{}`\_\textbraceleft{}\&\%\textbackslash{} "
+        r"& 50.00 & 60.00 & 75.00 & 33.33 & 70.00 \\",
+        "sky \ufffd[2J\ufffd & - & - & - & 0.00 & - \\\\",
+        r"www.boat," + '"x"' + r"\textasciitilde{}\textasciicircum{}\#\$ & - & - & - & 0.00 & - \\",
+        r"\hline",
+    ]
+    assert lines[9:] == [r"mean, 2 of 4 classes measured & 58.33 &  & 75.00 &  & 60.00 \\", r"\hline", r"\end{tabular}"]
 
 
 # --- JSON
