@@ -10,6 +10,8 @@ Sources:
 * `ade20k150`: `objectInfo150.txt` of CSAILVision/sceneparsing (order), shortened to one name per class as in
   mmsegmentation's `mmseg/datasets/ade.py`; colors as in that file and in sssegmentation's
   `ssseg/modules/datasets/ade20k.py`.
+* `context59`: `PascalContextDataset59` of mmsegmentation's `mmseg/datasets/pascal_context.py`, without background; ids
+  as its converter writes them; colors are those of `ade20k150` from the second on. Older code has VOC's classes first.
 * `cityscapes19`: `cityscapesscripts/helpers/labels.py` of mcordts/cityscapesScripts, the labels with a train id.
 * `toystreets`: what `isanet.toystreets` draws, named and colored as in Cityscapes; its ids are its indices.
 """
@@ -149,6 +151,13 @@ _ADE20K150 = """
 148 glass                25 194 194 | 149 clock               102 255   0 | 150 flag                 92   0 255
 """
 
+_CONTEXT59 = """
+aeroplane bag bed bedclothes bench bicycle bird boat book bottle building bus cabinet car cat ceiling chair cloth
+computer cow cup curtain dog door fence floor flower food grass ground horse keyboard light motorbike mountain mouse
+person plate platform pottedplant road rock sheep shelves sidewalk sign sky snow sofa table track train tree truck
+tvmonitor wall water window wood
+"""
+
 # The ids are those of `*_labelIds.png`; the model's own index (the position) is the official train id.
 _CITYSCAPES19 = """
   7 road                128  64 128 |   8 sidewalk            244  35 232 |  11 building             70  70  70
@@ -187,22 +196,33 @@ def _by_id(name: str, *parts: LabelSpace) -> LabelSpace:
     return LabelSpace(name, classes, palette, ids)
 
 
+_ADE20K = _parse("ade20k150", _ADE20K150)
+
 LABEL_SPACES: dict[str, LabelSpace] = {
     "voc21": LabelSpace("voc21", tuple(_VOC21.split()), generic_palette(21), tuple(range(21))),
-    "ade20k150": _parse("ade20k150", _ADE20K150),
+    "ade20k150": _ADE20K,
+    "context59": LabelSpace("context59", tuple(_CONTEXT59.split()), _ADE20K.palette[1:60], tuple(range(1, 60))),
     "cityscapes19": _parse("cityscapes19", _CITYSCAPES19),
     "toystreets": _parse("toystreets", _TOYSTREETS),
 }
-"""The spaces of the models in the zoo, by name."""
+"""The spaces of published models, by name."""
+
+_BACKGROUND = LabelSpace("", ("background",), ((0, 0, 0),), (0,))
 
 OFFICIAL_SPACES: dict[str, LabelSpace] = {
     "voc-ids": _by_id("voc-ids", LABEL_SPACES["voc21"]),
     "ade20k-ids": _by_id("ade20k-ids", LabelSpace("", ("other",), ((0, 0, 0),), (0,)), LABEL_SPACES["ade20k150"]),
+    "context-ids": _by_id("context-ids", _BACKGROUND, LABEL_SPACES["context59"]),
     "cityscapes-ids": _by_id("cityscapes-ids", LABEL_SPACES["cityscapes19"], _parse("", _CITYSCAPES_REST)),
 }
 """The values in the datasets' own annotation files, by name: the index of a class is its official id."""
 
-_OFFICIAL_NAMES = {"voc21": "voc-ids", "ade20k150": "ade20k-ids", "cityscapes19": "cityscapes-ids"}
+_OFFICIAL_NAMES = {
+    "voc21": "voc-ids",
+    "ade20k150": "ade20k-ids",
+    "context59": "context-ids",
+    "cityscapes19": "cityscapes-ids",
+}
 """From spaces of real datasets to those of their official ids. ToyStreets has neither files nor a server."""
 
 
@@ -219,7 +239,7 @@ def label_space(name: str) -> LabelSpace:
 
 
 def label_space_for(num_classes: int) -> LabelSpace | None:
-    """The space of a real dataset with exactly that many classes (21, 150 or 19), to guess that of a checkpoint.
+    """The space of a real dataset with exactly that many classes (21, 150, 59 or 19), to guess that of a checkpoint.
 
     Else None: an unknown checkpoint with 11 classes need not be of ToyStreets.
     """

@@ -93,11 +93,12 @@ def warn_of_assumptions(model: ISANet) -> None:
     """Warn of what a bare file did not say, and how to say it."""
     if model.provenance.get("classes") == "assumed":
         log.warning(
-            "the file does not name its %d classes: assumed the names of %s (%s); pass classes= (isanet convert "
+            "the file does not name its %d classes: assumed the names of %s (%s)%s; pass classes= (isanet convert "
             "--classes) if they are your own",
             len(model.classes),
             model.label_space,
             listed(model.classes, 3),
+            ", not the older order (aeroplane, bicycle, bird, …)" if model.label_space == "context59" else "",
         )
     if model.provenance.get("preprocessing") == "assumed" and model.preprocessing:
         log.warning(

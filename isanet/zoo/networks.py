@@ -27,17 +27,17 @@ Network = TypeVar("Network", bound=nn.Module)
 
 def model_config(weights: Weights) -> dict[str, Any]:
     """The arguments of `isanet.ISANet` for one released model."""
-    return {**weights.architecture, **label_arguments(weights)}
+    return {**weights.architecture, **label_arguments(weights.label_space, weights.preprocessing)}
 
 
-def label_arguments(weights: Weights) -> dict[str, Any]:
+def label_arguments(label_space: str, preprocessing: Mapping[str, Any]) -> dict[str, Any]:
     """Those among them that do not shape the network: its classes, and how images are prepared."""
-    space = LABEL_SPACES[weights.label_space]
+    space = LABEL_SPACES[label_space]
     return {
         "classes": list(space.classes),
         "palette": [list(color) for color in space.palette],
         "label_space": space.name,
-        "preprocessing": dict(weights.preprocessing),
+        "preprocessing": dict(preprocessing),
     }
 
 

@@ -64,8 +64,8 @@ def from_pretrained(
             * a folder with config.json and model.safetensors, as `save_pretrained` writes it;
             * a .safetensors file;
             * an upstream checkpoint (.pth) of sssegmentation or mmsegmentation; its keys tell its layout and its shapes
-              its architecture. Names of classes come from its notes (mmsegmentation's `meta`); without notes, 21, 150
-              and 19 classes are taken for VOC's, ADE20K's and Cityscapes', with a warning.
+              its architecture. Names of classes come from its notes (mmsegmentation's `meta`); without notes, 21, 150,
+              19 and 59 classes are taken for VOC's, ADE20K's, Cityscapes' and Pascal Context's, with a warning.
 
             A `pathlib.Path` is always a file or a folder; a string is a name in the zoo first, then a path, then a
             repository.
@@ -127,7 +127,7 @@ def _resolve(source: str | os.PathLike[str]) -> Weights | Path | str:
     path = Path(os.path.expanduser(text))  # noqa: PTH111  Path's raises for "~somebody" who does not exist
     if os.path.exists(path) or not isinstance(source, str):  # noqa: PTH110  Path's raises for names that are too long
         return given_path(path, CheckpointFormatError)
-    if REPOSITORY.fullmatch(text) and path.suffix not in (".pth", ".pt", ".safetensors"):
+    if REPOSITORY.fullmatch(text) and path.suffix not in (".pth", ".pt", ".ckpt", ".bin", ".safetensors"):
         return text
     if path.suffix or len(path.parts) > 1:
         raise ValueError(f"there is no file or folder {str(path)!r}")
@@ -274,8 +274,10 @@ def _inferred_config(state: Mapping[str, Tensor], raw: object) -> tuple[dict[str
     if space is None:
         config |= {"preprocessing": imagenet_preprocessing(), "palette": generic_palette(config["num_classes"])}
     else:
-        same_classes = next(weights for weights in load_manifest().values() if weights.label_space == space.name)
-        config |= label_arguments(same_classes)
+        known = [weights.preprocessing for weights in load_manifest().values() if weights.label_space == space.name]
+        # mmsegmentation tests models of Pascal Context, of which the zoo has none, at a long edge of 520
+        context = imagenet_preprocessing() | {"short_edge": 520, "long_edge": 520}
+        config |= label_arguments(space.name, known[0] if known else context)
     if noted is not None:
         config |= {"classes": noted[0], "palette": noted[1] or config["palette"]}
     log.info(

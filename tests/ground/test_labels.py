@@ -8,10 +8,13 @@ import pytest
 
 from isanet.labels import LABEL_SPACES, LabelSpace, generic_palette, label_space, label_space_for
 
-SIZES = {"voc21": 21, "ade20k150": 150, "cityscapes19": 19, "toystreets": 11}
+SIZES = {"voc21": 21, "ade20k150": 150, "cityscapes19": 19, "context59": 59, "toystreets": 11}
 
 # The datasets' authors gave these classes one color; every other color is unique within its space.
-SHARED_COLORS = {"ade20k150": {(140, 140, 140): {"road", "skyscraper"}}}
+SHARED_COLORS = {
+    "ade20k150": {(140, 140, 140): {"road", "skyscraper"}},
+    "context59": {(140, 140, 140): {"bicycle", "snow"}},
+}
 
 # Of "id name red green blue" lines, taken when every line agreed with mmsegmentation's and sssegmentation's own lists.
 # Whoever changes a fact on purpose changes the fingerprint too.
@@ -19,6 +22,7 @@ FINGERPRINTS = {
     "voc21": "5448cd81dd29e0fd9ef4f170a36b580f5df0a7083453e4a6951b488b6ff8b82d",
     "ade20k150": "92c302d5408b3f5142cd5f5a3f097b5dd230d373e8302c6c2162b841cb0ddd0d",
     "cityscapes19": "995a2dacc9bdf27ef254ac032b0fc253e0a69f36bd6d87a600075c4bf27775c1",
+    "context59": "3d0623a090c1e337d93908c8b349c571781fff0925b7e0d2ad324f54a4a64473",
     "toystreets": "40fde8e4459e4b9fd8cd82ee0a7efc393be15537f840b1fa9ebfb4e3c58a0422",
 }
 
@@ -28,7 +32,7 @@ def space(request: pytest.FixtureRequest) -> LabelSpace:
     return label_space(request.param)
 
 
-def test_the_four_spaces_are_known_under_their_own_names() -> None:
+def test_the_five_spaces_are_known_under_their_own_names() -> None:
     assert {name: space.name for name, space in LABEL_SPACES.items()} == {name: name for name in SIZES}
 
 
@@ -60,6 +64,7 @@ def test_colors_are_bytes_and_shared_only_where_the_dataset_shares_them(space: L
         ("voc21", [*range(21)]),
         ("ade20k150", [*range(1, 151)]),
         ("cityscapes19", [7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33]),
+        ("context59", [*range(1, 60)]),
         ("toystreets", [*range(11)]),
     ],
 )
@@ -94,6 +99,9 @@ def test_official_ids(name: str, ids: list[int]) -> None:
         ("cityscapes19", 15, "bus", (0, 60, 100), 28),
         ("cityscapes19", 16, "train", (0, 80, 100), 31),
         ("cityscapes19", 18, "bicycle", (119, 11, 32), 33),
+        ("context59", 0, "aeroplane", (180, 120, 120), 1),
+        ("context59", 36, "person", (102, 8, 255), 37),
+        ("context59", 58, "wood", (31, 0, 255), 59),
         ("toystreets", 4, "traffic light", (250, 170, 30), 4),
         ("toystreets", 10, "car", (0, 0, 142), 10),
     ],
@@ -117,7 +125,9 @@ def test_an_unknown_name_lists_the_known_ones(name: str) -> None:
     assert all(known in str(caught.value) for known in SIZES)
 
 
-@pytest.mark.parametrize(("num_classes", "name"), [(21, "voc21"), (150, "ade20k150"), (19, "cityscapes19")])
+@pytest.mark.parametrize(
+    ("num_classes", "name"), [(21, "voc21"), (150, "ade20k150"), (19, "cityscapes19"), (59, "context59")]
+)
 def test_the_number_of_classes_identifies_the_space(num_classes: int, name: str) -> None:
     assert label_space_for(num_classes) is LABEL_SPACES[name]
 

@@ -111,6 +111,21 @@ def test_names_and_preprocessing_that_were_assumed_are_warned_of(
         isanet.from_pretrained(path, preprocessing={"short_edge": 1})
 
 
+@pytest.mark.parametrize(
+    ("count", "space"), [(19, "cityscapes19"), (21, "voc21"), (59, "context59"), (150, "ade20k150")]
+)
+def test_known_numbers_of_classes_are_assumed_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, count: int, space: str
+) -> None:
+    model = isanet.from_pretrained(saved(tmp_path, state(count)))
+    assert (model.label_space, model.classes, model.palette) == (
+        space, LABEL_SPACES[space].classes, LABEL_SPACES[space].palette
+    )  # fmt: skip
+    assert f"assumed the names of {space} ({', '.join(model.classes[:3])}, …)" in caplog.text
+    assert ("not the older order (aeroplane, bicycle, bird, …)" in caplog.text) == (count == 59)
+    assert model.preprocessing["long_edge"] == (520 if count == 59 else 2048)
+
+
 def test_convert_takes_names_and_preprocessing(tmp_path: Path) -> None:
     path = saved(tmp_path, {"model": state(), "model_ema": {n: v + 1 for n, v in state().items()}})
     options = ["--classes", ",".join(NINETEEN), "--preprocessing", json.dumps(PREPROCESSING), "--weights", "ema"]
