@@ -139,6 +139,22 @@ def test_a_common_file_appears_whole_or_not_at_all(
     assert {path.name for path in work.iterdir()} == {"images", "all.json"}
 
 
+def test_annotations_that_one_image_cannot_have_do_not_stop_the_others(
+    tiny: FileServer, work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    to_coco = Segmentation.to_coco
+
+    def cramped(result: Segmentation, number: int, name: str) -> Any:
+        if name == "1.png":
+            raise MemoryError
+        return to_coco(result, number, name)
+
+    monkeypatch.setattr(Segmentation, "to_coco", cramped)
+    assert run("segment", "images", "--model", tiny_zoo.NAME, "--coco", "all.json") == 1
+    assert "not enough memory for the outputs of images/1.png" in capsys.readouterr().err
+    assert [image["id"] for image in json.loads(Path("all.json").read_text())["images"]] == [1, 3]
+
+
 def test_masks_of_classes_are_black_and_white(tiny: FileServer, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     classes = ["cat", "a/b", "a_b", "\x1bd" + "x" * 300]
     isanet.from_pretrained(tiny_zoo.NAME, classes=classes).save_pretrained("mine")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from isanet._files import atomic_write, atomic_write_all, looks_like
+from isanet._files import atomic_write, atomic_write_all, looks_like, output_stream
+from isanet.errors import OutputError
 from tests.helpers.disk import full_at
 
 posix = pytest.mark.skipif(os.name != "posix", reason="links and modes of POSIX")
@@ -170,3 +171,36 @@ def test_several_files_are_all_written_before_the_first_is_replaced(
 )
 def test_what_a_file_looks_like(start: bytes, words: str) -> None:
     assert words in looks_like(start)
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, BrokenPipeError(32, "Broken pipe")])
+def test_a_stream_leaves_the_errors_of_others_as_they_are(
+    tmp_path: Path, failure: type[BaseException] | BaseException
+) -> None:
+    target = tmp_path / "target"
+    target.write_bytes(b"old")
+
+    def broken() -> None:
+        with output_stream(target) as write:
+            write(b"half")
+            raise failure
+
+    kind = failure if isinstance(failure, type) else type(failure)
+    with pytest.raises(kind, check=lambda error: type(error) is kind):
+        broken()
+    assert (target.read_bytes(), names(tmp_path)) == (b"old", {"target"})
+
+
+def test_a_stream_that_cannot_be_written_is_an_output_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "target"
+    with pytest.raises(OutputError, match="nowhere"), output_stream(tmp_path / "nowhere" / "a"):
+        pass
+    full_at(monkeypatch, 1)
+    with pytest.raises(OutputError, match="target: No space left"), output_stream(target) as write:
+        write(b"a")
+    assert not names(tmp_path)
+    with output_stream(target) as write:
+        write(b"a")
+        assert names(tmp_path) != {"target"}
+        write(b"b")
+    assert (target.read_bytes(), names(tmp_path)) == (b"ab", {"target"})
