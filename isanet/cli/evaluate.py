@@ -13,6 +13,7 @@ from isanet.cli.options import (
     DATA,
     MODEL,
     AddCommand,
+    add_allow_absent,
     add_dataset_options,
     add_inference_options,
     add_output_options,
@@ -34,6 +35,7 @@ def add_commands(add_command: AddCommand) -> None:
     evaluate.add_argument("--predictions", metavar="DIR", help=predictions)
     mapping = 'JSON file of classes to merge, such as {"vehicle": ["car", "bus"]}'
     evaluate.add_argument("--mapping", type=Path, metavar="FILE", help=mapping)
+    add_allow_absent(evaluate)
     add_inference_options(evaluate, precision="float32")
     add_dataset_options(evaluate)
 
@@ -69,6 +71,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             mapping=mapping,
             limit=options.limit,
             boundary=options.boundary,
+            allow_absent=options.allow_absent,
             output=options.output,
             predictions=options.predictions,
             workers=options.workers,

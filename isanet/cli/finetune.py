@@ -15,6 +15,7 @@ from isanet.cli.options import (
     DATA,
     MODEL,
     AddCommand,
+    add_allow_absent,
     add_dataset_options,
     add_output_options,
     class_names_or_number,
@@ -47,6 +48,7 @@ def add_commands(add_command: AddCommand) -> None:
     finetune.add_argument("--device", default="auto", choices=("auto", "cpu"), help="default: auto")
     tracker = "experiment tracker such as tensorboard or wandb; may be repeated"
     finetune.add_argument("--tracker", action="append", default=[], help=tracker)
+    add_allow_absent(finetune)
     add_dataset_options(finetune)
 
     check = add_command("check-masks", _check_masks, "check a folder of masks and suggest how to read it")
@@ -56,6 +58,7 @@ def add_commands(add_command: AddCommand) -> None:
     check.add_argument("--classes", type=class_names_or_number, help=classes)
     check.add_argument("--output", type=Path, metavar="FILE.png", help="write a histogram of the values")
     check.add_argument("--force", action="store_true", help="replace an existing histogram")
+    add_allow_absent(check)
     check.add_argument("--json", action="store_true", help="all findings, as JSON")
 
 
@@ -91,6 +94,7 @@ def _finetune(options: argparse.Namespace) -> int:
         recipe,
         options.output,
         overwrite=options.force,
+        allow_absent=options.allow_absent,
         workers=options.workers,
         device=options.device,
         trackers=options.tracker,
@@ -133,6 +137,7 @@ def _recipe(source: str | None, settings: Sequence[str]) -> Recipe | dict[str, A
 def _check_masks(options: argparse.Namespace) -> int:
     from isanet.datasets.importing import survey
     from isanet.datasets.mask_check import check_masks
+    from isanet.datasets.one_class import require_two_classes
     from isanet.datasets.opening import export_layouts, folder_options, open_parts
 
     folder, images = options.folder, options.images
@@ -143,8 +148,11 @@ def _check_masks(options: argparse.Namespace) -> int:
         elif "mask_suffix" in names or export_layouts(folder):
             if options.output is not None or options.classes is not None:
                 options.wrong_call(f"the masks in {folder} are read without --output and --classes")
-            found = survey(open_parts(folder))
+            parts = open_parts(folder)
+            found = survey(parts)
             print(json.dumps(asdict(found), indent=1) if options.json else found)
+            if not options.allow_absent:
+                require_two_classes(next(iter(parts.values())), found.pixels)
             return 0
     classes = options.classes
     if isinstance(classes, str):
@@ -160,4 +168,4 @@ def _check_masks(options: argparse.Namespace) -> int:
     print(json.dumps(check.to_json(), indent=1) if options.json else check)
     if options.output is not None:
         check.save_histogram(options.output)
-    return 0
+    return 1 if check.one_class and not options.allow_absent else 0

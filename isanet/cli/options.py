@@ -37,6 +37,11 @@ def add_output_options(parser: argparse.ArgumentParser, folder: str, *, force: s
     parser.add_argument("--force", action="store_true", help=force)
 
 
+def add_allow_absent(parser: argparse.ArgumentParser) -> None:
+    """Adds `--allow-absent`."""
+    parser.add_argument("--allow-absent", action="store_true", help="go on if only one class occurs in all masks")
+
+
 def add_inference_options(parser: argparse.ArgumentParser, precision: str, *, int8: bool = False) -> None:
     """Adds how a model is run: protocol, device, precision with this default, batch size."""
     protocols = f"how an image goes through the network: {', '.join(PROTOCOLS)}; default: whole"

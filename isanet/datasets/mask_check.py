@@ -11,7 +11,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -27,6 +27,7 @@ from isanet.datasets.mask_findings import (
     CITYSCAPES,
     CITYSCAPES_IDS,
     MAX_COLORS,
+    TWO_CLASSES,
     Counts,
     Finding,
     MaskStats,
@@ -59,6 +60,11 @@ _FILE_FINDINGS = {
     "image-unreadable": "The mask's image cannot be read.",
     "no-mask": "Images without a mask (even if the list of a split leaves them out).",
     "not-labelIds": "Not checked, since isanet.datasets.Cityscapes reads only the files *_labelIds.png.",
+}
+_ONE_CLASS = {
+    "one-class": "All that is not ignored is one class: there is nothing to learn or to measure, and evaluate and "
+    "finetune stop. Where the other classes are absent on purpose, --allow-absent (allow_absent=True) goes on.",
+    "all-ignored": "All pixels are ignored, so there is nothing to learn or to measure: evaluate and finetune stop.",
 }
 _HATCHED = {"ignored": ("white", "////", "#808080"), "stray": ("#ffd0d0", "xxxx", "#c00000")}
 
@@ -123,6 +129,11 @@ class MaskCheck:
             more = [f"  … and {len(reasons) - 20:,} more"] if len(reasons) > 20 else []
             lines += ["", "Unreadable:", *reasons[:20], *more]
         return "\n".join(lines)
+
+    @property
+    def one_class(self) -> bool:
+        """Whether all that is not ignored is at most one class, unless one is expected; `evaluate` would stop."""
+        return any(finding.kind in TWO_CLASSES | _ONE_CLASS.keys() for finding in self.findings)
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as `json.dumps` takes it."""
@@ -243,6 +254,10 @@ def check_masks(
         stray = {count.value for count in values if count.role == "stray"}
         names = (stats.values.files_with(stray) if kind == "stray" else []) or list(stats.values.files)
         findings.append(finding(kind, text, names, len(stats.values.files), fix))
+        read = [count for count in values if count.role != "ignored"]
+        if len(read) < 2 and num_classes != 1 and kind not in TWO_CLASSES and not stats.colors.files:
+            kind = "one-class" if read else "all-ignored"
+            findings.append(finding(kind, _ONE_CLASS[kind], list(stats.values.files), len(stats.values.files)))
     if stats.problems["palette"]:
         findings.append(palette_finding(stats))
     if stats.colors.files:
@@ -257,6 +272,19 @@ def check_masks(
         findings=tuple(findings),
         unreadable=stats.problems["unreadable"],
     )
+
+
+def two_class_finding(paths: Iterable[Path], space: LabelSpace) -> Finding | None:
+    """What `check_masks` says if these masks hold only two values or colors, of which one seems to be ignored."""
+    stats = _read_all(Path(), [os.fspath(path) for path in paths], None, progress=False)
+    if stats.colors.files:
+        found = color_finding(stats.colors, len(space), space)
+    elif stats.values.files:
+        kind, text, fix = diagnose_values(stats, len(space), space, official_ids=False)
+        found = finding(kind, text, list(stats.values.files), len(stats.values.files), fix)
+    else:
+        return None
+    return found if found.kind in TWO_CLASSES else None
 
 
 def _read_all(root: Path, masks: Sequence[str], images: Mapping[str, Path] | None, progress: bool | None) -> MaskStats:

@@ -28,6 +28,9 @@ _MAX_VALUES = 70_000  # counted: all that 16 bits have, so that only 32-bit file
 _MAX_VALUES_PER_FILE = 1024  # masks of classes have fewer; bounds the memory for other files
 _MAX_SPELLED_OUT = 32  # values or colors in a finding
 
+TWO_CLASSES = {"black-and-white", "one-plus-255"}
+"""Kinds of findings that say: what seems to be ignored is the second class."""
+
 Diagnosis = tuple[str, str, dict[str, Any]]
 """Kind and text of a finding, and the arguments of `Folder` that help, see `finding`."""
 

@@ -178,6 +178,12 @@ class Progress:
             finished.unlink(missing_ok=True)
         return self.overwrite
 
+    @property
+    def saved(self) -> bool:
+        """Whether a run was interrupted."""
+        with output_errors(self.folder):
+            return any(self.folder.glob("progress-*.json"))
+
     def save(self, counts: Counts) -> None:
         """Write the counts, or an OutputError; skipped while an image is partially counted."""
         if not counts.partial:

@@ -34,6 +34,7 @@ def evaluate(
     mapping: Groups | None = None,
     limit: int | None = None,
     boundary: bool = False,
+    allow_absent: bool = False,
     output: str | os.PathLike[str] | None = None,
     predictions: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
@@ -60,6 +61,8 @@ def evaluate(
             predicted (they are left out of the argmax). `{}` matches by name alone.
         limit: Evaluate at most this many images, spread evenly over the dataset.
         boundary: Measure the boundary F-score too.
+        allow_absent: Measure also if only one of the classes, or none, occurs in all masks of the dataset. Otherwise
+            that is an error before the first image: nearly always the masks are read by the wrong arguments.
         output: Folder for the report, its images and its page. Progress is saved there: the same call resumes an
             interrupted run.
         predictions: Folder for the label maps, `<key>.png`, in the form that the server of the model's dataset takes
@@ -81,7 +84,8 @@ def evaluate(
     Raises:
         ValueError: Model and dataset differ in their classes and no mapping says how they match, or an argument is
             wrong.
-        DatasetError: The dataset has no masks, or one is invalid; what was counted before is kept in `output`.
+        DatasetError: The dataset has no masks, or only one class occurs in them; or a mask is invalid, then what was
+            counted before is kept in `output`.
         ImageError: An image cannot be read; what was counted before is kept in `output`.
         OutputError: `output` has a report or another run, or a label map exists, and was kept; or one of the folders
             cannot be written.
@@ -101,7 +105,7 @@ def evaluate(
                 output=output, predictions=predictions, device=device, precision=precision,
             )
         )  # fmt: skip
-        done, replace = processes.run_on_first(lambda: run.start(overwrite=overwrite))
+        done, replace = processes.run_on_first(lambda: run.start(overwrite=overwrite, allow_absent=allow_absent))
         if done:
             log.info("resuming: %d of %d images are already counted", len(done), len(run.indices))
         left = [index for index in run.indices if index not in done][processes.rank :: processes.world_size]

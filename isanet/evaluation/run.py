@@ -29,6 +29,7 @@ from isanet._files import keep_existing, output_errors
 from isanet._processes import Processes, read_ahead
 from isanet._text import listed
 from isanet.datasets.base import SegmentationDataset
+from isanet.datasets.one_class import read_until_two_classes
 from isanet.errors import DatasetError, IsanetError, OutputError
 from isanet.evaluation.counting import Counts, Progress
 from isanet.evaluation.matching import Match, match_classes, published_entry, why_incomparable
@@ -113,14 +114,18 @@ class EvaluationRun:
         result: dict[str, Any] = json.loads(json.dumps(run, default=list))
         return result
 
-    def start(self, *, overwrite: bool) -> tuple[set[int], bool]:
+    def start(self, *, overwrite: bool, allow_absent: bool) -> tuple[set[int], bool]:
         """In the first process: start or resume.
 
+        A new run first looks for a second class in the masks, those of `limit` first.
         All outputs are looked at before anything is saved: saved progress lets the same call resume.
 
         Returns:
             The indices of the images that are already counted, and whether files of others may be replaced.
         """
+        resumes = self.progress is not None and not overwrite and self.progress.saved
+        if not (allow_absent or resumes):
+            read_until_two_classes(self.dataset, dict.fromkeys([*self.indices, *range(len(self.dataset))]))
         folder, keys = self.label_map_folder, [self.dataset.keys[index] for index in self.indices]
         outputs = [] if folder is None else [folder / f"{key}.png" for key in keys]
         if self.progress is not None:

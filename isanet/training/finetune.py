@@ -64,6 +64,7 @@ def finetune(
     output: str | os.PathLike[str] = "finetuned",
     *,
     overwrite: bool = False,
+    allow_absent: bool = False,
     workers: int | None = None,
     device: str = "auto",
     trackers: Sequence[Any] = (),
@@ -92,6 +93,8 @@ def finetune(
         output: Folder for the model and everything else, see `Run`, on a disk that all processes see. A run resumes
             from `training_state.safetensors` in it, which may be deleted afterwards.
         overwrite: Discard an earlier run in the folder and start over.
+        allow_absent: Train also if only one of the classes occurs in all training or all validation masks. Otherwise
+            that is an error before the first step: nearly always the masks are read by the wrong arguments.
         workers: Processes that read and augment, 0 for none but this one. The default is that of `isanet.evaluate`.
         device: "auto" for what accelerate finds, or "cpu".
         trackers: accelerate's: names ("tensorboard", "wandb", ...) or objects.
@@ -102,7 +105,7 @@ def finetune(
 
     Raises:
         ValueError: Model, data and recipe do not go together, or a step does not fit into memory.
-        DatasetError: A mask cannot be used; the message names it.
+        DatasetError: A mask cannot be used, the message names it; or only one class occurs.
         ImageError: An image cannot be used; the message names it.
         OutputError: The folder holds something else or another run, which was kept, or it cannot be written; earlier
             files are unchanged.
@@ -139,7 +142,9 @@ def finetune(
                 )
             training = processes.run_on_all(lambda: Training(plan, accelerator, processes))
             resumes = processes.run_on_first(lambda: not overwrite and (folder / STATE_FILE).exists())
-            processes.run_on_all(training.resume if resumes else lambda: training.start(overwrite=overwrite))
+            processes.run_on_all(
+                training.resume if resumes else lambda: training.start(overwrite=overwrite, allow_absent=allow_absent)
+            )
             training.run()
             kept, report, found = processes.run_on_all(training.finish)
         finally:

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from isanet._files import atomic_write
 from isanet._processes import DeferredSignals, Processes, read_ahead
 from isanet._text import duration, listed
+from isanet.datasets.one_class import require_two_classes
 from isanet.errors import CheckpointError, IsanetError, OutputError
 from isanet.evaluation.evaluate import evaluate
 from isanet.evaluation.report import Report
@@ -99,7 +100,7 @@ class Training:
 
     # --- starting, resuming, saving
 
-    def start(self, *, overwrite: bool) -> None:
+    def start(self, *, overwrite: bool, allow_absent: bool) -> None:
         """In the first process: check the data, and make sure that the folder can be written."""
         if not self.first:
             return
@@ -115,6 +116,9 @@ class Training:
         shares = {"training": counted}
         if plan.val is not None:
             shares["validation"] = count_classes(plan.val, workers=plan.workers, progress=plan.progress)
+        for data, (pixels, _) in zip((plan.train, plan.val), shares.values(), strict=False):
+            if data is not None and not allow_absent:
+                require_two_classes(data, pixels.numpy())
         log.info("pixels of each class, and images with it:\n%s", class_table(self.model.classes, shares))
         pixels = shares["training"][0]
         if absent := [name for index, name in enumerate(self.model.classes) if not pixels[index]]:
@@ -413,7 +417,8 @@ class Training:
     def _evaluate(self, model: ISANet) -> Report:
         assert self.plan.val is not None
         with log_from(logging.WARNING):  # each validation would log the same again
-            return evaluate(model, self.plan.val, workers=self.plan.workers, device=self.device, progress=False)
+            running: dict[str, Any] = {"workers": self.plan.workers, "device": self.device, "progress": False}
+            return evaluate(model, self.plan.val, allow_absent=True, **running)  # `start` has looked
 
     def keep(self, report: Report | None) -> None:
         """Keep the candidate: a copy in memory, and, in the first process, as the model folder."""

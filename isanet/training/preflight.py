@@ -14,7 +14,8 @@ from tqdm import tqdm
 from isanet._processes import read_ahead
 from isanet._text import aligned, clean, percent
 from isanet.datasets.base import SegmentationDataset
-from isanet.errors import DatasetError, IsanetError
+from isanet.datasets.one_class import require_two_classes
+from isanet.errors import IsanetError
 from isanet.labels import IGNORED
 from isanet.model import ISANet
 from isanet.training.batches import Draw, Samples
@@ -46,7 +47,7 @@ def count_classes(dataset: SegmentationDataset, *, workers: int, progress: bool 
                 raise pixels
             counts += torch.stack([pixels, pixels > 0])
     if not counts[0, :IGNORED].any():
-        raise DatasetError(f"all pixels in the masks of {dataset} are ignored, so nothing can be learned")
+        require_two_classes(dataset, counts[0].numpy())
     return counts
 
 

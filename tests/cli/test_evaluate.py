@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import isanet
-from tests.helpers import replicas, tiny_zoo
+from tests.helpers import replicas, tiny_zoo, training
 from tests.helpers.commands import run
 from tests.helpers.file_server import FileServer
 
@@ -78,6 +78,26 @@ def test_evaluate_your_own_folder(
         assert "map.json is no mapping" in error or "list of names" in error or "listed twice" in error
     Path("map.json").write_text('\ufeff{"pet dog": ["dog"], "sky": null}', encoding="utf-8")
     assert run(*call, "--mapping", "map.json", "--force", "--quiet") == 0
+
+
+def test_evaluate_refuses_masks_of_one_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for kind, mode in (("images", "RGB"), ("masks", "L")):
+        (tmp_path / "data" / kind).mkdir(parents=True)
+        image = Image.new(mode, (48, 40))
+        image.paste("white", (0, 0, 20, 40))
+        image.save(tmp_path / "data" / kind / "a.png")
+    isanet.ISANet(**training.TINY, classes=["background", "cat"], preprocessing=training.PREPROCESSING).save_pretrained(
+        tmp_path / "model"
+    )
+    call = ("--quiet", "evaluate", tmp_path / "data", "--classes", "background,cat", "--model", tmp_path / "model")
+    call += ("--output", tmp_path / "out", "--workers", "0")
+    assert run(*call) == 1
+    error = capsys.readouterr().err
+    assert "--ids 0,255 --ignore none" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    assert run(*call, "--ids", "0,255", "--ignore", "none") == 0
+    assert run(*call, "--allow-absent", "--force") == 0
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,64 @@ def test_check_masks(voc: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "nowhere" in capsys.readouterr().err
 
 
+def black_and_white(root: Path, suffix: str = "") -> Path:
+    """Masks of 0 and 255; with a suffix beside their images."""
+    for index in range(4):
+        mask = Image.new("L", (48, 40))
+        mask.paste(255, (0, 0, 20, 40))
+        for kind, name, image in (("images", "", Image.new("RGB", (48, 40))), ("masks", suffix, mask)):
+            folder = root if suffix else root / kind
+            folder.mkdir(parents=True, exist_ok=True)
+            image.save(folder / f"{index}{name}.png")
+    (root / "classes.txt").write_text("background\ncat")
+    return root
+
+
+NAMED = "--ids 0,255 --ignore none"
+
+
+def test_check_masks_fails_for_masks_of_one_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = black_and_white(tmp_path / "data")
+    for call in ([data], [data / "masks"], [data / "masks", "--classes", "2"], [data / "masks", "--json"]):
+        assert run("--quiet", "check-masks", *call) == 1
+        assert NAMED in capsys.readouterr().out
+        assert run("--quiet", "check-masks", *call, "--allow-absent") == 0
+        assert NAMED in capsys.readouterr().out
+    assert run("--quiet", "check-masks", data / "masks", "--classes", "cat") == 0
+    capsys.readouterr()
+    beside = black_and_white(tmp_path / "beside", "_mask")
+    assert run("--quiet", "check-masks", beside) == 1
+    shown = capsys.readouterr()
+    assert "(ignored)" in shown.out
+    assert NAMED in shown.err
+    assert run("--quiet", "check-masks", beside, "--allow-absent") == 0
+
+
+@pytest.mark.parametrize(("value", "text"), [(0, "is one class"), (3, "is one class"), (255, "pixels are ignored")])
+@pytest.mark.parametrize("classes", [[], ["--classes", "a,b,c,d"]])
+def test_check_masks_fails_for_masks_of_one_value(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], value: int, text: str, classes: list[str]
+) -> None:
+    for name in "ab":
+        Image.new("L", (9, 9), value).save(tmp_path / f"{name}.png")
+    assert run("--quiet", "check-masks", tmp_path, *classes) == 1
+    assert text in " ".join(capsys.readouterr().out.split())
+    assert run("--quiet", "check-masks", tmp_path, *classes, "--allow-absent") == 0
+
+
+def test_finetune_refuses_masks_of_one_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny().save_pretrained(tmp_path / "start")
+    call = ("--quiet", "finetune", black_and_white(tmp_path / "data"), "--model", tmp_path / "start")
+    call += ("--output", tmp_path / "run", "--device", "cpu", "--set", "epochs=1", "crop=[32,32]", "batch_size=3")
+    assert run(*call) == 1
+    assert NAMED in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert run(*call, *NAMED.split()) == 0
+    assert "classes measured" not in capsys.readouterr().out
+    assert run(*call, "--allow-absent", "--force") == 0
+    assert "1 of 2 classes measured" in isanet.from_pretrained(tmp_path / "run").provenance["measured"]
+
+
 def test_finetune_trains_on_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_data(tmp_path / "data")
     tiny().save_pretrained(tmp_path / "start")

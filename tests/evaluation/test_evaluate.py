@@ -82,6 +82,71 @@ def test_a_protocol_is_applied(model: Any, cityscapes: datasets.SegmentationData
     assert (report.protocol, report.protocol_text) == ("mine", protocol.text)
 
 
+# --- masks of one class
+
+
+def black_and_white(root: Path) -> tuple[Any, datasets.Folder]:
+    """A model that predicts only background, and masks of 0 and 255: everything that is not ignored is right."""
+    for kind, size in (("images", (40, 48, 3)), ("masks", (40, 48))):
+        (root / kind).mkdir(parents=True)
+        for number in range(3):
+            pixels = np.zeros(size, np.uint8)
+            pixels[:, 24:] = 255
+            Image.fromarray(pixels).save(root / kind / f"{number}.png")
+    (root / "classes.txt").write_text("background\ncat")
+    model = ColorModel(datasets.Folder(root).label_space)
+    with torch.no_grad():
+        model.weight.zero_()
+        model.bias.copy_(torch.tensor([1.0, 0.0]))
+    return model, datasets.Folder(root)
+
+
+def test_one_class_and_255_are_refused_before_the_first_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, dataset = black_and_white(tmp_path / "data")
+    for options in ({}, {"limit": 1}, {"output": tmp_path / "out"}, {"predictions": tmp_path / "maps"}):
+        with pytest.raises(DatasetError, match=r"ids=\(0, 255\), ignore=\(\) \(--ids 0,255 --ignore none\)"):
+            quick_evaluate(model, dataset, **options)
+    assert model.seen == 0
+    assert [path.name for path in tmp_path.iterdir() if path.name != "home"] == ["data"], "nothing was written"
+    right = quick_evaluate(model, datasets.Folder(tmp_path / "data", ids=(0, 255), ignore=()))
+    assert right.miou == pytest.approx(0.25)
+    part: Any = torch.utils.data.Subset(dataset, [0, 2])
+    with pytest.raises(DatasetError, match="--ids 0,255 --ignore none"):
+        quick_evaluate(model, part)
+
+
+def test_absent_classes_may_be_allowed_and_are_told(tmp_path: Path) -> None:
+    model, dataset = black_and_white(tmp_path / "data")
+    report = quick_evaluate(model, dataset, allow_absent=True)
+    assert (report.miou, report.measured_classes) == (1, 1)
+    assert "1 of 2 classes measured" in str(report)
+
+
+def test_an_earlier_report_survives_masks_of_one_class(tmp_path: Path) -> None:
+    model, dataset = black_and_white(tmp_path / "data")
+    output = tmp_path / "out"
+    quick_evaluate(model, dataset, allow_absent=True, output=output)
+    with pytest.raises(DatasetError, match="only one of 2 classes"):
+        quick_evaluate(model, dataset, output=output, overwrite=True)
+    assert (output / "report.json").exists()
+
+
+def test_a_part_with_one_class_is_measured_if_the_dataset_has_more(tmp_path: Path) -> None:
+    model, dataset = black_and_white(tmp_path / "data")
+    Image.fromarray(np.ones((40, 48), np.uint8)).save(tmp_path / "data" / "masks" / "2.png")
+    assert quick_evaluate(model, dataset, limit=1).measured_classes == 1
+    assert quick_evaluate(model, dataset).measured_classes == 2
+
+
+def test_masks_that_are_all_ignored_are_refused(tmp_path: Path) -> None:
+    model, dataset = black_and_white(tmp_path / "data")
+    for path in (tmp_path / "data" / "masks").iterdir():
+        Image.fromarray(np.full((40, 48), 255, np.uint8)).save(path)
+    with pytest.raises(DatasetError, match=r"all pixels .* are ignored, so nothing can be learned or measured"):
+        quick_evaluate(model, dataset)
+    assert "nothing was measured" in str(quick_evaluate(model, dataset, allow_absent=True))
+
+
 # --- errors
 
 

@@ -36,6 +36,20 @@ def test_masks_with_only_ignored_pixels_are_an_error(data: Path, tmp_path: Path)
         train(tiny(), (Folder(data, "train"), Folder(data, "val")), tmp_path / "run")
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_one_class_is_refused_before_the_first_step_unless_allowed(data: Path, tmp_path: Path, split: str) -> None:
+    for path in (data / "masks" / split).iterdir():
+        mask = np.array(Image.open(path))
+        Image.fromarray(np.where(mask == 0, IGNORED, 0).astype(np.uint8)).save(path)
+    sets = Folder(data, "train"), Folder(data, "val")
+    with pytest.raises(DatasetError, match=rf"only one of 3 classes occurs in the masks of data {split} .*: grass"):
+        train(tiny(), sets, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    run = train(tiny(), sets, tmp_path / "run", allow_absent=True)
+    assert run.report.num_images == 3
+    assert train(tiny(), sets, tmp_path / "run").best == run.best, "a resumed run is not checked again"
+
+
 def test_class_shares_are_logged_and_absent_classes_are_a_warning(
     data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
