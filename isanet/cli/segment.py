@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from isanet._text import MAX_LINE, plural, shortened
 from isanet.cli.options import MODEL, VALUE_RANGE, AddCommand, add_inference_options, add_output_options, value_range
 from isanet.cli.printing import error_text
-from isanet.errors import ImageError, IsanetError, OutputError
+from isanet.errors import DownloadError, ImageError, IntegrityError, IsanetError, OutputError
 from isanet.inference.outputs import (
     SUFFIXES,
     CommonFile,
@@ -23,6 +23,7 @@ from isanet.inference.outputs import (
     csv_file,
     find_images,
     plan_outputs,
+    shown,
     write_outputs,
 )
 from isanet.labels import custom_space, official_name
@@ -45,7 +46,7 @@ _Written = tuple[str, list[Any]]
 def add_commands(add_command: AddCommand) -> None:
     """Adds the commands of this file."""
     segment = add_command("segment", _segment, "segment images")
-    segment.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders or glob patterns")
+    segment.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders, patterns or addresses (https)")
     segment.add_argument("--model", required=True, help=MODEL)
     add_output_options(segment, "segmented", force="replace existing outputs")
     segment.add_argument("--overlay", action="store_true", help="image with colored classes and a legend (default)")
@@ -71,8 +72,8 @@ def _segment(options: argparse.Namespace) -> int:
     if not kinds and not files:
         kinds = ["overlay"]
     plan, failures = plan_outputs(images, options.output, kinds, overwrite=options.force, files=files)
-    for path, reason in failures.items():
-        print(shortened(f"isanet: {path}: {reason}", MAX_LINE), file=sys.stderr)
+    for image, reason in failures.items():
+        print(shortened(f"isanet: {shown(image)}: {reason}", MAX_LINE), file=sys.stderr)
     if plan:
         segmenter = _segmenter(options, plan)
         with ExitStack() as stack:
@@ -89,7 +90,7 @@ def _segment(options: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def _segmenter(options: argparse.Namespace, plan: Mapping[Path, Mapping[str, Path]]) -> Segmenter:
+def _segmenter(options: argparse.Namespace, plan: Mapping[Path | str, Mapping[str, Path]]) -> Segmenter:
     """The segmenter, and the folder for its outputs, which is made before a model is fetched in vain."""
     from isanet.inference.segmenter import Segmenter
 
@@ -121,51 +122,55 @@ def _segmenter(options: argparse.Namespace, plan: Mapping[Path, Mapping[str, Pat
     return segmenter
 
 
-def _readable(paths: Iterable[Path], value_range: tuple[float, float] | None) -> Iterator[RGBImage]:
+def _readable(images: Iterable[Path | str], value_range: tuple[float, float] | None) -> Iterator[RGBImage]:
     """The images that can be read; the others are reported when their turn comes."""
-    from isanet.images.reading import read_image
+    from isanet.images.reading import MAX_PIXELS
+    from isanet.inference.sources import read_source
 
-    for path in paths:
-        with suppress(ImageError):
-            yield read_image(path, value_range=value_range)
+    for image in images:
+        with suppress(ImageError, DownloadError, IntegrityError):
+            yield read_source(image, max_pixels=MAX_PIXELS, value_range=value_range)
 
 
 def _segment_all(
-    segmenter: Segmenter, plan: Mapping[Path, Mapping[str, Path]], common: Sequence[CommonFile], batch_size: int
-) -> dict[Path, str]:
+    segmenter: Segmenter, plan: Mapping[Path | str, Mapping[str, Path]], common: Sequence[CommonFile], batch_size: int
+) -> dict[Path | str, str]:
     """Segments images while the outputs of earlier ones are written; returns the failures.
 
     One line is printed for each image, in the order of the images, whichever is written first.
     """
     from tqdm import tqdm
 
-    failures: dict[Path, str] = {}
-    pending: deque[tuple[Path, Future[_Written], int]] = deque()  # with the image's pixels
-    numbers = {path: number for number, path in enumerate(plan, 1)}
+    failures: dict[Path | str, str] = {}
+    images = iter(plan)  # results and failures come in this order
+    pending: deque[tuple[Path | str, Future[_Written], int]] = deque()  # with the image's pixels
+    numbers = {image: number for number, image in enumerate(plan, 1)}
 
-    def finish(result: Segmentation, path: Path) -> _Written:
+    def finish(result: Segmentation, image: Path | str) -> _Written:
         try:
-            parts = [file.part(numbers[path], result) for file in common]
+            parts = [file.part(numbers[image], image, result) for file in common]
         except MemoryError as error:
-            raise OutputError(f"there is not enough memory for the outputs of {path}; make it smaller") from error
-        return _write(result, plan[path]), parts
+            raise OutputError(
+                f"there is not enough memory for the outputs of {shown(image)}; make it smaller"
+            ) from error
+        return _write(result, plan[image]), parts
 
     def report_first() -> None:
-        path, future, _ = pending.popleft()
+        image, future, _ = pending.popleft()
         try:
             line, parts = future.result()
         except IsanetError as error:
-            failures[path] = error_text(error)
-            tqdm.write(f"isanet: {failures[path]}", file=sys.stderr)
+            failures[image] = error_text(error)
+            tqdm.write(f"isanet: {failures[image]}", file=sys.stderr)
         else:
             for file, part in zip(common, parts, strict=True):
                 file.add(part)
-            outputs = f" -> {', '.join(map(str, plan[path].values()))}" if plan[path] else ""
-            tqdm.write(shortened(f"{path}{outputs}: {line}", MAX_LINE), file=sys.stdout)
+            outputs = f" -> {', '.join(map(str, plan[image].values()))}" if plan[image] else ""
+            tqdm.write(shortened(f"{shown(image)}{outputs}: {line}", MAX_LINE), file=sys.stdout)
         bar.update()
 
-    def add(path: Path, future: Future[_Written], pixels: int) -> None:
-        pending.append((path, future, pixels))
+    def add(image: Path | str, future: Future[_Written], pixels: int) -> None:
+        pending.append((image, future, pixels))
         while pending and (
             len(pending) > MAX_PENDING_WRITES
             or sum(pixels for *_, pixels in pending) > MAX_PENDING_PIXELS
@@ -173,10 +178,10 @@ def _segment_all(
         ):
             report_first()
 
-    def add_failure(source: object, error: IsanetError) -> None:
+    def add_failure(_: object, error: IsanetError) -> None:
         future: Future[_Written] = Future()
         future.set_exception(error)
-        add(Path(str(source)), future, 0)
+        add(next(images), future, 0)
 
     with (
         tqdm(total=len(plan), unit="image", disable=None if len(plan) > 1 else True) as bar,  # None: on a terminal
@@ -184,8 +189,8 @@ def _segment_all(
     ):
         try:
             for result in segmenter.stream(list(plan), batch_size=batch_size, on_error=add_failure):
-                assert result.path is not None
-                add(result.path, threads.submit(finish, result, result.path), result.labels.size)
+                image = next(images)
+                add(image, threads.submit(finish, result, image), result.labels.size)
         finally:  # after an error or Ctrl-C too: what was segmented before is written and reported
             while pending:
                 report_first()

@@ -61,7 +61,7 @@ _UPRIGHT = {
 }
 
 
-Source = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[Any]
+Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | NDArray[Any]
 """What `read_image` reads."""
 
 
@@ -83,7 +83,7 @@ def read_image(source: Source, *, max_pixels: int = MAX_PIXELS, value_range: Val
 
     Args:
         source: A path, the bytes of a file, an open binary file (read from its start, and left open), a PIL image (not
-            modified), or an array (H, W, 3).
+            modified), or an array (H, W, 3). Addresses are fetched by `isanet.Segmenter` alone.
         max_pixels: Images of more pixels (height x width) are refused before they are decoded.
         value_range: The values that become 0 and 255, such as (0, 4095) for 12 bits; without effect on 8-bit images.
 
@@ -102,10 +102,10 @@ def read_image(source: Source, *, max_pixels: int = MAX_PIXELS, value_range: Val
         return check_array(source, max_pixels).copy(order="C")
     if isinstance(source, Image.Image):
         return _pixels(source, "the PIL image", max_pixels, value_range)
-    if isinstance(source, bytes):
+    if isinstance(source, bytes | bytearray | memoryview):
         source = io.BytesIO(source)
     if is_open_file(source):
-        return _read_stream(source, max_pixels, value_range)
+        return read_open_file(source, "the image data", max_pixels, value_range)
     if not isinstance(source, str | os.PathLike):
         hint = ""
         tensor: Any = source
@@ -118,6 +118,8 @@ def read_image(source: Source, *, max_pixels: int = MAX_PIXELS, value_range: Val
             "expected a path, bytes, an open file, a PIL image or a uint8 array (H, W, 3), got "
             f"{type(source).__module__}.{type(source).__qualname__}{hint}"
         )
+    if str(source)[:8].lower().startswith(("https://", "http://")):
+        raise ImageError("addresses are read by isanet.Segmenter alone; download the image and pass its path")
     path = given_path(source, ImageError)
     try:
         if path.is_dir():
@@ -141,9 +143,8 @@ def is_open_file(source: object) -> TypeGuard[BinaryIO]:
     return hasattr(source, "read") and hasattr(source, "seek") and not isinstance(source, os.PathLike)
 
 
-def _read_stream(stream: BinaryIO, max_pixels: int, value_range: ValueRange | None) -> RGBImage:
-    """The image in an open file, see `read_image`."""
-    name = "the image data"
+def read_open_file(stream: BinaryIO, name: str, max_pixels: int, value_range: ValueRange | None) -> RGBImage:
+    """The image in an open file, see `read_image`; messages call it `name`."""
     try:
         if not isinstance(stream.read(0), bytes):
             raise ImageError("the image file was opened as text; open it with mode 'rb'")
@@ -273,6 +274,11 @@ def check_size(width: int, height: int, name: str, max_pixels: int) -> None:
         raise ImageError(f"{name} is empty: {width}x{height} pixels")
 
 
+def max_file_bytes(max_pixels: int) -> int:
+    """The most bytes that the file of an image may have: 16 bits of red, green, blue and alpha, and tags."""
+    return 8 * max_pixels + MAX_TAG_BYTES
+
+
 def open_header(stream: BinaryIO, path: Path | str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Like `Image.open(stream, formats=FORMATS)`, which warns of large images or refuses them by a limit of its own.
 
@@ -289,7 +295,7 @@ def open_header(stream: BinaryIO, path: Path | str, max_pixels: int = MAX_PIXELS
     start, size = stream.read(16), stream.seek(0, os.SEEK_END)
     if not start:
         raise ImageError(f"{path} is empty (0 bytes); fetch or export it again")
-    if size > (limit := 8 * max_pixels + MAX_TAG_BYTES):  # 16 bits of red, green, blue and alpha
+    if size > (limit := max_file_bytes(max_pixels)):
         raise ImageError(
             f"{path} has {size:,} bytes, more than the {limit:,} that an image of {max_pixels:,} pixels takes at most; "
             "nothing was decoded: export it again, or raise max_pixels if you trust it"

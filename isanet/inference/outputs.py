@@ -4,8 +4,8 @@
 
     images = find_images(arguments)
     plan = plan_outputs(images, folder, kinds, overwrite=False)
-    for result in segmenter.stream(list(plan.outputs), on_error=...):
-        write_outputs(result, plan.outputs[result.path])
+    for result, outputs in zip(segmenter.stream(list(plan.outputs)), plan.outputs.values()):
+        write_outputs(result, outputs)
 
 Imports neither torch nor numpy, so that wrong calls are answered at once.
 """
@@ -15,14 +15,17 @@ from __future__ import annotations
 import glob
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import unquote
 
 from isanet._files import atomic_write, given_path, keep_existing, output_stream
 from isanet._text import csv_line, without_controls
 from isanet.errors import ImageError, OutputError
+from isanet.weights.url import file_name, is_address, redacted
 
 if TYPE_CHECKING:
     from isanet.inference.segmentation import Segmentation
@@ -45,12 +48,12 @@ class OutputPlan(NamedTuple):
         failures: For each other image, why it is left out.
     """
 
-    outputs: dict[Path, dict[str, Path]]
-    failures: dict[Path, str]
+    outputs: dict[Path | str, dict[str, Path]]
+    failures: dict[Path | str, str]
 
 
-def find_images(arguments: Iterable[str]) -> list[Path]:
-    """The images that files, folders and glob patterns stand for, each once, in order.
+def find_images(arguments: Iterable[str]) -> list[Path | str]:
+    """The images that files, folders, glob patterns and addresses (these alone are text) are, each once, in order.
 
     A file that does not exist is in the list too: `plan_outputs` reports it, and the others are segmented.
 
@@ -59,10 +62,12 @@ def find_images(arguments: Iterable[str]) -> list[Path]:
     """
     from isanet.images.reading import images_in  # imports numpy, which `isanet list` does without
 
-    images: list[Path] = []
+    images: list[Path | str] = []
     for argument in arguments:
         path = Path(argument)
-        if os.path.isdir(argument):  # noqa: PTH112  Path's raises for a name too long
+        if is_address(argument):
+            images.append(argument)
+        elif os.path.isdir(argument):  # noqa: PTH112  Path's raises for a name too long
             images += images_in(path)
         elif os.path.exists(argument) or not glob.has_magic(argument):  # noqa: PTH110
             images.append(path)
@@ -86,7 +91,7 @@ def _matches(pattern: Path) -> Iterable[Path]:
 
 
 def plan_outputs(
-    images: Sequence[Path], folder: Path, kinds: Sequence[str], *, overwrite: bool, files: Sequence[Path] = ()
+    images: Sequence[Path | str], folder: Path, kinds: Sequence[str], *, overwrite: bool, files: Sequence[Path] = ()
 ) -> OutputPlan:
     """Decide which image becomes which files of a folder; nothing is written.
 
@@ -108,18 +113,18 @@ def plan_outputs(
     if len(set(suffixes.values())) < len(suffixes):
         raise OutputError(f"two of {', '.join(suffixes)} would have the same file; ask for one at a time")
     # By an input, or as an output of an earlier image. Not by Path.resolve, which raises for links in a circle
-    claimed = {os.path.realpath(path): path for path in images}
-    for path in files:
-        _check_file(path, claimed, overwrite=overwrite)
-        claimed[os.path.realpath(path)] = path
+    claimed: dict[str, Path | str] = {os.path.realpath(path): path for path in images if not is_address(path)}
+    for file in files:
+        _check_file(file, claimed, overwrite=overwrite)
+        claimed[os.path.realpath(file)] = file
     for path in images:
         outputs = {kind: folder / f"{_stem(path, suffix)}{suffix}" for kind, suffix in suffixes.items()}
         try:
-            if not os.path.exists(path):  # noqa: PTH110  Path's raises for a name too long
+            if not is_address(path) and not os.path.exists(path):  # noqa: PTH110  Path's raises for a name too long
                 raise ImageError("there is no such file")
             for output in outputs.values():
                 if owner := claimed.get(os.path.realpath(output)):
-                    raise OutputError(f"its output {output} is already taken by {owner}; use another --output")
+                    raise OutputError(f"its output {output} is already taken by {shown(owner)}; use another --output")
                 if os.path.isdir(output):  # noqa: PTH112
                     raise OutputError(f"its output {output} is a folder; use another --output")
                 keep_existing(output, overwrite=overwrite)
@@ -131,7 +136,7 @@ def plan_outputs(
     return plan
 
 
-def _check_file(path: Path, claimed: Mapping[str, Path], *, overwrite: bool) -> None:
+def _check_file(path: Path, claimed: Mapping[str, Path | str], *, overwrite: bool) -> None:
     given_path(path, OutputError)
     if os.path.realpath(path) in claimed:
         raise OutputError(f"{path} is one of the images, or another output; use another name")
@@ -149,9 +154,20 @@ def _suffix(kind: str) -> str:
     return f"_mask_{name.encode()[:MAX_CLASS].decode(errors='ignore')}.png"
 
 
-def _stem(path: Path, suffix: str) -> str:
-    """What the names of an image's outputs start with: its own name, short enough for the suffix."""
-    kept = without_controls(path.stem, "_").encode()
+def shown(image: Path | str) -> str:
+    """How an image of a plan is written into messages: an address without passwords."""
+    return redacted(image) if is_address(image) else str(image)
+
+
+def _stem(image: Path | str, suffix: str) -> str:
+    """What the names of an image's outputs start with: its own name, short enough for the suffix.
+
+    The name at the end of an address, which someone else chose, keeps its letters and digits alone, and never hides.
+    """
+    name = Path(image).name
+    if is_address(image):
+        name = re.sub(r"[^\w.-]", "_", unquote(file_name(image))).lstrip(".") or "image"
+    kept = without_controls(Path(name).stem, "_").encode()
     return kept[: min(MAX_STEM, 255 - len(suffix.encode()))].decode(errors="ignore")
 
 
@@ -168,6 +184,7 @@ def write_outputs(result: Segmentation, outputs: Mapping[str, Path]) -> None:
     from PIL import Image
 
     for kind, output in outputs.items():
+        name = result.path or output.name  # images from addresses have no path
         try:
             if kind in ("labels", "ids"):
                 (result if kind == "labels" else result.for_server()).save(output)
@@ -182,11 +199,11 @@ def write_outputs(result: Segmentation, outputs: Mapping[str, Path]) -> None:
                     result.overlay().save(file, format="PNG", compress_level=1)
         except MemoryError as error:
             raise OutputError(
-                f"there is not enough memory for the outputs of {result.path}; make it smaller, or leave out --overlay"
+                f"there is not enough memory for the outputs of {name}; make it smaller, or leave out --overlay"
             ) from error
         except OSError as error:
             raise OutputError(
-                f"cannot write the outputs of {result.path} to {output.parent}: {error.strerror or error}; choose a "
+                f"cannot write the outputs of {name} to {output.parent}: {error.strerror or error}; choose a "
                 "writable folder with --output"
             ) from error
 
@@ -195,11 +212,11 @@ class CommonFile(NamedTuple):
     """A file about all images of a run, while it is written.
 
     Attributes:
-        part: Makes the part of one image, in any thread; takes its number, from 1 on, and its result.
+        part: Makes the part of one image, in any thread; takes its number, from 1 on, itself, and its result.
         add: Appends a part.
     """
 
-    part: Callable[[int, Segmentation], Any]
+    part: Callable[[int, Path | str, Segmentation], Any]
     add: Callable[[Any], None]
 
 
@@ -211,9 +228,9 @@ def csv_file(path: Path, classes: Sequence[str]) -> Iterator[CommonFile]:
         OutputError: It cannot be written; an earlier file is unchanged then, as after any error of the body.
     """
 
-    def part(_: int, result: Segmentation) -> bytes:
+    def part(_: int, image: Path | str, result: Segmentation) -> bytes:
         areas = result.areas()
-        return csv_line([str(result.path), *(areas.get(name, 0) for name in classes)]).encode()
+        return csv_line([shown(image), *(areas.get(name, 0) for name in classes)]).encode()
 
     with output_stream(path) as write:
         write(csv_line(["image", *classes]).encode())
@@ -221,22 +238,24 @@ def csv_file(path: Path, classes: Sequence[str]) -> Iterator[CommonFile]:
 
 
 @contextmanager
-def coco_file(path: Path, images: Iterable[Path]) -> Iterator[CommonFile]:
+def coco_file(path: Path, images: Iterable[Path | str]) -> Iterator[CommonFile]:
     """A COCO file of all results, as of `Segmentation.to_coco`; only the list of images is held in memory.
 
     Args:
         path: What to write.
-        images: All images of the run; their names in the file are paths from the innermost folder that holds them all.
+        images: All images of the run; their names in the file are addresses, or paths from the innermost folder that
+            holds them all.
 
     Raises:
         OutputError: It cannot be written; an earlier file is unchanged then, as after any error of the body.
     """
-    folder = os.path.commonpath([os.path.abspath(image.parent) for image in images])  # noqa: PTH100  keeps links
+    folders = [os.path.abspath(image.parent) for image in images if isinstance(image, Path)]  # noqa: PTH100  keeps links
+    folder = os.path.commonpath(folders) if folders else ""
     rest: dict[str, Any] = {"images": [], "categories": []}
 
-    def part(number: int, result: Segmentation) -> tuple[dict[str, Any], bytes]:
-        assert result.path is not None
-        document = result.to_coco(number, Path(os.path.relpath(result.path, folder)).as_posix())
+    def part(number: int, image: Path | str, result: Segmentation) -> tuple[dict[str, Any], bytes]:
+        name = Path(os.path.relpath(image, folder)).as_posix() if isinstance(image, Path) else shown(image)
+        document = result.to_coco(number, name)
         return document, ",\n".join(map(json.dumps, document.pop("annotations"))).encode()
 
     with output_stream(path) as write:

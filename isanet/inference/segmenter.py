@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from threading import Lock
-from typing import Any, BinaryIO, TypeGuard, overload
+from typing import Any, BinaryIO, overload
 
 import numpy as np
 import torch
@@ -21,19 +21,9 @@ from PIL import Image
 from torch import Tensor
 
 from isanet import protocols
-from isanet._files import given_path
 from isanet._text import listed
 from isanet.errors import ImageError, IsanetError
-from isanet.images.reading import (
-    MAX_PIXELS,
-    RGBImage,
-    Source,
-    ValueRange,
-    check_range,
-    images_in,
-    is_open_file,
-    read_image,
-)
+from isanet.images.reading import MAX_PIXELS, RGBImage, Source, ValueRange, check_range
 from isanet.inference.fast.network import FastISANet
 from isanet.inference.fast.optimize import PRECISIONS, has_bfloat16, optimize, why_not_optimizable
 from isanet.inference.network import EagerNetwork, ModelState
@@ -46,8 +36,10 @@ from isanet.inference.predict import (
     prepare,
 )
 from isanet.inference.segmentation import Segmentation
+from isanet.inference.sources import is_folder, name_of, read_source, sources
 from isanet.model import ISANet, unwrapped
 from isanet.protocols import Protocol
+from isanet.weights.url import is_address
 
 MAX_CALIBRATION_IMAGES = 8
 """Images that int8 is calibrated on."""
@@ -142,7 +134,7 @@ class Segmenter:
         self._compile = compile
         self._calibration = [
             tensor[None]
-            for source in (islice(self._sources(calibration), MAX_CALIBRATION_IMAGES) if precision == "int8" else ())
+            for source in (islice(sources(calibration), MAX_CALIBRATION_IMAGES) if precision == "int8" else ())
             for tensor in self._read(source).tensors
         ]
         self._lock = Lock()  # around what makes the network
@@ -216,7 +208,7 @@ class Segmenter:
 
     @overload
     def __call__(
-        self, image: bytes | BinaryIO | Image.Image | NDArray[Any], *, confidence: bool = ...
+        self, image: bytes | bytearray | memoryview | BinaryIO | Image.Image | NDArray[Any], *, confidence: bool = ...
     ) -> Segmentation: ...
 
     @overload  # a path is an image or a folder: only the disk knows
@@ -228,9 +220,9 @@ class Segmenter:
         """Segment one image, or several.
 
         Args:
-            image: A path, the bytes of a file, an open binary file, a PIL image, or a uint8 RGB array (H, W, 3), see
-                `isanet.images.reading.read_image`; a list or tuple of these; or a folder, whose images are taken by
-                name (not those of folders in it).
+            image: A path, an address (https), the bytes of a file, an open binary file, a PIL image, or a uint8 RGB
+                array (H, W, 3), see `isanet.images.reading.read_image`; a list or tuple of these; or a folder, whose
+                images are taken by name (not those of folders in it).
             confidence: Keep `confidence` too.
 
         Returns:
@@ -238,9 +230,10 @@ class Segmenter:
 
         Raises:
             ImageError: An image cannot be read, or a folder has none.
+            DownloadError, IntegrityError: An image cannot be fetched from its address.
             IsanetError: The network gave logits that are not finite, or there is not enough memory for an image.
         """
-        if isinstance(image, list | tuple) or _is_folder(image):
+        if isinstance(image, list | tuple) or is_folder(image):
             return list(self.stream(image, confidence=confidence))
         (result,) = self._segment([self._read(image)], confidence)
         if isinstance(result, IsanetError):
@@ -274,18 +267,12 @@ class Segmenter:
         Raises:
             ValueError: `batch_size` is below 1.
             ImageError: An image cannot be read, or a folder has none.
+            DownloadError, IntegrityError: An image cannot be fetched from its address.
             IsanetError: The network gave logits that are not finite, or there is not enough memory for an image.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        return self._stream(self._sources(images), batch_size, confidence, on_error)
-
-    @staticmethod
-    def _sources(images: Iterable[Source] | str | os.PathLike[str]) -> Iterable[Source]:
-        if isinstance(images, str | os.PathLike):
-            return images_in(Path(images)) if _is_folder(images) else [images]
-        one = isinstance(images, bytes | Image.Image | np.ndarray) or is_open_file(images)
-        return [images] if one else images  # type: ignore[list-item]  # mypy loses the first half of `one`
+        return self._stream(sources(images), batch_size, confidence, on_error)
 
     def _stream(
         self,
@@ -334,18 +321,19 @@ class Segmenter:
             pool.shutdown(cancel_futures=True)
 
     def _read(self, source: Source) -> _Read:
-        path = Path(source) if isinstance(source, str | os.PathLike) else None
+        name = name_of(source)
         try:
-            image = read_image(source, max_pixels=self.max_pixels, value_range=self.value_range)
+            image = read_source(source, max_pixels=self.max_pixels, value_range=self.value_range)
             if (row := 12 * len(self.model.classes) * image.shape[1]) > self.max_memory:
                 raise ImageError(
-                    f"{path or 'this image'} is {image.shape[1]} pixels wide: the labels of a single row take {row:,} "
+                    f"{name} is {image.shape[1]} pixels wide: the labels of a single row take {row:,} "
                     f"bytes, more than max_memory, {self.max_memory:,}; cut it into parts"
                 )
-            return _Read(path, image, prepare(image, self.model.preprocessing, self.protocol))
+            path = Path(source) if isinstance(source, str | os.PathLike) and not is_address(source) else None
+            return _Read(name, path, image, prepare(image, self.model.preprocessing, self.protocol))
         except (MemoryError, RuntimeError) as error:
             if is_out_of_memory(error):
-                raise not_enough_memory(path or "this image") from error
+                raise not_enough_memory(name) from error
             raise
 
     def _segment(self, reads: Sequence[_Read], confidence: bool) -> list[Segmentation | IsanetError]:
@@ -356,7 +344,7 @@ class Segmenter:
             if not is_out_of_memory(error):
                 raise
             if len(reads) == 1:
-                return [not_enough_memory(reads[0].path or "this image")]
+                return [not_enough_memory(reads[0].name)]
         return [
             result for read in reads for result in self._segment([read], confidence)
         ]  # the error's tensors are freed
@@ -367,9 +355,7 @@ class Segmenter:
             [read.tensors for read in reads], [read.image.shape[:2] for read in reads], confidence=confidence
         )
         return [
-            not_finite(read.path or "this image", self.precision)
-            if prediction is None
-            else self._result(read, *prediction)
+            not_finite(read.name, self.precision) if prediction is None else self._result(read, *prediction)
             for read, prediction in zip(reads, predictions, strict=True)
         ]
 
@@ -389,6 +375,7 @@ class Segmenter:
 class _Read:
     """An image that was read, and the network inputs made of it."""
 
+    name: str  # for messages
     path: Path | None
     image: RGBImage
     tensors: tuple[Tensor, ...]
@@ -417,7 +404,3 @@ def _auto_precision(device: torch.device, model: ISANet) -> str:
     if has_bfloat16(device):
         return "bfloat16"
     return "float16" if device.type == "cuda" else "float32"
-
-
-def _is_folder(source: object) -> TypeGuard[str | os.PathLike[str]]:
-    return isinstance(source, str | os.PathLike) and given_path(source, ImageError).is_dir()

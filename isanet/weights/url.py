@@ -6,6 +6,7 @@ import re
 from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
+from typing import TypeGuard
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from isanet._text import shortened
@@ -26,6 +27,11 @@ def is_allowed(url: str, *, plain: bool) -> bool:
     if parts is None or not parts.hostname:
         return False
     return parts.scheme == "https" or (plain and parts.scheme == "http" and is_loopback(parts.hostname))
+
+
+def is_address(source: object) -> TypeGuard[str]:
+    """Whether it is text that starts as an address of the web does, allowed or not."""
+    return isinstance(source, str) and source[:8].lower().startswith(("https://", "http://"))
 
 
 def is_loopback(host: str) -> bool:

@@ -452,3 +452,28 @@ def test_segment_scales_deep_images_by_their_range(tiny: FileServer, work: Path)
     for folder, options in (("deep", ["--value-range", "0,4095"]), ("plain", [])):
         assert run("segment", folder, "--model", tiny_zoo.NAME, "--labels", "--output", f"{folder}_out", *options) == 0
     assert Path("deep_out/x_labels.png").read_bytes() == Path("plain_out/x_labels.png").read_bytes()
+
+
+def test_segment_takes_addresses(tiny: FileServer, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = Path("images/0.png").read_bytes()
+    names = ("my%20street.png", "..%2F..%2Fa%3Ab%1B.png", "", "..", ".hidden.png")
+    for name in names:
+        tiny.files[f"/x/{name}"] = data
+    urls = [f"{tiny.url.replace('//', '//user:secret@')}/x/{name}?key=secret" for name in (*names, "missing.png")]
+    assert (
+        run(
+            "segment", *urls, "images/0.png", "--model", tiny_zoo.NAME, "--labels", "--csv", "a.csv", "--coco", "a.json"
+        )
+        == 1
+    )
+    written = {path.name.removesuffix("_labels.png"): path.read_bytes() for path in Path("segmented").iterdir()}
+    assert sorted(written) == ["0", "_.._a_b_", "hidden", "image", "my_street"]
+    assert len(set(written.values())) == 1
+    out, error = capsys.readouterr()
+    assert f"{tiny.url}/x/my%20street.png -> segmented/my_street_labels.png" in out
+    assert f"{tiny.url}/x/missing.png: answered 404" in error
+    assert "already taken by" in error  # the two without a name
+    assert "2 of 7 images were not segmented" in error
+    assert "secret" not in out + error + Path("a.csv").read_text() + Path("a.json").read_text()
+    assert f"{tiny.url}/x/my%20street.png," in Path("a.csv").read_text()
+    assert [image["file_name"] for image in json.loads(Path("a.json").read_text())["images"]][-1] == "0.png"

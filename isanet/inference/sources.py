@@ -1,0 +1,78 @@
+"""What is one image, several or a folder; and images at addresses, which are fetched within bounds."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TypeGuard
+
+import numpy as np
+from PIL import Image
+
+from isanet._files import given_path
+from isanet.errors import CacheError, DownloadError, ImageError, IntegrityError
+from isanet.images.reading import (
+    RGBImage,
+    Source,
+    ValueRange,
+    images_in,
+    is_open_file,
+    max_file_bytes,
+    read_image,
+    read_open_file,
+)
+from isanet.weights.download import fetch
+from isanet.weights.partfile import Limits
+from isanet.weights.url import is_address, redacted
+
+LIMITS = Limits(window=30, retries=2, deadline=300)
+"""Of waiting for an image: five minutes for all of it, and less where nothing comes."""
+
+
+def sources(images: Iterable[Source] | str | os.PathLike[str]) -> Iterable[Source]:
+    """The images in a folder, the one that is passed by itself, or those in any other iterable."""
+    if is_folder(images):
+        return images_in(Path(images))
+    if isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Image.Image | np.ndarray):
+        return [images]
+    return [images] if is_open_file(images) else images
+
+
+def is_folder(source: object) -> TypeGuard[str | os.PathLike[str]]:
+    """Whether it is the path of a folder."""
+    is_path = isinstance(source, str | os.PathLike) and not is_address(source)
+    return is_path and given_path(source, ImageError).is_dir()  # type: ignore[arg-type]
+
+
+def name_of(source: object) -> str:
+    """What a source is called in messages: its path, its address without passwords, or "this image"."""
+    if is_address(source):
+        return redacted(source)
+    return str(Path(source)) if isinstance(source, str | os.PathLike) else "this image"
+
+
+def read_source(source: Source, *, max_pixels: int, value_range: ValueRange | None) -> RGBImage:
+    """`isanet.images.reading.read_image`, for addresses too.
+
+    An image at an address passes through a temporary file, which is removed at once; it is fetched as weights are
+    (https alone, without credentials, see `isanet.weights.http`), and is no larger than a file may be.
+
+    Raises:
+        ImageError: It is no image, or there is no room for its file.
+        DownloadError: It cannot be fetched (NetworkError), or the environment says to stay offline (OfflineError).
+        IntegrityError: Too many bytes came, or a web page instead of an image.
+    """
+    if not is_address(source):
+        return read_image(source, max_pixels=max_pixels, value_range=value_range)
+    name, folder = redacted(source), Path(tempfile.gettempdir())
+    try:
+        with fetch(source, folder, max_size=max_file_bytes(max_pixels), progress=False, limits=LIMITS) as fetched:
+            return read_open_file(fetched.file, name, max_pixels, value_range)
+    except (DownloadError, IntegrityError) as error:
+        raise type(error)(f"{name}: {error}; check the address, or download the image and pass its path") from error
+    except CacheError as error:
+        raise ImageError(
+            f"{name} cannot be stored in {folder}: free some space there, or set TMPDIR to another folder"
+        ) from error
