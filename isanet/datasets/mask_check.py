@@ -255,7 +255,7 @@ def check_masks(
         names = (stats.values.files_with(stray) if kind == "stray" else []) or list(stats.values.files)
         findings.append(finding(kind, text, names, len(stats.values.files), fix))
         read = [count for count in values if count.role != "ignored"]
-        if len(read) < 2 and num_classes != 1 and kind not in TWO_CLASSES and not stats.colors.files:
+        if len(read) < min(2, num_classes or 2) and kind not in TWO_CLASSES and not stats.colors.files:
             kind = "one-class" if read else "all-ignored"
             findings.append(finding(kind, _ONE_CLASS[kind], list(stats.values.files), len(stats.values.files)))
     if stats.problems["palette"]:

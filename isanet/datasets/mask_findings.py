@@ -154,7 +154,8 @@ def diagnose_values(
             "or heights, not like classes. (Cityscapes' class masks are the files *_labelIds.png.)"
         )
         return "not-classes", text, {}
-    if len(core) == 1 and len(present) == 2 and num_classes != 1 and not (has_voc_palette or official_ids):
+    two = len(present) == 2 and (len(core) == 1 or (num_classes == 2 and max(core, default=0) > 2))
+    if two and num_classes != 1 and not (has_voc_palette or official_ids):
         low, high = sorted(present)
         return _two_classes(low, high, num_classes, {"ids": (low, high), "ignore": ()})
     expected_city = space.classes == CITYSCAPES.classes if space else num_classes in (None, len(CITYSCAPES))

@@ -237,6 +237,23 @@ def test_one_value_and_255_are_probably_two_classes(tmp_path: Path, value: int, 
     assert (few.fix, "9 classes are expected" in few.text) == ("", True)
 
 
+@pytest.mark.parametrize(("low", "high"), [(0, 128), (0, 254), (127, 254)])
+def test_any_two_values_of_two_classes(tmp_path: Path, low: int, high: int) -> None:
+    mask = tiles([low, high])
+    check = checked(tmp_path / "masks", mask, classes=2)
+    finding = the(check, "one-plus-255" if low else "black-and-white")
+    assert finding.option == f"--ids {low},{high} --ignore none"
+    assert check.one_class
+    assert (read_with(finding.fix, tmp_path, mask, names(2)) == (mask == high)).all()
+
+
+@pytest.mark.parametrize("classes", [None, 1, 2, 5])
+def test_masks_of_only_ignored_values_say_so(tmp_path: Path, classes: int | None) -> None:
+    check = checked(tmp_path / "masks", tiles([255, 65535], dtype=np.uint16), classes=classes)
+    assert check.one_class
+    assert "All pixels are ignored" in the(check, "all-ignored").text
+
+
 def test_one_class_and_255_are_one_class_if_one_is_expected(tmp_path: Path) -> None:
     assert kinds(checked(tmp_path, tiles([0, 255]), classes=1)) == {"plain"}
 

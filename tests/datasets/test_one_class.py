@@ -53,6 +53,7 @@ def refused(dataset: datasets.SegmentationDataset) -> str:
         (1, 255, np.uint8, {}),
         (0, 65535, np.uint16, {"ignore": (65535,)}),
         (0, 255, np.uint8, {"ignore": "rest"}),
+        (0, 128, np.uint8, {"ignore": "rest"}),
     ],
 )
 def test_the_arguments_that_are_named_read_the_masks(
