@@ -10,9 +10,12 @@ import errno
 import io
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import NoReturn
 
 from isanet._version import __version__
 from isanet.cli import check, cite, evaluate, finetune, masks, models, segment
@@ -36,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: With code 2 for a wrong call, 0 after `--help` and `--version`.
     """
-    options = _parser().parse_args(arguments)
+    options, unknown = _parser().parse_known_args(arguments)
+    if unknown:  # the parser of the command says so, because it knows its options
+        options.wrong_call(f"unrecognized arguments: {' '.join(unknown)}")
     logger, handler = logging.getLogger("isanet"), logging.StreamHandler(sys.stderr)
     handler.setFormatter(LogFormatter())
     logger.addHandler(handler)
@@ -73,10 +78,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logger.setLevel(earlier_level)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Suggests the nearest command, option or value for one that is mistyped."""
+
+    def error(self, message: str) -> NoReturn:
+        """Prints the usage and this message, and exits with 2."""
+        if choice := re.search(r"'(.+)' \(choose from (.+)\)$", message):
+            wrong, known = choice[1], re.findall(r"[\w-]+", choice[2])
+        else:
+            option = re.match(r"unrecognized arguments: .*?(--[^\s=]+)", message)
+            wrong, known = option[1] if option else "", re.findall(r"--[\w-]+", self.format_help())
+        if near := get_close_matches(wrong, known, 1):
+            message = f"{message.partition(' (choose from')[0]}; did you mean {near[0]}?"
+        super().error(message)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="isanet", description="Pretrained ISANet segmentation models.")
+    parser = _Parser(prog="isanet", description="Pretrained ISANet segmentation models.")
     parser.add_argument("--version", action="version", version=f"isanet {__version__}")
-    anywhere = argparse.ArgumentParser(add_help=False)  # before the command or after it
+    anywhere = _Parser(add_help=False)  # before the command or after it
     for each, default in ((parser, False), (anywhere, argparse.SUPPRESS)):
         each.add_argument("--debug", action="store_true", default=default, help="show tracebacks and debug messages")
         each.add_argument("--quiet", action="store_true", default=default, help="show only warnings and errors")

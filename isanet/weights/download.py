@@ -192,12 +192,15 @@ class Failures:
                 f"{self.model} {self.state}, and {variable} is set; unset it, put the file into {self.folder} by hand, "
                 f"or pass `isanet install` an archive that `isanet pack {self.model}` wrote on another machine:{listed}"
             )
-        advice = f"try again later, set ISANET_MIRROR to a copy's folder, or put {self.name} into {self.folder} by hand"
+        advice = (
+            f"try again later, set ISANET_MIRROR to a copy's folder, put {self.name} into {self.folder} by hand, or "
+            f"pass `isanet install` an archive that `isanet pack {self.model}` wrote on another machine"
+        )
         if len(lines) > 1:
-            return MirrorsExhaustedError(f"no address gave {self.name}; {advice}:{listed}")
+            return MirrorsExhaustedError(f"{self.model}: no address gave {self.name}; {advice}:{listed}")
         only = self.causes[0][1]
         assert isinstance(only, DownloadError | IntegrityError | CheckpointError)
-        error = type(only)(f"{lines[0]}; {advice}")
+        error = type(only)(f"{self.model}: {lines[0]}; {advice}")
         error.__cause__ = only
         return error
 

@@ -71,6 +71,35 @@ def test_wrong_calls(
     assert not Path("out").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "end"),
+    [
+        ("segmnt x.jpg", "isanet: error: argument COMMAND: invalid choice: 'segmnt'; did you mean segment?"),
+        ("cache lst", "isanet cache: error: argument ACTION: invalid choice: 'lst'; did you mean list?"),
+        (
+            "segment x.jpg --model m --devise cpu",
+            "unrecognized arguments: --devise cpu; did you mean --device?",
+        ),
+        ("segment x.jpg --model m --devise=cpu", "--devise=cpu; did you mean --device?"),
+        (
+            "segment x.jpg --model m --precision float61",
+            "invalid choice: 'float61'; did you mean float16?",
+        ),
+        ("--quite list", "unrecognized arguments: --quite; did you mean --quiet?"),
+        ("segment x.jpg --model m --zzz", "unrecognized arguments: --zzz"),
+        ("list a b", "unrecognized arguments: b"),
+    ],
+)
+def test_a_mistyped_command_option_or_value_suggests_the_nearest(
+    capsys: pytest.CaptureFixture[str], arguments: str, end: str
+) -> None:
+    with pytest.raises(SystemExit, check=lambda stop: stop.code == 2):
+        run(*arguments.split())
+    usage, *_, last = capsys.readouterr().err.splitlines()
+    assert usage.startswith("usage: isanet")
+    assert last.endswith(end)
+
+
 @pytest.mark.parametrize("arguments", [("--quiet", "download"), ("download", "--quiet")])
 def test_quiet_works_before_and_after_the_command(
     tiny: FileServer, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
@@ -142,7 +171,7 @@ def test_failed_addresses_are_a_list(tiny: FileServer, capsys: pytest.CaptureFix
     tiny.files.clear()
     assert run("download", tiny_zoo.NAME, "--quiet") == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("isanet: http")]
-    assert lines[0].startswith(f"isanet: error: no address gave {tiny_zoo.FILE_NAME}; try again later")
+    assert lines[0].startswith(f"isanet: error: {tiny_zoo.NAME}: no address gave {tiny_zoo.FILE_NAME}; try again later")
     assert [line.split(": ")[0] for line in lines[1:]] == [
         f"  {tiny.url}/{tiny_zoo.FILE_NAME}",
         f"  {tiny.url}/isanet_tiny.pth",
