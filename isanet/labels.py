@@ -22,7 +22,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from isanet._text import listed
+from isanet._text import listed, plural, shortened
+
+__all__ = [
+    "IGNORED",
+    "LABEL_SPACES",
+    "OFFICIAL_SPACES",
+    "Groups",
+    "LabelSpace",
+    "custom_space",
+    "generic_palette",
+    "label_space",
+    "label_space_for",
+    "merged",
+    "official_name",
+    "translation",
+]
 
 IGNORED = 255
 """The value of mask pixels that count neither in training nor in evaluation (`ignore_index`)."""
@@ -53,12 +68,17 @@ class LabelSpace:
 
     def __str__(self) -> str:
         """For messages: the name, the number of classes and the first of them."""
-        return f"{self.name} ({len(self)} classes: {listed(self.classes, 3)})"
+        return f"{self.name} ({named_classes(self.classes)})"
 
     def index(self, name: str) -> int:
         """The index of a class; a ValueError lists the nearest names if there is none."""
         check_groups({name: None}, self)
         return self.classes.index(name)
+
+
+def named_classes(classes: Sequence[str]) -> str:
+    """For messages: `11 classes: road, sidewalk, building, …`."""
+    return f"{plural(len(classes), 'class', 'classes')}: {listed(map(shortened, classes), 3)}"
 
 
 def generic_palette(n: int) -> tuple[tuple[int, int, int], ...]:
@@ -357,3 +377,7 @@ def check_groups(groups: Groups, *spaces: LabelSpace) -> None:
                 near = get_close_matches(member, known, n=3, cutoff=0.6)
                 hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
                 raise ValueError(f"no class {member!r} in {' or '.join(map(str, spaces))}{hint}")
+
+
+def __dir__() -> list[str]:
+    return __all__

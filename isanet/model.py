@@ -26,6 +26,7 @@ from torch.nn import functional as F  # noqa: N812  the field's name for it
 
 from isanet.backbone import ResNet, checkpointed
 from isanet.config import BACKBONES, EXPANSION, ISANetConfig
+from isanet.labels import named_classes
 
 
 class ConvBNReLU(nn.Module):
@@ -93,11 +94,14 @@ def block_padding(size: int, block_size: int) -> tuple[int, int, int]:
 
 
 def check_images(images: Tensor) -> None:
-    """Raise ValueError unless `images` is a batch of floating-point RGB images."""
+    """Raise ValueError or TypeError unless `images` is a batch of floating-point RGB images."""
+    advice = "isanet.Segmenter(model)(image) takes images as they are: files, PIL images, uint8 RGB arrays"
+    if not isinstance(images, Tensor):
+        raise TypeError(f"expected a tensor of normalized images (N, 3, H, W), got {type(images).__name__}; {advice}")
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
         raise ValueError(
             f"expected normalized floating-point images of shape (N, 3, H, W), got {tuple(images.shape)} of "
-            f"{images.dtype}; isanet.images.preprocess.preprocess makes one from an image"
+            f"{images.dtype}; {advice}; isanet.images.preprocess.preprocess makes such a tensor of one"
         )
 
 
@@ -202,8 +206,10 @@ class ISANet(nn.Module):
             `aux`, at least float32).
 
         Raises:
+            TypeError: `images` is not a tensor; `isanet.Segmenter(model)` takes files, PIL images and arrays.
             ValueError: `images` is not a batch of floating-point RGB images.
         """
+        check_images(images)
         if size is None:
             size = (images.shape[-2], images.shape[-1])
         if aux:
@@ -250,6 +256,10 @@ class ISANet(nn.Module):
     def resize(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         """(N, K, h, w) -> (N, K, *size), bilinear, corners aligned as the model was trained."""
         return F.interpolate(logits, size=size, mode="bilinear", align_corners=self.align_corners)
+
+    def extra_repr(self) -> str:
+        """The first line of the network's `repr`: its classes."""
+        return named_classes(self.classes)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write config.json, model.safetensors and, if there is none yet, a model card into a folder.

@@ -28,3 +28,7 @@ __all__ = [
     "open_dataset",
     "open_train_and_val",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -32,12 +32,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.datasets import VisionDataset  # type: ignore[import-untyped]
 
-from isanet._text import listed, plural
+from isanet._text import clean, listed, plural
 from isanet.datasets.listing import FoundFiles, pair_files
 from isanet.errors import DatasetError
 from isanet.images.masks import Colors, Mask, read_mask
 from isanet.images.reading import MAX_PIXELS, RGBImage, ValueRange, check_range, read_image
-from isanet.labels import LabelSpace
+from isanet.labels import LabelSpace, named_classes
 
 UNKNOWN = -1
 """The index of a value that is neither a class nor ignored."""
@@ -139,6 +139,11 @@ class SegmentationDataset(VisionDataset):  # type: ignore[misc]
         """For messages: name, split and root on one line."""
         return f"{self.name}{f' {self.split}' if self.split else ''} in {self.root}"
 
+    def __repr__(self) -> str:
+        facts = [clean(str(part)) for part in (self.root, self.split) if part not in (Path(), None)]
+        facts += [plural(len(self), "image"), named_classes(self.classes)]
+        return f"{type(self).__name__}({', '.join(facts)})"
+
     def __len__(self) -> int:
         return len(self._samples)
 
@@ -163,10 +168,6 @@ class SegmentationDataset(VisionDataset):  # type: ignore[misc]
         image, mask = self.read(index)
         assert mask is not None
         return Image.fromarray(image), Image.fromarray(mask)
-
-    def extra_repr(self) -> str:
-        """The lines of torchvision's `repr` that differ between datasets."""
-        return f"Split: {self.split}\nClasses: {self.label_space}"
 
     def image_path(self, index: SupportsIndex) -> Path:
         """The file of the image."""

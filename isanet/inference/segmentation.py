@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -210,7 +210,7 @@ class Segmentation:
         painted = Image.fromarray(~np.isin(self.labels, list(skipped))) if skipped else None
         return draw_overlay(Image.fromarray(self.image), self.colored(), painted, alpha=alpha, legend=entries)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str] | BinaryIO) -> None:
         """Write the labels as a PNG of class indices.
 
         The palette is that of the classes; above 256 classes the PNG is 16-bit gray, without one. The file is written
@@ -224,12 +224,25 @@ class Segmentation:
           that were trained on the challenge's own images alone).
 
         Args:
-            path: Ends in .png; its folder exists.
+            path: Ends in .png; its folder exists. Or a binary file object, such as `io.BytesIO()`.
 
         Raises:
             ValueError: The name does not end in .png, or it is the file that the image was read from.
             OutputError: The folder does not exist, or the file cannot be written; an earlier one is unchanged.
         """
+        if self.label_space in _SAVED_GRAY:
+            indices = Image.fromarray(self.labels)
+        else:
+            indices = self.colored() if len(self.classes) <= 256 else Image.fromarray(self.labels.astype(np.uint16))
+        if not isinstance(path, str | os.PathLike):
+            try:
+                indices.save(path, format="PNG")
+            except (OSError, ValueError, TypeError, AttributeError) as error:  # closed, or opened for text or reading
+                raise OutputError(
+                    f"cannot write to {shortened(repr(path), 80)}: {error}; expected a path that ends in .png, or a "
+                    "file that is open for writing bytes ('wb')"
+                ) from error
+            return
         path = given_path(path, OutputError)
         if path.suffix.lower() != ".png":
             raise ValueError(
@@ -240,10 +253,6 @@ class Segmentation:
             raise OutputError(f"cannot write {path.name}: the folder {path.parent} does not exist; create it first")
         if self.path is not None and path.exists() and self.path.exists() and path.samefile(self.path):
             raise ValueError(f"{path} is the image that was segmented; save the labels under another name")
-        if self.label_space in _SAVED_GRAY:
-            indices = Image.fromarray(self.labels)
-        else:
-            indices = self.colored() if len(self.classes) <= 256 else Image.fromarray(self.labels.astype(np.uint16))
         with output_errors(path), atomic_write(path) as file:
             indices.save(file, format="PNG")
 
@@ -266,6 +275,10 @@ class Segmentation:
         buffer = io.BytesIO()
         image.save(buffer, format="PNG")
         return buffer.getvalue()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        """`np.asarray(result)` is the labels."""
+        return np.array(self.labels, dtype, copy=copy)
 
     def __repr__(self) -> str:
         areas = [f"{shortened(name)} {share:.2f}" for name, share in self.areas().items()]

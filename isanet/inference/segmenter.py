@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from isanet import protocols
-from isanet._text import listed
+from isanet._text import listed, shortened
 from isanet.errors import ImageError, IsanetError
 from isanet.images.reading import MAX_PIXELS, RGBImage, Source, ValueRange, check_range
 from isanet.inference.fast.network import FastISANet
@@ -37,6 +38,7 @@ from isanet.inference.predict import (
 )
 from isanet.inference.segmentation import Segmentation
 from isanet.inference.sources import is_folder, name_of, read_source, sources
+from isanet.labels import named_classes
 from isanet.model import ISANet, unwrapped
 from isanet.protocols import Protocol
 from isanet.weights.url import is_address
@@ -98,8 +100,8 @@ class Segmenter:
     def __init__(
         self,
         model: ISANet | str | os.PathLike[str],
-        *,
         device: str | torch.device = "auto",
+        *,
         precision: str = "auto",
         protocol: str | Protocol = "whole",
         max_pixels: int = MAX_PIXELS,
@@ -152,6 +154,15 @@ class Segmenter:
             if self.protocol == protocols.PROTOCOLS["whole"]
             else f" by protocol {self.protocol.name}: {self.protocol.text}",
         )
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the model's classes; labels are indices into them."""
+        return self.model.classes
+
+    def __repr__(self) -> str:
+        name = shortened(self.model.provenance.get("name", "ISANet"))
+        return f"Segmenter({name}: {named_classes(self.classes)}; {self.device}, {self.precision})"
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the network that runs, which a copy makes again of the same model."""
@@ -394,6 +405,9 @@ def find_device(wanted: str | torch.device) -> torch.device:
         there = ["auto", "cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
         there += ["mps"] if torch.backends.mps.is_available() else []
         reason = str(error).partition("\n")[0]
+        meant = re.sub(r"^(gpu|nvidia|cuda):?(?=\d|$)", "cuda:", str(wanted).lower()).rstrip(":")
+        if meant != str(wanted) and meant.partition(":")[0] in ("auto", "cpu", "cuda", "mps"):
+            reason = f"did you mean {meant!r}?"  # instead of torch's list of twenty kinds of devices
         raise ValueError(f"device {wanted!r} cannot be used ({reason}); valid here are {', '.join(there)}") from error
     return device
 

@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import Dataset
 
 from isanet._processes import Processes
+from isanet._text import clean, percent_number, plural
 from isanet.datasets.base import SegmentationDataset
 from isanet.errors import IsanetError
 from isanet.evaluation.report import Report
@@ -29,7 +30,7 @@ from isanet.training.recipe import Recipe
 from isanet.training.state import STATE_FILE
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """The result of a training run.
 
@@ -54,6 +55,10 @@ class Run:
     def best(self) -> float | None:
         """The largest mIoU of the history, a fraction; None without validation."""
         return max((row["miou"] for row in self.history if row["miou"] is not None), default=None)
+
+    def __repr__(self) -> str:
+        best = "not validated" if self.best is None else f"best mIoU {percent_number(self.best)} %"
+        return f"Run({clean(str(self.output))}: {plural(len(self.history), 'step')}, {best})"
 
 
 def finetune(
@@ -160,7 +165,10 @@ def finetune(
 def _accelerator(recipe: Recipe, folder: Path, device: str, trackers: Sequence[Any]) -> Iterator[Any]:
     """An Accelerator that leaves no state behind."""
     if device not in ("auto", "cpu"):
-        raise ValueError(f"device must be 'auto' or 'cpu', got {device!r}; CUDA_VISIBLE_DEVICES chooses among GPUs")
+        raise ValueError(
+            f"device must be 'auto' (the GPU, if there is one) or 'cpu', got {device!r}; CUDA_VISIBLE_DEVICES chooses "
+            "among GPUs"
+        )
     try:
         from accelerate import Accelerator  # type: ignore[import-untyped]
         from accelerate.state import AcceleratorState, PartialState  # type: ignore[import-untyped]

@@ -45,6 +45,16 @@ def test_text() -> None:
     assert str(result_of(labels[:, :1])) == "Segmentation(1x2: night 1.00)"
 
 
+def test_as_an_array_it_is_its_labels() -> None:
+    result = result_of(np.array([[0, 1], [3, 4]], np.uint8))
+    assert np.array_equal(np.asarray(result), result.labels)
+    assert np.asarray(result).dtype == np.uint8
+    assert np.asarray(result, np.int64).dtype == np.int64
+    assert not np.shares_memory(np.array(result), result.labels)
+    assert (result == 3) is False  # it is not an array: comparing is of objects
+    assert np.bincount(result.__array__().ravel()).tolist() == [1, 1, 0, 1, 1]  # type: ignore[no-untyped-call]
+
+
 def many_classes(count: int, labels: np.ndarray, **changes: Any) -> Segmentation:
     palette = tuple((i % 256, i // 256, 7) for i in range(count))
     return result_of(labels, classes=tuple(f"class {i}" for i in range(count)), palette=palette, **changes)
@@ -356,6 +366,27 @@ def test_only_png_is_saved(tmp_path: Path, name: str) -> None:
 def test_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"nowhere does not exist"):
         result_of(np.zeros((2, 2), np.uint8)).save(tmp_path / "nowhere" / "a.png")
+
+
+def test_labels_are_saved_to_file_objects_as_to_files(tmp_path: Path) -> None:
+    result = result_of(np.array([[0, 1], [3, 4]], np.uint8), label_space="cityscapes-ids")
+    for kind in (result, result_of(result.labels)):
+        kind.save(tmp_path / "labels.png")
+        kind.save(buffer := io.BytesIO())
+        with (tmp_path / "again.png").open("wb") as file:
+            kind.save(file)
+        assert buffer.getvalue() == (tmp_path / "labels.png").read_bytes() == (tmp_path / "again.png").read_bytes()
+
+
+def test_file_objects_that_take_no_bytes_are_said_to_be_that(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a")
+    closed = io.BytesIO()
+    closed.close()
+    with (tmp_path / "a").open("rb") as reading, (tmp_path / "b").open("w") as text:
+        for file in (closed, reading, text, 3, None):
+            with pytest.raises(OutputError, match=r"^cannot write to .*expected a path that ends in \.png, or a file "):
+                result_of(np.zeros((2, 2), np.uint8)).save(file)  # type: ignore[arg-type]
+    assert (tmp_path / "a").read_text() == "a"
 
 
 def test_failed_save_keeps_the_earlier_file_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

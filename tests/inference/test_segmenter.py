@@ -239,7 +239,12 @@ def test_automatic_device_and_precision(
         ({"precision": "half"}, "auto, float32, bfloat16, float16, int8"),
         ({"precision": "int8"}, "it is a NearestColor"),
         ({"compile": True}, "it is a NearestColor"),
-        ({"device": "gpu"}, "valid here are auto, cpu"),
+        ({"device": "gpu"}, r"did you mean 'cuda'\?\); valid here are auto, cpu"),
+        ({"device": "GPU:1"}, r"did you mean 'cuda:1'\?"),
+        ({"device": "nvidia"}, r"did you mean 'cuda'\?"),
+        ({"device": "cuda0"}, r"did you mean 'cuda:0'\?"),
+        ({"device": "CPU"}, r"did you mean 'cpu'\?"),
+        ({"device": "vulcan"}, r"vulcan' cannot be used \(Expected one of cpu"),
         ({"device": "cuda:99"}, "valid here are auto, cpu"),
         ({"device": None}, "valid here are auto, cpu"),
     ],
@@ -254,6 +259,17 @@ def test_model_without_preprocessing_is_refused() -> None:
     model.preprocessing = None  # type: ignore[assignment]
     with pytest.raises(ValueError, match="short_edge"):
         make(model)
+
+
+def test_the_device_may_be_the_second_argument_and_a_segmenter_says_what_it_is() -> None:
+    segmenter = Segmenter("isanet_nano_toystreets", "cpu", precision="float32")
+    assert segmenter.classes == segmenter.model.classes
+    classes = "11 classes: road, sidewalk, building, …"
+    assert repr(segmenter) == f"Segmenter(isanet_nano_toystreets: {classes}; cpu, float32)"
+    own = Segmenter(isanet.from_pretrained("isanet_nano_toystreets", classes=["a\x1b[2J" + "b" * 99]), "cpu")
+    own.model.provenance.clear()
+    assert repr(own).startswith("Segmenter(ISANet: 1 class: a\ufffd[2Jbbb")
+    assert len(repr(own)) < 100
 
 
 def test_name_of_a_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

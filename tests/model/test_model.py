@@ -1,8 +1,10 @@
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -262,6 +264,23 @@ def test_align_corners_keeps_the_corners() -> None:
 def test_wrong_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message), torch.device("meta"):
         ISANet(**arguments)
+
+
+@pytest.mark.parametrize("image", ["a.jpg", ["a.jpg"], Image.new("RGB", (8, 8)), np.zeros((8, 8, 3), "u1"), None])
+def test_what_is_no_tensor_is_said_to_be_for_a_segmenter(image: Any) -> None:
+    kind = type(image).__name__
+    for call in (tiny(), tiny().coarse_logits):
+        with pytest.raises(TypeError, match=rf"got {kind}; isanet\.Segmenter\(model\)\(image\) takes"):
+            call(image)
+
+
+def test_tensors_that_are_not_normalized_are_said_to_be_for_a_segmenter() -> None:
+    with pytest.raises(ValueError, match=r"of torch.uint8; isanet\.Segmenter\(model\)\(image\) takes"):
+        tiny()(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+
+
+def test_printing_a_network_shows_its_classes() -> None:
+    assert repr(tiny(classes=["a", "b"], num_classes=2)).splitlines()[1] == "  2 classes: a, b"
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 32, 32, 3), (1, 4, 32, 32)])
