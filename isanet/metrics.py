@@ -4,3 +4,7 @@ from isanet.evaluation.boundary import BoundaryScore
 from isanet.evaluation.metrics import ConfusionMatrix
 
 __all__ = ["BoundaryScore", "ConfusionMatrix"]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -27,3 +27,7 @@ __all__ = [
     "poly_sgd",
     "segmentation_loss",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__
