@@ -7,6 +7,7 @@ import json
 import math
 import os
 import secrets
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -39,6 +40,8 @@ def add_commands(add_command: AddCommand) -> None:
     demo.add_argument("--seed", type=non_negative_int, help="seed of the street; default: random")
     demo.add_argument("--output", type=Path, metavar="FILE.png", help="image to write; default: demo_SEED.png")
     demo.add_argument("--force", action="store_true", help="replace an existing image")
+    dataset = "write twenty drawn images with masks to this folder instead, to try training on"
+    demo.add_argument("--dataset", type=Path, metavar="DIR", help=dataset)
     demo.add_argument("--device", default="auto", help=DEVICE)
 
     selftest = add_command("selftest", _selftest, "run models on a drawn street and compare with the recorded answers")
@@ -65,8 +68,19 @@ def add_commands(add_command: AddCommand) -> None:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from isanet.tools.demo import demo
+    from isanet.tools.demo import MODEL as PACKAGED
+    from isanet.tools.demo import demo, write_dataset
 
+    if options.dataset is not None:
+        write_dataset(options.dataset)
+        folder = shlex.quote(str(options.dataset))
+        print(
+            f"{options.dataset} has images/, masks/ and classes.txt. What to do with it, and with your own like it:\n"
+        )
+        print(f"  isanet check-masks {folder}")
+        print(f"  isanet finetune {folder} --model {PACKAGED} --output my_model")
+        print(f"  isanet segment {folder}/images --model my_model")
+        return 0
     seed = secrets.randbelow(100_000) if options.seed is None else options.seed
     output = options.output or Path(f"demo_{seed}.png")
     if output.suffix.lower() != ".png":

@@ -1,20 +1,35 @@
-"""The demonstration: an unseen street, drawn, segmented and scored; without a network."""
+"""The demonstration: an unseen street, drawn, segmented and scored; and a small dataset to try training on."""
 
 from __future__ import annotations
 
+import os
+import tempfile
+from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 
+from isanet._files import output_errors
 from isanet.datasets import ToyStreets
+from isanet.errors import OutputError
 from isanet.evaluation.metrics import ConfusionMatrix
 from isanet.inference.segmentation import Segmentation
 from isanet.inference.segmenter import Segmenter
+from isanet.labels import merged
 from isanet.viz.sheet import Preview, draw_sheet
 
 MODEL = "isanet_nano_toystreets"
 """The packaged model."""
+
+
+GROUPS = {
+    "ground": ("road", "sidewalk", "terrain"),
+    "structure": ("building", "pole", "traffic light", "traffic sign"),
+    "traffic": ("person", "car"),
+}
+"""Classes of the dataset that `write_dataset` makes of those that the packaged model knows."""
 
 
 class Demo(NamedTuple):
@@ -55,3 +70,36 @@ def demo(seed: int, *, size: tuple[int, int] = (256, 512), device: str = "auto")
         [Preview(f"seed {seed}", image, result.labels, ground_truth)], result.classes, result.palette, texts
     )
     return Demo(result, matrix, overview)
+
+
+def write_dataset(folder: Path, count: int = 20) -> None:
+    """Write a folder of drawn images and masks, of other classes than the packaged model has, to try training on.
+
+    Args:
+        folder: To be made: `images/`, `masks/` and `classes.txt`.
+        count: Number of images, 240x320 pixels each.
+
+    Raises:
+        OutputError: The folder exists and is not empty, or cannot be written; nothing is left of it then.
+    """
+    scenes = ToyStreets(count=count, seed=20, size=(240, 320))
+    space, index_of = merged(scenes.label_space, GROUPS)
+    lookup = np.array(index_of, np.uint8)
+    with output_errors(folder):
+        if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
+            raise OutputError(f"{folder} exists and was kept; give a folder that does not exist, or an empty one")
+        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".isanet-", dir=folder.absolute().parent) as temporary:
+            made = Path(temporary) / "dataset"
+            for name in ("images", "masks"):
+                (made / name).mkdir(parents=True)
+            for number in range(count):
+                image, labels = scenes.read(number)
+                Image.fromarray(image).save(made / "images" / f"street_{number + 1:02}.png")
+                mask = Image.fromarray(lookup[labels])
+                mask.putpalette([value for color in space.palette for value in color])
+                mask.save(made / "masks" / f"street_{number + 1:02}.png")
+            colors = zip(space.classes, space.palette, strict=True)
+            lines = [f"{name} #{bytes(color).hex()}\n" for name, color in colors]
+            (made / "classes.txt").write_text("".join(lines), "utf-8")
+            made.replace(folder)

@@ -67,7 +67,7 @@ def few_images_recipe(
     share = (present.min() / pixels.sum()).item()
     weighted = share < 0.5 / len(present)
     choices: list[tuple[dict[str, Any], str]] = [
-        ({"optimizer": "adamw", "lr": 0.001, "weight_decay": 0.01, "head_lr_multiple": 3.0,
+        ({"optimizer": "adamw", "lr": 0.003, "weight_decay": 0.01,
           "warmup": min(20, steps // 10)}, "new classes are learned in fewer steps than by SGD"),
         ({"epochs": epochs, "batch_size": batch}, f"{plural(steps, 'step')} of {plural(batch, 'crop')}"),
         ({"crop": (side, side)}, f"as large as the model sees an image, at most {side} on {device.type.upper()}"),

@@ -80,3 +80,31 @@ def test_the_weights_fit_into_the_package() -> None:
     weights = isanet.model_info(MODEL)
     assert weights.size is not None
     assert weights.size <= 3_000_000
+
+
+def test_a_dataset_to_try_training_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "my streets"
+    assert main(["demo", "--dataset", str(folder)]) == 0
+    shown = capsys.readouterr().out
+    for command in ("check-masks", "finetune", "segment"):
+        assert f"isanet {command} '{folder}" in shown
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["my streets"]
+    data = isanet.datasets.open_dataset(folder)
+    assert data.classes == ("ground", "structure", "vegetation", "sky", "traffic")
+    assert len(set(data.palette)) == 5
+    assert len(data) == 20
+    image, mask = data.read(19)
+    assert image.shape == (240, 320, 3)
+    scene, labels = ToyStreets(count=20, seed=20, size=(240, 320)).read(19)
+    np.testing.assert_array_equal(image, scene)
+    names = np.array(ToyStreets().classes)[labels]
+    assert set(names[mask == 4]) <= {"person", "car"}
+    assert set(names[mask == 3]) == {"sky"}
+
+    before = (folder / "classes.txt").read_bytes()
+    assert main(["demo", "--dataset", str(folder)]) == 1
+    assert "exists and was kept" in capsys.readouterr().err
+    assert (folder / "classes.txt").read_bytes() == before
+    (tmp_path / "file").write_text("mine")
+    assert main(["demo", "--dataset", str(tmp_path / "file")]) == 1
+    assert main(["check-masks", str(folder)]) == 0
