@@ -208,6 +208,8 @@ def fit_state_dict(
         if name not in state:
             continue
         tensor = state[name]
+        if name.endswith("num_batches_tracked") and tensor.is_floating_point():  # scripts halve it with all tensors
+            tensor = tensor.nan_to_num(0, 0, 0).to(wanted.dtype)
         if tensor.shape != wanted.shape:
             problems.append(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(wanted.shape)}")
         elif tensor.is_floating_point() != wanted.is_floating_point():

@@ -75,10 +75,10 @@ MAX_CONTAINERS = 16
 MAX_CHANNELS = 2**16
 """Most channels that an architecture inferred from shapes may have."""
 
-AVERAGES = ("state_dict_ema", "model_ema", "ema")
+AVERAGES = ("state_dict_ema", "model_ema", "ema", "ema_model", "ema_state_dict")
 """Keys under which training frameworks keep an average of the weights over the steps of training."""
 
-CONTAINERS = ("state_dict", "model", "model_state", "model_state_dict", "net", "network", "weights", "params")
+CONTAINERS = ("state_dict", "model", "model_state", "model_state_dict", "net", "network", "weights", "params", "module")
 """Keys under which training frameworks keep the weights, beside the optimizer's state, counters and averages."""
 
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})

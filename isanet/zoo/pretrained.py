@@ -255,7 +255,8 @@ def read_file(path: Path) -> File:
         return checkpoint.read_file(path)
     except OSError as error:
         raise CheckpointFormatError(
-            f"cannot read {path}: {error.strerror}; a model folder has config.json and model.safetensors"
+            f"cannot read {path}: {error.strerror}; a model folder has config.json and model.safetensors; "
+            "other checkpoints are passed as files"
         ) from error
 
 

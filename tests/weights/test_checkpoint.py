@@ -885,7 +885,7 @@ def test_a_state_that_fits_is_given_back_without_a_copy() -> None:
         ({"conv.weight": torch.ones(3, 2)}, r"conv.weight has shape \(3, 2\), expected \(2, 3\)"),
         ({"bn.bias": torch.ones(2, dtype=torch.int64)}, "bn.bias is torch.int64, expected torch.float32"),
         ({"bn.bias": torch.ones(2, dtype=torch.bool)}, "bn.bias is torch.bool"),
-        ({"bn.num_batches_tracked": torch.tensor(1.0)}, "torch.float32, expected torch.int64"),
+        ({"bn.num_batches_tracked": torch.ones(2)}, r"shape \(2,\), expected \(\)"),
         ({"bn.bias": torch.tensor([1, torch.nan])}, "bn.bias has values that are not finite"),
         ({"conv.weight": torch.full((2, 3), -torch.inf)}, "conv.weight has values that are not finite"),
         ({"conv.weight": torch.full((2, 3), 1e300, dtype=torch.float64)}, "conv.weight has values that are not finite"),
@@ -914,6 +914,14 @@ def test_other_precisions_become_float32_and_the_given_state_keeps_its_own(dtype
     assert {key: value.dtype for key, value in fitting.items()} == {key: v.dtype for key, v in EXPECTED.items()}
     assert all(torch.equal(fitting[key], value) for key, value in good_state().items())
     assert state["conv.weight"].dtype == dtype
+
+
+@pytest.mark.parametrize(("count", "expected"), [(1.0, 1), (torch.inf, 0), (torch.nan, 0)])
+def test_a_count_that_a_script_has_halved_is_a_count(count: float, expected: int) -> None:
+    """`{name: value.half() for name, value in state.items()}`: counts from 65,520 on are infinite then."""
+    halved = {**good_state(), "bn.num_batches_tracked": torch.tensor(count).half()}
+    fitting = fit_state_dict(halved, EXPECTED)["bn.num_batches_tracked"]
+    assert (fitting.dtype, fitting.item()) == (torch.int64, expected)
 
 
 def test_values_are_looked_at_only_when_asked() -> None:

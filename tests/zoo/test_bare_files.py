@@ -154,6 +154,12 @@ def test_weights_without_the_auxiliary_head_load(tmp_path: Path, caplog: pytest.
         isanet.from_pretrained(saved(tmp_path, some))
 
 
+def test_a_state_dict_of_which_every_tensor_was_halved_loads(tmp_path: Path) -> None:
+    model = isanet.from_pretrained(saved(tmp_path, {name: value.half() for name, value in state().items()}))
+    assert model.backbone.stem[1].num_batches_tracked.dtype == torch.int64
+    assert torch.equal(model.classifier.weight, state()["decoder.1.weight"].half().float())
+
+
 def test_a_model_loaded_in_inference_mode_can_be_trained(tmp_path: Path) -> None:
     path = saved(tmp_path, state(3))
     with torch.inference_mode():
