@@ -83,6 +83,13 @@ class ResNet(nn.Module):
         stage3 = self._run(self.layer3, self._run(self.layer2, self._run(self.layer1, x)))
         return stage3, self._run(self.layer4, stage3)
 
+    def stages(self, images_NCHW: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(N, 3, H, W) -> the maps of all four stages; the first is (N, 4 * width, H/4, W/4)."""
+        stage1 = self._run(self.layer1, self.maxpool(self.stem(images_NCHW)))
+        stage2 = self._run(self.layer2, stage1)
+        stage3 = self._run(self.layer3, stage2)
+        return stage1, stage2, stage3, self._run(self.layer4, stage3)
+
     def _run(self, stage: nn.Sequential, x: Tensor) -> Tensor:
         for block in stage:
             x = checkpointed(block, x) if self.gradient_checkpointing and self.training else block(x)

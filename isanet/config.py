@@ -33,6 +33,9 @@ MAX_CLASSES = 4096
 a file only a few numbers each: 65,536 in 5 MB kept one image of 512 x 512 busy for over 40 seconds.
 """
 
+ATTENTIONS = ("long_range", "short_range")
+"""The two groupings of interlaced attention, in the order of all published models."""
+
 _DERIVED: Any = None  # the default of what is derived from other arguments
 
 
@@ -54,6 +57,8 @@ class ISANetConfig:
         residual_first: Concatenate `[residual, context]` (openseg.pytorch), not `[context, residual]`.
         align_corners: How logits are resized; True for mmsegmentation's 769x769 models and openseg.pytorch.
         block_size: Positions of a block along each axis.
+        attention_order: One or both of `ATTENTIONS`, in the order in which they are applied; each of them has weights
+            only if it is named.
         dropout: Probability of dropping a channel before each classifier, in training.
         gradient_checkpointing: In training, keep only the borders of blocks for the backward pass: less memory,
             about a third more time, the same gradients.
@@ -78,6 +83,7 @@ class ISANetConfig:
     residual_first: bool = False
     align_corners: bool = False
     block_size: int = 8
+    attention_order: Sequence[str] = ATTENTIONS
     dropout: float = 0.1
     gradient_checkpointing: bool = False
     classes: Sequence[str] = _DERIVED
@@ -130,6 +136,9 @@ class ISANetConfig:
         flags = (self.value_bias, self.residual_first, self.align_corners, self.gradient_checkpointing)
         if any(type(flag) is not bool for flag in flags) or not 0 <= self.dropout <= 1:
             raise ValueError(f"flags must be true or false and dropout from 0 to 1, got {flags} and {self.dropout!r}")
+        order = self.attention_order
+        if not isinstance(order, list | tuple) or tuple(order) not in (ATTENTIONS, ATTENTIONS[::-1], *zip(ATTENTIONS)):
+            raise ValueError(f"attention_order must be a list of {' and '.join(ATTENTIONS)}, or of one, got {order!r}")
         if self.fusion_kernel < 1 or self.fusion_kernel % 2 != 1:
             raise ValueError(f"fusion_kernel must be a positive odd number, got {self.fusion_kernel}")
         if self.preprocessing is not None and set(self.preprocessing) != PREPROCESSING:
@@ -141,13 +150,19 @@ class ISANetConfig:
             raise ValueError(f"block_size must be at most {MAX_BLOCK}, got {block}: maps are padded to whole blocks")
 
     def to_dict(self) -> dict[str, Any]:
-        """The arguments, ready for JSON, in the order in which they are declared; the caller may change them."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return values | {
+        """The arguments, ready for JSON, in the order in which they are declared; the caller may change them.
+
+        `attention_order` is left out unless it was changed, so that earlier versions of isanet read the file too.
+        """
+        values = {field.name: getattr(self, field.name) for field in fields(self)} | {
+            "attention_order": list(self.attention_order),
             "classes": list(self.classes),
             "palette": [list(color) for color in self.palette],
             "preprocessing": None if self.preprocessing is None else dict(self.preprocessing),
         }
+        if tuple(self.attention_order) == ATTENTIONS:
+            del values["attention_order"]
+        return values
 
 
 def check_class_count(count: int) -> None:

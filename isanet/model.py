@@ -16,16 +16,17 @@ Published ISANets differ as networks; every difference is an argument, declared 
 
 from __future__ import annotations
 
+import operator
 import os
 from inspect import signature
-from typing import Any, Literal, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  the field's name for it
 
 from isanet.backbone import ResNet, checkpointed
-from isanet.config import BACKBONES, EXPANSION, ISANetConfig
+from isanet.config import ATTENTIONS, BACKBONES, EXPANSION, ISANetConfig
 from isanet.labels import named_classes
 
 
@@ -50,7 +51,7 @@ class GroupedAttention(nn.Module):
     before it is regrouped, so that only queries, keys and values are.
     """
 
-    def __init__(self, config: ISANetConfig, grouping: Literal["long_range", "short_range"]) -> None:
+    def __init__(self, config: ISANetConfig, grouping: str) -> None:
         super().__init__()
         channels, key_channels = config.head_channels, config.key_channels
         self.block_size = config.block_size
@@ -65,25 +66,76 @@ class GroupedAttention(nn.Module):
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W); H and W are multiples of the block size."""
-        query_NGLC = self._group(self.query_project(x_NCHW))
-        key_NGLC = self._group(self.key_project(x_NCHW))
-        value_NGLC = self._group(self.value_project(x_NCHW))
+        query_NGLC = self.group(self.query_project(x_NCHW))
+        key_NGLC = self.group(self.key_project(x_NCHW))
+        value_NGLC = self.group(self.value_project(x_NCHW))
         context_NGLC = F.scaled_dot_product_attention(query_NGLC, key_NGLC, value_NGLC)  # scale: key_channels ** -0.5
-        return self.output_project(self._ungroup(context_NGLC, x_NCHW))  # type: ignore[no-any-return]
+        return self.output_project(self.ungroup(context_NGLC, x_NCHW))  # type: ignore[no-any-return]
 
-    def _group(self, x_NCHW: Tensor) -> Tensor:
+    def weights(self, x_NCHW: Tensor, index: int) -> Tensor:
+        """(N, C, H, W) -> (N, G, L): how much each group's position number `index` attends to those of its group."""
+        query_NGC = self.group(self.query_project(x_NCHW))[:, :, index]
+        key_NGLC = self.group(self.key_project(x_NCHW))
+        scores_NGL: Tensor = (key_NGLC @ query_NGC[..., None])[..., 0] * query_NGC.shape[-1] ** -0.5
+        return scores_NGL.softmax(dim=-1)
+
+    def group(self, x_NCHW: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, G, L, C)."""
         N, C, H, W = x_NCHW.shape
         R = S = self.block_size
-        x = x_NCHW.reshape(N, C, H // R, R, W // S, S).permute(self.order)  # N, G's two, L's two, C
+        if torch.compiler.is_exporting() and not torch.onnx.is_in_onnx_export():
+            # The same view. Of a reshape, torch.export cannot prove that it is one, and asks for a divisor of the size
+            x_NCPRQS = x_NCHW.unfold(2, R, R).unfold(3, S, S).transpose(3, 4)
+        else:
+            x_NCPRQS = x_NCHW.reshape(N, C, H // R, R, W // S, S)
+        x = x_NCPRQS.permute(self.order)  # N, G's two, L's two, C
         return x.reshape(N, x.shape[1] * x.shape[2], x.shape[3] * x.shape[4], C)
 
-    def _ungroup(self, x_NGLC: Tensor, like_NCHW: Tensor) -> Tensor:
+    def ungroup(self, x_NGLC: Tensor, like_NCHW: Tensor) -> Tensor:
+        """(N, G, L, C) -> (N, C, H, W), the shape of the map that was grouped."""
         N, C, H, W = like_NCHW.shape
         R = S = self.block_size
         sizes_NCPRQS = (N, C, H // R, R, W // S, S)
         x = x_NGLC.reshape([sizes_NCPRQS[dim] for dim in self.order])
         x_NCPRQS = x.permute([self.order.index(dim) for dim in range(6)])
         return x_NCPRQS.reshape(N, C, H, W)
+
+
+class Features(NamedTuple):
+    """Feature maps of one forward pass of an ISANet; h = H/8 and w = W/8, rounded up.
+
+    Attributes:
+        stages: The maps of the backbone's four stages, of strides 4, 8, 8, 8: (N, 4 * width, H/4, W/4), and
+            (N, 8 * width, h, w), (N, 16 * width, h, w), (N, 32 * width, h, w); width is 64 in all published models.
+        residual: (N, head_channels, h, w): the last stage reduced, which is the input of attention.
+        context: (N, head_channels, h, w): what attention makes of it.
+    """
+
+    stages: tuple[Tensor, Tensor, Tensor, Tensor]
+    residual: Tensor
+    context: Tensor
+
+
+class AttentionMaps(NamedTuple):
+    """What one position attends to; see `ISANet.attention`.
+
+    Each map is (N, height, width) over the feature map padded to whole blocks, and sums to 1: zeros of the padding take
+    part in attention. `maps.product[:, *maps.inside]` is the part that lies inside the image.
+
+    Attributes:
+        long_range: In the long range: one position of each block, 0 elsewhere; None of a model without long range.
+        short_range: In the short range: the position's own block, 0 elsewhere; None of a model without short range.
+        product: In both, one after the other: the share of every position in the position's context. Attention matrices
+            multiplied, that is; the layers between them are left out.
+        inside: (rows, columns) of the feature map in the maps.
+        position: (row, column) of the position in the maps.
+    """
+
+    long_range: Tensor | None
+    short_range: Tensor | None
+    product: Tensor
+    inside: tuple[slice, slice]
+    position: tuple[int, int]
 
 
 def block_padding(size: int, block_size: int) -> tuple[int, int, int]:
@@ -93,12 +145,18 @@ def block_padding(size: int, block_size: int) -> tuple[int, int, int]:
     return padding // 2, padding - padding // 2, blocks
 
 
+STRIDE = 8
+"""Pixels of a position of the feature map, along each axis."""
+
+
 def check_images(images: Tensor) -> None:
     """Raise ValueError or TypeError unless `images` is a batch of floating-point RGB images."""
     advice = "isanet.Segmenter(model)(image) takes images as they are: files, PIL images, uint8 RGB arrays"
     if not isinstance(images, Tensor):
         raise TypeError(f"expected a tensor of normalized images (N, 3, H, W), got {type(images).__name__}; {advice}")
-    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+    # A trace would warn of a comparison of sizes
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if images.ndim != 4 or (not tracing and images.shape[1] != 3) or not images.is_floating_point():
         raise ValueError(
             f"expected normalized floating-point images of shape (N, 3, H, W), got {tuple(images.shape)} of "
             f"{images.dtype}; {advice}; isanet.images.preprocess.preprocess makes such a tensor of one"
@@ -126,7 +184,8 @@ class ISANet(nn.Module):
 
     Attributes:
         config: All arguments, ready for JSON.
-        classes, palette, label_space, preprocessing, align_corners, residual_first, block_size: As in `config`.
+        classes, palette, label_space, preprocessing, align_corners, residual_first, block_size, attention_order: As the
+            arguments.
         provenance: Where the weights came from, as far as it is known; `isanet.from_pretrained` fills it in.
 
     Raises:
@@ -148,12 +207,14 @@ class ISANet(nn.Module):
         self.align_corners = config.align_corners
         self.residual_first = config.residual_first
         self.block_size = config.block_size
+        self.attention_order = tuple(config.attention_order)
 
         channels, stage4_channels = config.head_channels, 8 * EXPANSION * config.width
         self.backbone = ResNet(BACKBONES[config.backbone], config.width)
         self.reduce = ConvBNReLU(stage4_channels, channels, 3)
-        self.long_range = GroupedAttention(config, "long_range")
-        self.short_range = GroupedAttention(config, "short_range")
+        for name in ATTENTIONS:  # not in their order, so that a seed gives the same weights in either
+            if name in self.attention_order:
+                self.add_module(name, GroupedAttention(config, name))
         self.fuse = ConvBNReLU(2 * channels, channels, config.fusion_kernel)
         self.dropout = nn.Dropout2d(config.dropout)
         self.classifier = nn.Conv2d(channels, config.num_classes, 1)
@@ -183,15 +244,15 @@ class ISANet(nn.Module):
         self.config["gradient_checkpointing"] = value
 
     @overload
-    def forward(self, images: Tensor, *, aux: Literal[False] = ..., size: tuple[int, int] | None = ...) -> Tensor: ...
+    def forward(self, images: Tensor, aux: Literal[False] = ..., size: tuple[int, int] | None = ...) -> Tensor: ...
 
     @overload
     def forward(
-        self, images: Tensor, *, aux: Literal[True], size: tuple[int, int] | None = ...
+        self, images: Tensor, aux: Literal[True], size: tuple[int, int] | None = ...
     ) -> tuple[Tensor, Tensor]: ...
 
     def forward(
-        self, images: Tensor, *, aux: bool = False, size: tuple[int, int] | None = None
+        self, images: Tensor, aux: bool = False, size: tuple[int, int] | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Logits of every class at every pixel.
 
@@ -232,7 +293,7 @@ class ISANet(nn.Module):
         check_images(images)
         stage3, stage4 = self.backbone(images)
         residual = self.reduce(stage4)
-        context = self._attend(residual)
+        context = self.attend(residual)
         both = (residual, context) if self.residual_first else (context, residual)
         logits: Tensor = self.classifier(self.dropout(self.fuse(torch.cat(both, dim=1))))
         if not aux:
@@ -240,7 +301,61 @@ class ISANet(nn.Module):
         aux_logits: Tensor = self.aux_classifier(self.dropout(self.aux_reduce(stage3)))
         return logits, aux_logits
 
-    def _attend(self, x_NCHW: Tensor) -> Tensor:
+    def features(self, images: Tensor) -> Features:
+        """The feature maps behind the logits, of images as `forward` takes them; with gradients, if there are any.
+
+        Raises:
+            ValueError: `images` is not a batch of floating-point RGB images.
+        """
+        check_images(images)
+        stages = self.backbone.stages(images)
+        residual = self.reduce(stages[-1])
+        return Features(stages, residual, self.attend(residual))
+
+    def attention(self, images: Tensor, position: tuple[int, int]) -> AttentionMaps:
+        """What one position of the images attends to, in each range and in both together.
+
+        `isanet.viz.attention` draws it.
+
+        Args:
+            images: As `forward` takes them.
+            position: (row, column) of a pixel of the images; what attends is the cell of 8x8 pixels that it lies in.
+
+        Raises:
+            ValueError: `images` is not a batch of floating-point RGB images, or the position is outside of them.
+        """
+        check_images(images)
+        (row, column), (height, width) = map(operator.index, position), images.shape[-2:]
+        if not (0 <= row < height and 0 <= column < width):
+            raise ValueError(
+                f"position must be (row, column) of a pixel of {height} rows x {width} columns, got {position}"
+            )
+        x = self.reduce(self.backbone(images)[1])
+        b, (h, w) = self.block_size, x.shape[-2:]
+        top, bottom, _ = block_padding(h, b)
+        left, right, Q = block_padding(w, b)
+        x = F.pad(x, (left, right, top, bottom))
+        like = x[:, :1]
+        row, column = top + row // STRIDE, left + column // STRIDE
+        block, phase = row // b * Q + column // b, row % b * b + column % b
+        maps: dict[str, Tensor] = {}
+        for name in self.attention_order:
+            attention = getattr(self, name)
+            # A position's group in the one range is its number inside its group in the other
+            group, index = (phase, block) if name == "long_range" else (block, phase)
+            rows_NGL = attention.weights(x, index)
+            own_NGL = torch.zeros_like(rows_NGL)
+            own_NGL[:, group] = rows_NGL[:, group]
+            maps[name] = attention.ungroup(own_NGL[..., None], like)[:, 0]
+            if len(maps) == 1:
+                x, first, first_NGL, product = attention(x), attention, rows_NGL, maps[name]
+            else:  # so what the position attends to last is number `index` of each group before
+                product = first.ungroup((first_NGL * rows_NGL[:, group, :, None])[..., None], like)[:, 0]
+        inside = (slice(top, top + h), slice(left, left + w))
+        return AttentionMaps(maps.get("long_range"), maps.get("short_range"), product, inside, (row, column))
+
+    def attend(self, x_NCHW: Tensor) -> Tensor:
+        """The map that attention makes of `Features.residual`, of the same shape."""
         height, width = x_NCHW.shape[-2:]
         top, bottom, P = block_padding(height, self.block_size)
         left, right, Q = block_padding(width, self.block_size)
@@ -249,7 +364,8 @@ class ISANet(nn.Module):
         # padding is zero and whether a slice is the whole.
         b = self.block_size
         x = F.pad(x_NCHW, (left, right + b, top, bottom + b))[..., : P * b, : Q * b]
-        for attention in (self.long_range, self.short_range):
+        for name in self.attention_order:
+            attention = getattr(self, name)
             x = checkpointed(attention, x) if self.gradient_checkpointing and self.training else attention(x)
         return F.pad(x, (-left, -right, -top, -bottom))
 
@@ -260,6 +376,13 @@ class ISANet(nn.Module):
     def extra_repr(self) -> str:
         """The first line of the network's `repr`: its classes."""
         return named_classes(self.classes)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What `torch.jit.script` compiles: a trace, which holds for all sizes, as no step depends on values."""
+        if self.training:
+            raise ValueError("torch.jit.script takes an ISANet in evaluation mode: call model.eval() first")
+        images = self.classifier.weight.new_zeros(2, 3, 65, 65)
+        return nn.Sequential(torch.jit.trace(self, images, check_trace=False))  # type: ignore[no-untyped-call]
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write config.json, model.safetensors and, if there is none yet, a model card into a folder.

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from isanet._text import clean, listed, plural, shortened
+from isanet.config import ISANetConfig
 from isanet.errors import IntegrityError
 from isanet.model import ISANet
 from isanet.weights import cache, checkpoint
@@ -111,6 +112,7 @@ def _other_config(claims: Mapping[str, str], model: ISANet) -> list[str]:
     weights = load_manifest().get(claims.get("name", ""))
     if weights is None:
         return []
-    expected = model_config(weights)
-    other = sorted(key for key, value in expected.items() if model.config[key] != value)
+    expected = ISANetConfig(**model_config(weights)).to_dict()
+    keys = (expected.keys() | model.config.keys()) - {"gradient_checkpointing"}  # which is of training alone
+    other = sorted(key for key in keys if model.config.get(key) != expected.get(key))
     return [f"its configuration is not that of {weights.name}: {', '.join(other)}"] if other else []

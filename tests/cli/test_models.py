@@ -139,6 +139,18 @@ def test_verify_shows_and_compares_the_metadata_of_a_file(
     assert "no hash of the released file" in verified(capsys, "mine")
 
 
+def test_verify_notices_another_order_of_attention_and_other_blocks(
+    tiny: FileServer, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    isanet.from_pretrained(tiny_zoo.NAME).save_pretrained("mine")
+    config = json.loads(Path("mine/config.json").read_text())
+    assert "attention_order" not in config  # as published: earlier versions read it too
+    changes = {"attention_order": ["short_range", "long_range"], "block_size": 4, "gradient_checkpointing": True}
+    Path("mine/config.json").write_text(json.dumps(config | changes))
+    out = verified(capsys, "mine")
+    assert f"its configuration is not that of {tiny_zoo.NAME}: attention_order, block_size\n" in out
+
+
 def test_verify_compares_configurations_too(tiny: FileServer, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = isanet.from_pretrained(tiny_zoo.NAME)
     model.save_pretrained("reordered")

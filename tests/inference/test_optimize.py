@@ -68,6 +68,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mmsegmentation": {"value_bias": True, "fusion_kernel": 1, "align_corners": True},
     "openseg": {"residual_first": True, "fusion_kernel": 1, "align_corners": True},
     "small blocks": {"block_size": 3, "backbone": "resnet14"},
+    "short range first": {"attention_order": ["short_range", "long_range"], "backbone": "resnet14"},
+    "long range alone": {"attention_order": ["long_range"], "backbone": "resnet14"},
 }
 
 

@@ -28,9 +28,27 @@ def test_config_is_its_own_json() -> None:
     values = ISANetConfig(classes=["road"], palette=[(1, 2, 3)], preprocessing=preprocessing).to_dict()
     assert json.loads(json.dumps(values)) == values
     assert ISANetConfig(**values).to_dict() == values
-    assert list(values) == [field.name for field in dataclasses.fields(ISANetConfig)]
+    names = [field.name for field in dataclasses.fields(ISANetConfig)]
+    assert list(values) == [name for name in names if name != "attention_order"]
     with torch.device("meta"):
         assert ISANet(**values).config == values
+
+
+@pytest.mark.parametrize("order", [["short_range", "long_range"], ["long_range"], ["short_range"]])
+def test_another_order_of_attention_is_written_and_the_published_one_is_not(order: list[str]) -> None:
+    values = ISANetConfig(num_classes=2, attention_order=tuple(order)).to_dict()
+    assert values["attention_order"] == order
+    assert list(values) == [field.name for field in dataclasses.fields(ISANetConfig)]
+    assert ISANetConfig(**json.loads(json.dumps(values))).to_dict() == values
+    assert "attention_order" not in ISANetConfig(num_classes=2, attention_order=["long_range", "short_range"]).to_dict()
+
+
+@pytest.mark.parametrize(
+    "order", [[], "long_range", ["long_range"] * 2, ["dense"], [1, "short_range"], [["a"]], None, 3]
+)
+def test_a_wrong_order_of_attention_is_refused(order: object) -> None:
+    with pytest.raises(ValueError, match="attention_order must be a list of long_range and short_range, or of one"):
+        ISANetConfig(num_classes=2, attention_order=order)  # type: ignore[arg-type]
 
 
 def test_help_shows_the_arguments() -> None:

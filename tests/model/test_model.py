@@ -1,4 +1,6 @@
 import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,11 @@ def tiny(**arguments: Any) -> ISANet:
             nn.init.uniform_(module.bias, -0.2, 0.2)
     nn.init.normal_(model.classifier.weight)
     return model.eval()
+
+
+needs_new_torch = pytest.mark.skipif(
+    torch.__version__ < "2.14", reason="torch 2.11 pins a size, and has no ShapesSpec; later ones were not tried"
+)
 
 
 def upstream(listing: str) -> ISANet:
@@ -91,6 +98,81 @@ def test_interlaced_attention_is_masked_dense_attention(block_size: int) -> None
             torch.testing.assert_close(attention(x), expected, rtol=1e-12, atol=1e-12)
 
 
+ORDERS = [("long_range", "short_range"), ("short_range", "long_range"), ("long_range",), ("short_range",)]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_attention_is_applied_in_the_order_given(order: tuple[str, ...]) -> None:
+    model = tiny(attention_order=order, block_size=4).double()
+    assert {key.partition(".")[0] for key in model.state_dict()} & {*ORDERS[0]} == {*order}
+    x = expected = torch.randn(2, 16, 8, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(8))
+    with torch.inference_mode():
+        for name in order:
+            expected = getattr(model, name)(expected)
+        torch.testing.assert_close(model.attend(x), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_seed_gives_the_same_weights_in_either_order() -> None:
+    one, other = tiny(attention_order=ORDERS[0]).state_dict(), tiny(attention_order=ORDERS[1]).state_dict()
+    assert list(one) == list(other)
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize("size", [(1, 1), (64, 128), (101, 130)])
+def test_features_are_those_behind_the_logits(size: tuple[int, int]) -> None:
+    model = tiny().double()
+    images = torch.randn(2, 3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+    height, width = (-(-side // 8) for side in size)
+    with torch.inference_mode():
+        stages, residual, context = features = model.features(images)
+        both = torch.cat((context, residual), 1)
+        torch.testing.assert_close(model.classifier(model.fuse(both)), model.coarse_logits(images))
+    assert [stage.shape for stage in stages] == [
+        (2, 32, -(-size[0] // 4), -(-size[1] // 4)),
+        *((2, channels, height, width) for channels in (64, 128, 256)),
+    ]
+    assert residual.shape == context.shape == (2, 16, height, width)
+    assert features.context is context
+    model.features(images).context.sum().backward()
+    assert model.backbone.stem[0].weight.grad is not None
+
+
+@pytest.mark.parametrize("size", [(64, 96), (101, 75)])  # with and without padding
+@pytest.mark.parametrize("order", ORDERS)
+def test_attention_maps_are_rows_of_the_matrices_and_of_their_product(
+    order: tuple[str, ...], size: tuple[int, int]
+) -> None:
+    model = tiny(attention_order=order, block_size=4).double()
+    images = torch.randn(2, 3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(10))
+    with torch.inference_mode():
+        maps = model.attention(images, (size[0] - 1, size[1] // 2))
+        (rows, columns), (row, column), (N, H, W) = maps.inside, maps.position, maps.product.shape
+        x = torch.zeros(N, 16, H, W, dtype=torch.float64)
+        x[:, :, rows, columns] = residual = model.features(images).residual
+        assert (residual.shape[2] - 1, size[1] // 16) == (row - rows.start, column - columns.start)
+        i, j = (index.flatten() for index in torch.meshgrid(torch.arange(H), torch.arange(W), indexing="ij"))
+        groups = {"long_range": i % 4 * 4 + j % 4, "short_range": i // 4 * 1000 + j // 4}
+        expected, product = {}, torch.eye(H * W, dtype=torch.float64).expand(N, -1, -1)
+        for name in order:
+            attention = getattr(model, name)
+            query, key = (
+                project(x).flatten(2).transpose(1, 2) for project in (attention.query_project, attention.key_project)
+            )
+            scores = query @ key.transpose(1, 2) * query.shape[-1] ** -0.5
+            expected[name] = scores.masked_fill(groups[name][:, None] != groups[name], -torch.inf).softmax(-1)
+            product, x = expected[name] @ product, attention(x)
+        for name, matrix in {**expected, "product": product}.items():
+            torch.testing.assert_close(getattr(maps, name).flatten(1), matrix[:, row * W + column], rtol=0, atol=1e-12)
+            torch.testing.assert_close(getattr(maps, name).sum((1, 2)), torch.ones(N, dtype=torch.float64))
+    assert [getattr(maps, name) is None for name in ORDERS[0]] == [name not in order for name in ORDERS[0]]
+
+
+@pytest.mark.parametrize("position", [(-1, 0), (40, 0), (0, 50)])
+def test_a_position_outside_of_the_images_is_named(position: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="pixel of 40 rows x 50 columns"):
+        tiny().attention(torch.zeros(1, 3, 40, 50), position)
+
+
 @pytest.mark.parametrize(
     ("size", "expected"), [(1, (3, 4, 1)), (8, (0, 0, 1)), (9, (3, 4, 2)), (15, (0, 1, 2)), (65, (3, 4, 9))]
 )
@@ -151,27 +233,86 @@ def test_compiles_in_one_graph(gradient_checkpointing: bool) -> None:
     torch.testing.assert_close(results[1], results[0], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.skipif(torch.__version__ < "2.14", reason="torch 2.11 pins a size; later ones were not tried")
-@pytest.mark.parametrize("example", [(96, 128), (101, 130)])  # with and without padding: neither may be pinned
-def test_exports_with_dynamic_sizes(example: tuple[int, int]) -> None:
-    model = tiny()
-    # torch.export takes sizes of one for constants: more than one block (64 pixels) along each side keeps them dynamic
-    dimensions = {
-        0: torch.export.Dim("batch"),
-        2: torch.export.Dim("height", min=65),
-        3: torch.export.Dim("width", min=65),
-    }
-    program = torch.export.export(
-        model,
-        (torch.randn(2, 3, *example),),
-        dynamic_shapes={"images": dimensions},
-        prefer_deferred_runtime_asserts_over_guards=True,
-    )
-    module = program.module()
+SIZES = ((1, 1, 1), (3, 1, 1), (3, 17, 33), (1, 64, 64), (3, 101, 67), (2, 8, 200), (1, 257, 130))
+"""Batch, height and width of images that an exported network must take."""
+
+
+def agrees(exported: Callable[[Tensor], Tensor], model: ISANet, sizes: Iterable[tuple[int, int, int]]) -> None:
+    generator = torch.Generator().manual_seed(7)
     with torch.inference_mode():
-        for size in ((2, 3, 96, 128), (3, 3, 101, 67), (1, 3, 513, 770)):
-            image = torch.randn(size)
-            torch.testing.assert_close(module(image), model(image), rtol=1e-5, atol=1e-5)
+        for batch, height, width in sizes:
+            images = torch.randn(batch, 3, height, width, generator=generator)
+            torch.testing.assert_close(exported(images), model(images), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("size", [(2, 3, 65, 96), (1, 3, 64, 64)])
+def test_a_trace_holds_for_all_sizes(size: tuple[int, ...]) -> None:
+    model = tiny()
+    agrees(torch.jit.trace(model, torch.randn(size)), model, SIZES)  # without a TracerWarning, which would be an error
+
+
+@needs_new_torch
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
+def test_scripts_alone_and_inside_of_another_module(tmp_path: Path) -> None:
+    model = tiny()
+    agrees(torch.jit.script(model), model, SIZES)
+    torch.jit.save(torch.jit.script(nn.Sequential(model, nn.Softmax2d()).eval()), tmp_path / "model.pt")
+    agrees(torch.jit.load(tmp_path / "model.pt"), nn.Sequential(model, nn.Softmax2d()), SIZES)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"call model.eval\(\) first"):
+        torch.jit.script(model.train())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@needs_new_torch
+@pytest.mark.parametrize(("example", "strict"), [((2, 101, 128), True), ((1, 64, 64), False)])
+def test_exports_with_sizes_from_one_up(example: tuple[int, int, int], strict: bool) -> None:
+    from torch.fx.experimental.dynamic_spec import ParamsSpec, ShapesSpec, ShapeVar, TensorSpec
+
+    model, (batch, *size) = tiny(), example
+    shape = TensorSpec([ShapeVar("batch", min=1), 3, ShapeVar("height", min=1), ShapeVar("width", min=1)])
+    spec = ShapesSpec(params=ParamsSpec({"images": shape}))
+    program = torch.export.export(model, (torch.randn(batch, 3, *size),), dynamic_shapes=spec, strict=strict)
+    agrees(program.module(), model, SIZES)
+
+
+def dims(**bounds: int) -> dict[str, dict[int, Any]]:
+    Dim = torch.export.Dim
+    return {"images": {0: Dim("batch"), 2: Dim("height", **bounds), 3: Dim("width", **bounds)}}
+
+
+@needs_new_torch
+@pytest.mark.parametrize(
+    ("shapes", "strict"),
+    [
+        (dims(min=65, max=4096), False),
+        (dims(min=65), True),
+        ({"images": dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)}, False),
+        ({"images": dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)}, False),
+    ],
+    ids=["from 65 to 4096", "from 65", "AUTO", "DYNAMIC"],
+)
+def test_exports_with_dims_above_one_block(shapes: dict[str, Any], strict: bool) -> None:
+    # With Dim, torch takes what may be one for a constant, and 64 pixels are one block
+    model = tiny()
+    program = torch.export.export(model, (torch.randn(2, 3, 101, 130),), dynamic_shapes=shapes, strict=strict)
+    agrees(program.module(), model, ((2, 65, 65), (3, 128, 101), (2, 513, 257)))
+
+
+@needs_new_torch
+@pytest.mark.parametrize("bounds", [{}, {"min": 64}])
+def test_a_wrong_bound_of_a_dim_is_answered_with_the_right_one(bounds: dict[str, int]) -> None:
+    with pytest.raises(torch._dynamo.exc.UserError, match=r"Suggested fixes:\n  width = Dim\('width', min=65"):
+        torch.export.export(tiny(), (torch.randn(2, 3, 96, 128),), dynamic_shapes=dims(**bounds))
+
+
+@needs_new_torch
+def test_exports_both_heads_by_position() -> None:
+    model, images = tiny(), torch.randn(2, 3, 96, 128)
+    module = torch.export.export(model, (images, True)).module()
+    with torch.inference_mode():
+        torch.testing.assert_close(module(images, True), model(images, True), rtol=1e-5, atol=1e-5)
 
 
 def test_gradient_checkpointing_changes_nothing_but_memory() -> None:

@@ -26,10 +26,7 @@ from isanet.inference.fast.layers import (
     folded,
     pair,
 )
-from isanet.model import ISANet, block_padding, check_images
-
-STRIDE = 8
-"""Pixels of a cell along each axis."""
+from isanet.model import STRIDE, ISANet, block_padding, check_images
 
 
 class FastISANet(nn.Module):
@@ -59,7 +56,7 @@ class FastISANet(nn.Module):
                 conv_bn_relu(model.reduce),
             ]
         )
-        self.long_range, self.short_range = Attention(model.long_range), Attention(model.short_range)
+        self.attentions = nn.ModuleList(Attention(getattr(model, name)) for name in model.attention_order)
         self.fuse: nn.Module = conv_bn_relu(model.fuse)
         classifier = copy.deepcopy(model.classifier)
         assert classifier.bias is not None
@@ -73,7 +70,7 @@ class FastISANet(nn.Module):
 
     def convert_to(self, dtype: torch.dtype) -> None:
         """Convert all but the stem to another dtype."""
-        for part in (*self.layers[4:], self.long_range, self.short_range, self.fuse, self.classifier):
+        for part in (*self.layers[4:], *self.attentions, self.fuse, self.classifier):
             part.to(dtype)
         self.dtype = dtype
 
@@ -94,7 +91,9 @@ class FastISANet(nn.Module):
         band = self._band_rows(N, w)
         left, _, top, _ = self._padding(h, w)
         padded_NHWC = self._features(images, band, h, w)
-        context_NHWC = self.short_range(self.long_range(padded_NHWC), in_place=True)
+        context_NHWC = padded_NHWC
+        for number, attention in enumerate(self.attentions):
+            context_NHWC = attention(context_NHWC, in_place=number > 0)  # the first leaves its input, the residual
         residual, context = (
             x[:, top : top + h, left : left + w].permute(0, 3, 1, 2) for x in (padded_NHWC, context_NHWC)
         )
@@ -111,7 +110,8 @@ class FastISANet(nn.Module):
         left, _, top, _ = padding = self._padding(h, w)
         x_NHWC = x.permute(0, 2, 3, 1)
         context_NHWC = F.pad(x_NHWC, (0, 0, *padding)) if any(padding) else x_NHWC
-        context_NHWC = self.short_range(self.long_range(context_NHWC))
+        for attention in self.attentions:
+            context_NHWC = attention(context_NHWC)
         context = context_NHWC[:, top : top + h, left : left + w].permute(0, 3, 1, 2)
         logits: Tensor = self.classifier(self.fuse(torch.cat((x, context) if self.residual_first else (context, x), 1)))
         return logits.to(images.dtype)
