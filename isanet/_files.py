@@ -168,7 +168,7 @@ _SIGNATURES = {
     b"\xc5\xd0\xd3\xc6": "PostScript (EPS)",
     b"%PDF": "PDF",
 }
-_HEIF_BRANDS = (b"heic", b"heix", b"mif1", b"msf1", b"avif", b"avis")
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"avif", b"avis")
 
 
 def is_web_page(start: bytes) -> bool:
@@ -192,7 +192,7 @@ def looks_like(start: bytes) -> str:
     if re.match(b"\x80[\x02-\x05]", start):
         return "a pickle, but not one that torch.save wrote"
     if start[4:8] == b"ftyp":
-        return "HEIC or AVIF" if start[8:12] in _HEIF_BRANDS else "a video (MP4)"
+        return "HEIC or AVIF" if start[8:12] in HEIF_BRANDS else "a video (MP4)"
     if b"ustar" in start:
         return "a tar archive; if torch before 0.4 wrote it, save it again with a current one"
     if not start.strip(b"\0"):

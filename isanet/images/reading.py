@@ -9,14 +9,16 @@ import io
 import logging
 import math
 import os
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, features
 
-from isanet._files import given_path, looks_like
+from isanet._files import HEIF_BRANDS, given_path, looks_like
 from isanet.errors import ImageError
 
 RGBImage = NDArray[np.uint8]
@@ -41,8 +43,12 @@ MAX_TILE = 1 << 22
 # stereo JPEG of cameras and phones, is detected by the JPEG reader.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 
+AVIF_SUFFIXES, HEIC_SUFFIXES = {".avif"}, {".heic", ".heif", ".hif"}
+
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm"}
+    | (AVIF_SUFFIXES if features.check("avif") else set())
+    | (HEIC_SUFFIXES if find_spec("pillow_heif") else set())
 )
 """Lower-case suffixes by which images are found in a folder. Reading goes by content, not by suffix."""
 
@@ -68,8 +74,10 @@ Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Im
 def read_image(source: Source, *, max_pixels: int = MAX_PIXELS, value_range: ValueRange | None = None) -> RGBImage:
     """Read an image as 8-bit RGB, upright.
 
-    * The EXIF orientation is applied (files and PIL images that carry one; a damaged EXIF block counts as none).
-    * Files: JPEG (MPO too), PNG, BMP, GIF, TIFF, WebP, PPM; the first frame or page of several.
+    * The EXIF orientation is applied, or else that of XMP (files and PIL images that carry one; a damaged block counts
+      as none); in HEIC and AVIF, that of the container.
+    * Files: JPEG (MPO too), PNG, BMP, GIF, TIFF, WebP, PPM, AVIF, and HEIC with the extra `heic`; the first frame or
+      page of several.
     * Gray (L, 1-bit) is replicated; a palette (P) is looked up; alpha is dropped, not blended, as upstream's
       reader does.
     * More than 8 bits (PIL modes I;16, I and F, arrays of other types than uint8): `value_range` says which values
@@ -156,25 +164,6 @@ def read_open_file(stream: BinaryIO, name: str, max_pixels: int, value_range: Va
         if isinstance(error, ImageError):
             raise
         raise ImageError(f"{name} cannot be read: {error}; pass an open file that can seek, or its bytes") from error
-
-
-def images_in(folder: Path) -> list[Path]:
-    """The images directly in a folder, found by suffix and sorted; hidden files are skipped.
-
-    Raises:
-        ImageError: There are none, or the folder cannot be read.
-    """
-    try:
-        paths = sorted(
-            path
-            for path in folder.iterdir()
-            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-        )
-    except OSError as error:
-        raise ImageError(f"{folder} cannot be read: {error}; check the path and its permissions") from error
-    if not paths:
-        raise ImageError(f"no images in the folder {folder}: none of its files ends in {', '.join(sorted(SUFFIXES))}")
-    return paths
 
 
 def check_array(array: NDArray[Any], max_pixels: int | None) -> RGBImage:
@@ -292,7 +281,7 @@ def open_header(stream: BinaryIO, path: Path | str, max_pixels: int = MAX_PIXELS
         ImageError: It is not an image of a known format, its header is damaged, or the file, its tags or its tiles are
             too large for an image.
     """
-    start, size = stream.read(16), stream.seek(0, os.SEEK_END)
+    start, size = stream.read(64), stream.seek(0, os.SEEK_END)
     if not start:
         raise ImageError(f"{path} is empty (0 bytes); fetch or export it again")
     if size > (limit := max_file_bytes(max_pixels)):
@@ -301,9 +290,10 @@ def open_header(stream: BinaryIO, path: Path | str, max_pixels: int = MAX_PIXELS
             "nothing was decoded: export it again, or raise max_pixels if you trust it"
         )
     Image.init()
-    for name in FORMATS:
-        factory, accept = Image.OPEN.get(name, (None, None))
-        if factory is None or (accept is not None and accept(start) is not True):
+    heif = start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS
+    for name in [_heif_format(start, path)] if heif else FORMATS:
+        factory, accept = (_heic_reader(), None) if name == "HEIC" else Image.OPEN.get(name, (None, None))
+        if factory is None or (accept is not None and accept(start[:16]) is not True):
             continue
         try:
             if name == "TIFF" and _tag_bytes(stream) > size + MAX_TAG_BYTES:
@@ -324,6 +314,21 @@ def open_header(stream: BinaryIO, path: Path | str, max_pixels: int = MAX_PIXELS
         f"{path} is not an image in a known format: it looks like {looks_like(start)}; "
         f"convert it to one of {', '.join(FORMATS)}"
     )
+
+
+def _heif_format(start: bytes, path: Path | str) -> str:
+    """AVIF or HEIC, by the brands at the start of the file; a container of many brands is read as AVIF."""
+    name = "AVIF" if b"avif" in start or b"avis" in start else "HEIC"
+    if not (features.check("avif") if name == "AVIF" else find_spec("pillow_heif")):
+        fix = "install a wheel of Pillow" if name == "AVIF" else "pip install 'isanet[heic]'"
+        raise ImageError(f"{path} is {name}, which cannot be read here: {fix}, or convert it to JPEG or PNG")
+    return name
+
+
+def _heic_reader() -> Callable[[BinaryIO, str], Image.Image]:
+    from pillow_heif import HeifImageFile  # not registered, so that Image.open of others is as it was
+
+    return HeifImageFile
 
 
 _TIFF_NUMBERS = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
@@ -415,4 +420,5 @@ def _to_rgb(image: Image.Image, name: str, value_range: ValueRange | None) -> Im
 
 def _describe(error: Exception) -> str:
     """The type and the message of another library's error."""
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

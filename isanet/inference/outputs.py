@@ -60,7 +60,7 @@ def find_images(arguments: Iterable[str]) -> list[Path | str]:
     Raises:
         ImageError: A pattern matches no file, or a folder has no images.
     """
-    from isanet.images.reading import images_in  # imports numpy, which `isanet list` does without
+    from isanet.images.folder import images_in  # imports numpy, which `isanet list` does without
 
     images: list[Path | str] = []
     for argument in arguments:

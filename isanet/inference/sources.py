@@ -13,11 +13,11 @@ from PIL import Image
 
 from isanet._files import given_path
 from isanet.errors import CacheError, DownloadError, ImageError, IntegrityError
+from isanet.images.folder import images_in
 from isanet.images.reading import (
     RGBImage,
     Source,
     ValueRange,
-    images_in,
     is_open_file,
     max_file_bytes,
     read_image,

@@ -21,8 +21,9 @@ import torch
 from PIL import Image
 
 from isanet.errors import ImageError
+from isanet.images.folder import images_in
 from isanet.images.preprocess import preprocess, target_size
-from isanet.images.reading import MAX_TAG_BYTES, images_in, read_image
+from isanet.images.reading import MAX_TAG_BYTES, read_image
 from tests.images.test_preprocess import VOC, noise
 
 # --- arrays -----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,51 @@
+"""The images in a folder, and what is said of its other files."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from pathlib import Path
+
+from isanet._text import plural
+from isanet.errors import ImageError
+from isanet.images.reading import AVIF_SUFFIXES, HEIC_SUFFIXES, SUFFIXES
+
+log = logging.getLogger("isanet")
+
+_RAW = (".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf", ".pef", ".srw")
+
+_UNREAD = {
+    **dict.fromkeys(HEIC_SUFFIXES, "pip install 'isanet[heic]'"),
+    **dict.fromkeys(AVIF_SUFFIXES, "this build of Pillow lacks it"),
+    **dict.fromkeys(
+        (".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf", ".pef", ".srw"), "raw: develop it"
+    ),
+    **dict.fromkeys((".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".mts"), "video"),
+}
+"""What to say of files in a folder of images that are no images that can be read."""
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The images directly in a folder, found by suffix and sorted; hidden files are skipped, others said in the log.
+
+    Raises:
+        ImageError: There are none, or the folder cannot be read.
+    """
+    try:
+        files = sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
+    except OSError as error:
+        raise ImageError(f"{folder} cannot be read: {error}; check the path and its permissions") from error
+    paths = [path for path in files if path.suffix.lower() in SUFFIXES]
+    unread = Counter(path.suffix.lower() for path in files if path.suffix.lower() not in SUFFIXES)
+    known = [f"{number} {suffix} ({_UNREAD[suffix]})" for suffix, number in unread.most_common() if suffix in _UNREAD]
+    others = unread.total() - sum(number for suffix, number in unread.items() if suffix in _UNREAD)
+    listed = ", ".join(known + [f"{others} of other kinds"] * bool(others))
+    if not paths:
+        found = f"; it has {listed}" if known else ""
+        raise ImageError(
+            f"no images in the folder {folder}: none of its files ends in {', '.join(sorted(SUFFIXES))}{found}"
+        )
+    if unread:
+        level = logging.WARNING if known else logging.INFO
+        log.log(level, "%s: %s not read: %s", folder, plural(unread.total(), "file"), listed)
+    return paths
