@@ -18,7 +18,7 @@ from difflib import get_close_matches
 from typing import NoReturn
 
 from isanet._version import __version__
-from isanet.cli import check, cite, evaluate, finetune, masks, models, segment
+from isanet.cli import check, cite, evaluate, finetune, masks, models, printing, segment
 from isanet.cli.options import Run
 from isanet.cli.printing import LogFormatter, error_text
 from isanet.errors import IsanetError
@@ -42,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, unknown = _parser().parse_known_args(arguments)
     if unknown:  # the parser of the command says so, because it knows its options
         options.wrong_call(f"unrecognized arguments: {' '.join(unknown)}")
+    printing.running = options.parser
     logger, handler = logging.getLogger("isanet"), logging.StreamHandler(sys.stderr)
     handler.setFormatter(LogFormatter())
     logger.addHandler(handler)
@@ -74,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"isanet: error: {error_text(error)}{hint}", file=sys.stderr)
         return 1
     finally:
+        printing.running = None
         logger.removeHandler(handler)
         logger.setLevel(earlier_level)
 
@@ -104,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def add_command(name: str, run: Run, text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", parents=[anywhere])
-        added.set_defaults(run=run, wrong_call=added.error)  # prints the usage and exits with 2
+        added.set_defaults(run=run, parser=added, wrong_call=added.error)  # prints the usage and exits with 2
         return added
 
     for group in GROUPS:

@@ -59,7 +59,9 @@ def open_dataset(
     known = {*inspect.signature(kind).parameters, *Options.__annotations__} - {"root", "split", "layout"}
     for option in options:
         if option not in known:
-            raise DatasetError(f"{root} is read as {kind.__name__} (layout={layout!r}), which has no option {option!r}")
+            raise DatasetError(
+                f"{root} is read as {kind.__name__} (layout={layout!r}), which has no argument {option}="
+            )
     if layout in FORMATS:
         options["layout"] = layout
     elif layout == "folder":
@@ -87,7 +89,7 @@ def _recognize(root: Path, options: Mapping[str, Any]) -> str:
             f"folders as images= and masks=, or what it is as layout=; {contents(root)}"
         )
     if len(found) > 1:
-        raise DatasetError(f"{root} holds several datasets ({', '.join(found)}); say which one by layout")
+        raise DatasetError(f"{root} holds several datasets ({', '.join(found)}); say which one by layout=")
     if not found:
         expected = "; ".join(
             [f"{kind.__name__}: {kind.expected_layout}" for kind in DATASETS.values()]

@@ -59,7 +59,10 @@ def match_classes(model: ISANet, space: LabelSpace, mapping: Groups | None) -> M
             return Match(space)
         hint = 'say how they match by a mapping such as {"vehicle": ["car", "bus"]}, or {} to match them by name'
         if are_numbered(own.classes):
-            hint = "the model's classes have no names; give them by from_pretrained(..., classes=[...])"
+            hint = (
+                "the model's classes have no names; give them by from_pretrained(..., classes=[...]) or "
+                "`isanet convert --classes`"
+            )
         raise ValueError(f"the model's label space is {own}, the dataset's is {space}; {hint}")
     check_groups(mapping, own, space)
     merged_own, own_lookup = merged(own, mapping)

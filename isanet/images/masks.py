@@ -129,7 +129,7 @@ def read_mask(
         colors = checked_colors(palette)
     if image.mode in VALUE_MODES:
         if colors is not None:
-            raise DatasetError(f"the mask {path} holds values, not colors (mode {image.mode}); leave out colors")
+            raise DatasetError(f"the mask {path} holds values, not colors (mode {image.mode}); leave out colors=")
         values = np.asarray(image)
         return values.astype(np.uint8) if values.dtype == bool else values
     if image.mode not in COLOR_MODES:
@@ -141,7 +141,7 @@ def read_mask(
         gray = bool((pixels[..., :1] == pixels).all())
         raise DatasetError(
             f"the mask {path} is in colors (mode {image.mode}), and which color is which class is not known; "
-            + ("all its channels are equal: save one of them" if gray else "pass colors, one for each class")
+            + ("all its channels are equal: save one of them" if gray else "pass colors=, one for each class")
         )
     return _by_color(packed(pixels), colors, path)
 

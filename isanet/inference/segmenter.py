@@ -127,7 +127,8 @@ class Segmenter:
         if not network.preprocessing:
             raise ValueError(
                 "the model does not say how its images are prepared; build it with preprocessing={'short_edge': ..., "
-                "'long_edge': ..., 'mean': ..., 'std': ...}, the values it was trained with"
+                "'long_edge': ..., 'mean': ..., 'std': ...}, the values it was trained with, or give them to "
+                "`isanet convert --preprocessing`"
             )
         self.model: ISANet = network.to(self.device).eval()
         if next(network.parameters()).dtype in (torch.float16, torch.bfloat16):

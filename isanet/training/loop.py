@@ -377,7 +377,7 @@ class Training:
         left = self.plan.batches.steps - self.step
         if left and (seconds := self._seconds_left(2)) > WORTH_TELLING:
             log.info(
-                "about %.1f s a step, %s for the other %d, and the validations; epochs=... (--set) for fewer",
+                "about %.1f s a step, %s for the other %d, and the validations; epochs=... for fewer",
                 seconds / left, duration(seconds), left,
             )  # fmt: skip
 

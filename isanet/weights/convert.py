@@ -132,7 +132,11 @@ def unwrap(checkpoint: object, weights: str | None = None) -> dict[str, Tensor]:
     if len(found) > 1 or chosen.average:
         level = logging.WARNING if chosen.average and not weights else logging.INFO
         others = ", ".join(each.place for each in found if each is not chosen)
-        what = "an average of the weights" if chosen.average else "the weights; weights='ema' takes the average"
+        what = (
+            "an average of the weights"
+            if chosen.average
+            else "the weights; weights='ema' (`isanet convert --weights ema`) takes the average"
+        )
         log.log(level, "took %s, %s%s", chosen.place, what, f"; left out {others}" if others else "")
     inside = [each.prefix for each in found if each.state is chosen.state and each is not chosen]
     return _bare(chosen.state, chosen.prefix, tuple(p for p in inside if p.startswith(chosen.prefix)))

@@ -207,7 +207,7 @@ def _our_errors(what: str) -> Iterator[None]:
         raise NetworkError(f"{what}: the repository has no such branch, tag or commit") from None
     except errors.RepositoryNotFoundError:
         raise NetworkError(
-            f"{what}: no such folder here and no such repository, or a private one; then pass token= or set HF_TOKEN"
+            f"{what}: no such folder here and no such repository, or a private one; then set HF_TOKEN, or pass token="
         ) from None
     except errors.EntryNotFoundError:
         raise CheckpointFormatError(

@@ -93,8 +93,8 @@ def warn_of_assumptions(model: ISANet) -> None:
     """Warn of what a bare file did not say, and how to say it."""
     if model.provenance.get("classes") == "assumed":
         log.warning(
-            "the file does not name its %d classes: assumed the names of %s (%s)%s; pass classes= (isanet convert "
-            "--classes) if they are your own",
+            "the file does not name its %d classes: assumed the names of %s (%s)%s; if they are your own, "
+            "from_pretrained(..., classes=[...]) or `isanet convert --classes` names them",
             len(model.classes),
             model.label_space,
             listed(model.classes, 3),
@@ -103,8 +103,9 @@ def warn_of_assumptions(model: ISANet) -> None:
     if model.provenance.get("preprocessing") == "assumed" and model.preprocessing:
         log.warning(
             "the file does not say how images are prepared: assumed a short edge of %s (at most %s for the long one), "
-            "mean %s and std %s; labels are wrong if it was trained otherwise: pass preprocessing= (isanet convert "
-            "--preprocessing), or load what save_pretrained wrote",
+            "mean %s and std %s; labels are wrong if it was trained otherwise: say it by "
+            "from_pretrained(..., preprocessing=...) or `isanet convert --preprocessing`, or load what save_pretrained "
+            "wrote",
             *(model.preprocessing[key] for key in ("short_edge", "long_edge", "mean", "std")),
         )
 

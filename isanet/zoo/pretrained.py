@@ -285,7 +285,11 @@ def _inferred_config(state: Mapping[str, Tensor], raw: object) -> tuple[dict[str
         "a bare file: assumed %s with %d classes (%s), align_corners=%s, images resized to a short edge of %d",
         config["backbone"],
         config["num_classes"],
-        space.name if space is not None else "as it notes" if noted else "numbered; name them with classes=",
+        space.name
+        if space is not None
+        else "as it notes"
+        if noted
+        else "numbered; from_pretrained(..., classes=[...]) names them",
         config.get("align_corners", False),
         config["preprocessing"]["short_edge"],
     )

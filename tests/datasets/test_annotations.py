@@ -277,7 +277,7 @@ def test_two_exports_in_one_folder_are_told_apart_by_layout(tmp_path: Path) -> N
         check(open_dataset(tmp_path, layout=layout))
     with pytest.raises(DatasetError, match="has no split 'train'; it has none"):
         open_dataset(tmp_path, "train", layout="via")
-    with pytest.raises(DatasetError, match=r"Exported \(layout='via'\), which has no option 'ids'"):
+    with pytest.raises(DatasetError, match=r"Exported \(layout='via'\), which has no argument ids="):
         open_dataset(tmp_path, layout="via", ids=[1])
     with pytest.raises(DatasetError, match="does not hold an export of Supervisely"):
         open_dataset(tmp_path, layout="supervisely")

@@ -30,7 +30,7 @@ def test_options_go_to_the_class_or_are_refused(tmp_path: Path) -> None:
     dataset = open_dataset(tmp_path, "trainaug", sbd=tmp_path / "benchmark_RELEASE", transforms=augment)
     assert dataset.keys == list(expected)
     assert dataset.transforms is augment
-    with pytest.raises(DatasetError, match=r"read as VOC2012 \(layout='voc'\), which has no option 'ids'"):
+    with pytest.raises(DatasetError, match=r"read as VOC2012 \(layout='voc'\), which has no argument ids="):
         open_dataset(tmp_path, ids=[1])
 
 

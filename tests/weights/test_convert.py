@@ -237,7 +237,7 @@ def test_an_average_is_said_and_taken_where_it_is_asked_for(
 ) -> None:
     caplog.set_level(logging.INFO, "isanet")
     assert all(value is STATE[name] for name, value in convert.unwrap(contents).items())
-    assert "weights='ema' takes the average" in caplog.text
+    assert "weights='ema' (`isanet convert --weights ema`) takes the average" in caplog.text
     assert all(value is OTHER[name] for name, value in convert.unwrap(contents, "ema").items())
     with pytest.raises(ValueError, match="no average of the weights"):
         convert.unwrap(STATE, "ema")

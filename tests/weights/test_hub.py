@@ -104,7 +104,7 @@ def test_revisions(hub: HubServer, repo_id: str, tmp_path: Path) -> None:
 def test_a_private_repository_needs_its_token(hub: HubServer, repo_id: str, tmp_path: Path) -> None:
     model = tiny_model()
     hub.add_repo(repo_id, files_of(model, tmp_path / "model"), private=True)
-    with pytest.raises(isanet.NetworkError, match="private one; then pass token="):
+    with pytest.raises(isanet.NetworkError, match="private one; then set HF_TOKEN, or pass token="):
         isanet.from_pretrained(repo_id)
     with pytest.raises(isanet.NetworkError, match=repo_id):
         isanet.from_pretrained(repo_id, token="hf_wrong")

@@ -83,9 +83,9 @@ def test_names_and_preprocessing_that_were_assumed_are_warned_of(
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 2
     assert "cityscapes19" in warnings[0]
-    assert "pass classes=" in warnings[0]
+    assert "from_pretrained(..., classes=" in warnings[0]
     assert "short edge of 1024" in warnings[1]
-    assert "pass preprocessing=" in warnings[1]
+    assert "from_pretrained(..., preprocessing=" in warnings[1]
     caplog.clear()
     named = isanet.from_pretrained(path, classes=NINETEEN, preprocessing=PREPROCESSING)
     assert not caplog.records
