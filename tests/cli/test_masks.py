@@ -75,7 +75,7 @@ def test_folders_of_any_name_are_given_by_options(tmp_path: Path, capsys: pytest
     exports.other_names(tmp_path / "set")
     (tmp_path / "set" / "imgs").rename(tmp_path / "set" / "photos")
     assert run("import-masks", tmp_path / "set", tmp_path / "plain") == 1
-    assert "pass the names of its folders as images= and masks=" in capsys.readouterr().err
+    assert "pass the names of its folders as --images and --masks" in capsys.readouterr().err
     assert run("import-masks", tmp_path / "set", tmp_path / "plain", "--images", "photos", "--masks", "labels") == 0
     exports.suffix_pairs(tmp_path / "pairs")
     names = ("--images", ".", "--masks", ".", "--mask-suffix", "_mask")

@@ -192,7 +192,7 @@ def test_segment_keeps_existing_outputs_without_force(
     Path("segmented/1_overlay.png").write_text("mine")
     assert run("segment", "images", "--model", tiny_zoo.NAME) == 1
     error = capsys.readouterr().err
-    assert "segmented/1_overlay.png exists and was kept; --force (overwrite=True) replaces it" in error
+    assert "segmented/1_overlay.png exists and was kept; --force replaces it" in error
     assert "1 of 3 images were not segmented" in error
     assert Path("segmented/1_overlay.png").read_text() == "mine"
     assert Path("segmented/2_overlay.png").exists()
