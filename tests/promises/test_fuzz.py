@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pillow_heif
 import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
@@ -395,6 +396,12 @@ def drawn(mode: str, kind: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
+def heic() -> bytes:
+    buffer = io.BytesIO()
+    pillow_heif.encode("RGB", (24, 16), Image.open(io.BytesIO(drawn("RGB", "PNG"))).tobytes(), buffer)
+    return buffer.getvalue()
+
+
 def turned() -> Image.Exif:
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "text"
@@ -420,6 +427,8 @@ IMAGES = {
     "ppm": drawn("RGB", "PPM"),
     "pgm": drawn("L", "PPM"),
     "pbm": drawn("1", "PPM"),
+    "avif": drawn("RGB", "AVIF", exif=turned()),
+    "heic": heic(),
 }
 
 

@@ -23,7 +23,7 @@ from tests.helpers.file_server import FileServer
 ROOT = Path(__file__).parents[2]
 NAME = "isanet_r50_voc"
 
-IMPORT_NAMES = {"pillow": "PIL"}
+IMPORT_NAMES = {"pillow-heif": "pillow_heif", "pillow": "PIL"}
 """Of distributions that are imported under another name."""
 
 NOT_INSTALLED = """
@@ -301,7 +301,7 @@ def declared() -> list[str]:
 
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-OPTIONAL = set().union(*(names_of(PROJECT["optional-dependencies"][extra]) for extra in ("train", "sbd")))
+OPTIONAL = set().union(*(names_of(PROJECT["optional-dependencies"][extra]) for extra in ("train", "heic", "sbd")))
 CHARTS = {"matplotlib"}  # for reports only: torch.hub should not refuse a model because it is missing
 SOURCES = sorted((ROOT / "isanet").rglob("*.py"))
 
