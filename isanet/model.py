@@ -129,6 +129,7 @@ class AttentionMaps(NamedTuple):
             multiplied, that is; the layers between them are left out.
         inside: (rows, columns) of the feature map in the maps.
         position: (row, column) of the position in the maps.
+        block_size: Of the model; blocks begin in the corner of the maps.
     """
 
     long_range: Tensor | None
@@ -136,6 +137,7 @@ class AttentionMaps(NamedTuple):
     product: Tensor
     inside: tuple[slice, slice]
     position: tuple[int, int]
+    block_size: int
 
 
 def block_padding(size: int, block_size: int) -> tuple[int, int, int]:
@@ -352,7 +354,7 @@ class ISANet(nn.Module):
             else:  # so what the position attends to last is number `index` of each group before
                 product = first.ungroup((first_NGL * rows_NGL[:, group, :, None])[..., None], like)[:, 0]
         inside = (slice(top, top + h), slice(left, left + w))
-        return AttentionMaps(maps.get("long_range"), maps.get("short_range"), product, inside, (row, column))
+        return AttentionMaps(maps.get("long_range"), maps.get("short_range"), product, inside, (row, column), b)
 
     def attend(self, x_NCHW: Tensor) -> Tensor:
         """The map that attention makes of `Features.residual`, of the same shape."""
