@@ -119,8 +119,8 @@ def read_image(source: Source, *, max_pixels: int = MAX_PIXELS, value_range: Val
         tensor: Any = source
         if hasattr(tensor, "permute"):  # torch itself is not imported here
             hint = (
-                f" ({tuple(tensor.shape)}, {tensor.dtype}): if it is (3, H, W) with values 0..255, pass "
-                "tensor.permute(1, 2, 0).byte().cpu().numpy()"
+                f" ({tuple(tensor.shape)}, {tensor.dtype}): if it is (3, H, W), pass "
+                "tensor.permute(1, 2, 0).cpu().numpy(), and if it is not uint8, value_range=(0, 1) or what its values are"
             )
         raise ImageError(
             "expected a path, bytes, an open file, a PIL image or a uint8 array (H, W, 3), got "
