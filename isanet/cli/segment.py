@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from isanet._text import MAX_LINE, plural, shortened
 from isanet.cli.options import MODEL, VALUE_RANGE, AddCommand, add_inference_options, add_output_options, value_range
-from isanet.cli.printing import error_text
+from isanet.cli.printing import error_text, in_options
 from isanet.errors import DownloadError, ImageError, IntegrityError, IsanetError, OutputError
 from isanet.inference.outputs import (
     SUFFIXES,
@@ -73,7 +73,7 @@ def _segment(options: argparse.Namespace) -> int:
         kinds = ["overlay"]
     plan, failures = plan_outputs(images, options.output, kinds, overwrite=options.force, files=files)
     for image, reason in failures.items():
-        print(shortened(f"isanet: {shown(image)}: {reason}", MAX_LINE), file=sys.stderr)
+        print(shortened(f"isanet: {shown(image)}: {in_options(reason)}", MAX_LINE), file=sys.stderr)
     if plan:
         segmenter = _segmenter(options, plan)
         with ExitStack() as stack:
