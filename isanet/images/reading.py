@@ -120,7 +120,7 @@ def read_image(source: Source, *, max_pixels: int = MAX_PIXELS, value_range: Val
         if hasattr(tensor, "permute"):  # torch itself is not imported here
             hint = (
                 f" ({tuple(tensor.shape)}, {tensor.dtype}): if it is (3, H, W), pass "
-                "tensor.permute(1, 2, 0).cpu().numpy(), and if it is not uint8, value_range=(0, 1) or what its values are"
+                "tensor.permute(1, 2, 0).cpu().numpy(), and if it is not uint8, its value_range, such as (0, 1)"
             )
         raise ImageError(
             "expected a path, bytes, an open file, a PIL image or a uint8 array (H, W, 3), got "

@@ -53,7 +53,7 @@ def test_wrong_arrays_are_refused_with_the_fix(array: np.ndarray, fix: str) -> N
 
 
 def test_tensors_and_other_objects_are_refused_with_the_fix() -> None:
-    with pytest.raises(ImageError, match=r"permute\(1, 2, 0\)\.cpu\(\)\.numpy\(\), .* value_range="):
+    with pytest.raises(ImageError, match=r"permute\(1, 2, 0\)\.cpu\(\)\.numpy\(\), .* value_range"):
         read_image(torch.zeros(3, 4, 5))  # type: ignore[arg-type]
     for wrong in (None, 7, [noise(2, 2)]):
         with pytest.raises(ImageError, match=type(wrong).__qualname__):
