@@ -1,6 +1,19 @@
 """Pretrained ISANet segmentation models: download, verify, segment, fine-tune.
 
+>>> names = isanet.list_models()  # the zoo; isanet.model_info(name) tells what is known of a model
+>>> segmenter = isanet.Segmenter("isanet_nano_toystreets")  # or a folder, a checkpoint, "org/name" on the Hub
+>>> result = segmenter("street.jpg")  # a file, PIL image or RGB array; a list or folder: segmenter.stream(...)
+>>> shares, overlay = result.areas(), result.overlay()  # and result.labels, .mask("car"), .save("labels.png")
+>>> dataset = isanet.datasets.open_dataset("streets")  # your images and masks, or VOC, ADE20K, Cityscapes
+>>> train, val = dataset.held_out(0.25)
+>>> report = isanet.evaluate("isanet_nano_toystreets", val)  # print(report); report.miou, .iou, .save("evaluated")
+>>> run = isanet.finetune("isanet_nano_toystreets", train, val, {"epochs": 1}, output="runs/streets")
+>>> model = isanet.from_pretrained("runs/streets")  # a torch.nn.Module: logits = model(images)
+>>> model.save_pretrained("mine")  # model.push_to_hub("org/name"); every error is an isanet.IsanetError
+
 Everything public is a name of this module, imported when it is first used: `import isanet` does not wait for torch.
+The examples of docstrings use these names too: `segmenter`, `result`, `dataset`, `report`, `run` and `model`, and
+`images` and `masks`, a batch for training.
 """
 
 from __future__ import annotations

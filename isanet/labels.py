@@ -50,6 +50,10 @@ Groups = Mapping[str, Sequence[str] | None]
 class LabelSpace:
     """The classes of one dataset; position i of each tuple describes class index i.
 
+    >>> space = isanet.labels.label_space("cityscapes19")
+    >>> len(space), space.classes[0], space.palette[0], space.official_ids[0]
+    (19, 'road', (128, 64, 128), 7)
+
     Attributes:
         name: Name of the space, as in `LABEL_SPACES`.
         classes: Names of the classes, unique.
@@ -71,7 +75,11 @@ class LabelSpace:
         return f"{self.name} ({named_classes(self.classes)})"
 
     def index(self, name: str) -> int:
-        """The index of a class; a ValueError lists the nearest names if there is none."""
+        """The index of a class; a ValueError lists the nearest names if there is none.
+
+        >>> isanet.labels.label_space("cityscapes19").index("car")
+        13
+        """
         check_groups({name: None}, self)
         return self.classes.index(name)
 
@@ -87,6 +95,9 @@ def generic_palette(n: int) -> tuple[tuple[int, int, int], ...]:
     The bits of the index go to red, green and blue in turn, and fill each channel from its highest bit down. So
     neighboring classes get clearly different colors, and the first do not depend on `n`. They repeat after 2**24.
     Source: `VOClabelcolormap.m` of the PASCAL VOC development kit.
+
+    >>> isanet.labels.generic_palette(3)
+    ((0, 0, 0), (128, 0, 0), (0, 128, 0))
 
     Raises:
         ValueError: `n` is negative.
@@ -249,6 +260,9 @@ _OFFICIAL_NAMES = {
 def label_space(name: str) -> LabelSpace:
     """The label space of a name in `LABEL_SPACES` or `OFFICIAL_SPACES`.
 
+    >>> print(isanet.labels.label_space("voc21"))
+    voc21 (21 classes: background, aeroplane, bicycle, …)
+
     Raises:
         ValueError: There is none; the message lists the known names.
     """
@@ -262,12 +276,19 @@ def label_space_for(num_classes: int) -> LabelSpace | None:
     """The space of a real dataset with exactly that many classes (21, 150, 59 or 19), to guess that of a checkpoint.
 
     Else None: an unknown checkpoint with 11 classes need not be of ToyStreets.
+
+    >>> isanet.labels.label_space_for(150).name
+    'ade20k150'
     """
     return next((LABEL_SPACES[name] for name in _OFFICIAL_NAMES if len(LABEL_SPACES[name]) == num_classes), None)
 
 
 def official_name(name: str | None) -> str | None:
-    """The name of the official ids of a known space ("cityscapes-ids" for "cityscapes19"); None for any other."""
+    """The name of the official ids of a known space ("cityscapes-ids" for "cityscapes19"); None for any other.
+
+    >>> isanet.labels.official_name("ade20k150")
+    'ade20k-ids'
+    """
     return _OFFICIAL_NAMES.get(name or "")
 
 
@@ -275,6 +296,9 @@ def custom_space(
     classes: Sequence[str], palette: Sequence[Sequence[int]] | None = None, name: str = "custom"
 ) -> LabelSpace:
     """A label space for your own classes; its official ids are the indices.
+
+    >>> isanet.labels.custom_space(["road", "rest"]).palette
+    ((0, 0, 0), (128, 0, 0))
 
     Args:
         classes: Names of the classes, unique.
@@ -299,6 +323,10 @@ def translation(source: LabelSpace, target: LabelSpace) -> tuple[int | None, ...
     Spaces with the same classes in the same order translate into each other, and so do a dataset's space and its
     official ids. Nothing else does: equal names in different datasets need not mean the same.
 
+    >>> classes, ids = isanet.labels.label_space("cityscapes19"), isanet.labels.label_space("cityscapes-ids")
+    >>> isanet.labels.translation(classes, ids)[:3]
+    (7, 8, 11)
+
     Raises:
         ValueError: There is no translation; the message names both.
     """
@@ -319,6 +347,11 @@ def translation(source: LabelSpace, target: LabelSpace) -> tuple[int | None, ...
 
 def merged(space: LabelSpace, groups: Groups) -> tuple[LabelSpace, tuple[int | None, ...]]:
     """Merges classes; a class that no group names stays as it is.
+
+    >>> space = isanet.labels.custom_space(["road", "car", "bus"])
+    >>> merged, table = isanet.labels.merged(space, {"vehicle": ["car", "bus"]})
+    >>> merged.classes, table
+    (('road', 'vehicle'), (0, 1, 1))
 
     Args:
         space: The space to start from.

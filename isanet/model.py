@@ -181,6 +181,10 @@ class ISANet(nn.Module):
     `ISANet(**model.config)` builds the same network again. Batch norm is `nn.BatchNorm2d`, whatever the weights were
     trained with; `nn.SyncBatchNorm.convert_sync_batchnorm` may be applied.
 
+    >>> small = isanet.ISANet(backbone="resnet26", width=16, classes=["road", "rest"])  # randomly initialized
+    >>> small(torch.zeros(1, 3, 64, 128)).shape
+    torch.Size([1, 2, 64, 128])
+
     Args:
         **arguments: Those of `isanet.config.ISANetConfig`, which explains and checks them.
 
@@ -258,6 +262,10 @@ class ISANet(nn.Module):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Logits of every class at every pixel.
 
+        >>> logits, aux = model(images, aux=True)
+        >>> images.shape, logits.shape
+        (torch.Size([2, 3, 64, 128]), torch.Size([2, 11, 64, 128]))
+
         Args:
             images: (N, 3, H, W), floating point, normalized (see `isanet.images.preprocess`); H, W >= 1.
             aux: Also return the auxiliary head's logits, for training.
@@ -291,7 +299,11 @@ class ISANet(nn.Module):
     def coarse_logits(self, images: Tensor, *, aux: Literal[True]) -> tuple[Tensor, Tensor]: ...
 
     def coarse_logits(self, images: Tensor, *, aux: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        """As `forward`, before any resizing: (N, K, H/8, W/8), rounded up."""
+        """As `forward`, before any resizing: (N, K, H/8, W/8), rounded up.
+
+        >>> model.coarse_logits(images).shape
+        torch.Size([2, 11, 8, 16])
+        """
         check_images(images)
         stage3, stage4 = self.backbone(images)
         residual = self.reduce(stage4)
@@ -372,11 +384,19 @@ class ISANet(nn.Module):
         return F.pad(x, (-left, -right, -top, -bottom))
 
     def resize(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
-        """(N, K, h, w) -> (N, K, *size), bilinear, corners aligned as the model was trained."""
+        """(N, K, h, w) -> (N, K, *size), bilinear, corners aligned as the model was trained.
+
+        >>> model.resize(model.coarse_logits(images), (480, 640)).shape
+        torch.Size([2, 11, 480, 640])
+        """
         return F.interpolate(logits, size=size, mode="bilinear", align_corners=self.align_corners)
 
     def extra_repr(self) -> str:
-        """The first line of the network's `repr`: its classes."""
+        """The first line of the network's `repr`: its classes.
+
+        >>> model.extra_repr()
+        '11 classes: road, sidewalk, building, …'
+        """
         return named_classes(self.classes)
 
     def __prepare_scriptable__(self) -> nn.Module:
@@ -391,6 +411,10 @@ class ISANet(nn.Module):
 
         Of a network in DataParallel or another wrapper: `ISANet.save_pretrained(wrapped, folder)`.
 
+        >>> model.save_pretrained("mine")
+        >>> isanet.from_pretrained("mine").classes == model.classes
+        True
+
         Raises:
             OutputError: The folder cannot be written; earlier files are unchanged.
         """
@@ -400,7 +424,11 @@ class ISANet(nn.Module):
         hub.save_pretrained(folder, convert.unwrap(network.state_dict()), network.config, network.provenance)
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
-        """Publish on the Hugging Face Hub and return the address; see `isanet.weights.hub.push_to_hub`."""
+        """Publish on the Hugging Face Hub and return the address; see `isanet.weights.hub.push_to_hub`.
+
+        >>> model.push_to_hub("org/streets", token=token)  # or None after `hf auth login`
+        'http.../org/streets'
+        """
         from isanet.weights import convert, hub
 
         network = unwrapped(self)

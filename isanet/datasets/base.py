@@ -44,7 +44,13 @@ UNKNOWN = -1
 
 
 class Transforms(TypedDict, total=False):
-    """What torchvision's datasets take: `transforms` for image and mask together, or one for each."""
+    """What torchvision's datasets take: `transforms` for image and mask together, or one for each.
+
+    >>> transforms = isanet.datasets.Transforms(transform=np.asarray, target_transform=np.asarray)
+    >>> image, mask = isanet.datasets.Folder("streets", **transforms)[0]
+    >>> image.shape, mask.shape
+    ((64, 128, 3), (64, 128))
+    """
 
     transforms: Callable[[Any, Any], Any] | None
     transform: Callable[[Any], Any] | None
@@ -56,6 +62,9 @@ class Options(Transforms, total=False):
 
     `max_pixels`: larger images and masks are refused before they are decoded (SBD's masks after decoding).
     `value_range`: for images of more than 8 bits, see `isanet.images.reading.read_image`.
+
+    >>> options = isanet.datasets.Options(max_pixels=1_000_000)
+    >>> dataset = isanet.datasets.Folder("streets", **options)
     """
 
     max_pixels: int
@@ -67,6 +76,11 @@ class SegmentationDataset(VisionDataset):  # type: ignore[misc]
 
     `dataset[i]` is a pair of PIL images, image (RGB) and mask (L), or what the transforms make of them. Negative
     indices count from the end.
+
+    >>> isinstance(dataset, isanet.datasets.SegmentationDataset)
+    True
+    >>> dataset.name, dataset.split, len(dataset), dataset.classes[0]
+    ('ToyStreets', 'train', 4, 'road')
 
     Attributes:
         name: Of the dataset, as in `weights.json`; of your own folder its name.
@@ -162,7 +176,12 @@ class SegmentationDataset(VisionDataset):  # type: ignore[misc]
         return pair if self.transforms is None else self.transforms(*pair)
 
     def pair(self, index: SupportsIndex) -> tuple[Image.Image, Image.Image]:
-        """Reads a sample as `dataset[i]` does, but without transforms."""
+        """Reads a sample as `dataset[i]` does, but without transforms.
+
+        >>> image, mask = dataset.pair(0)
+        >>> image.size, mask.size
+        ((128, 64), (128, 64))
+        """
         if not self.has_masks:
             raise DatasetError(f"the ground truth of {self} is not published; read(i) gives (image, None)")
         image, mask = self.read(index)
@@ -170,17 +189,29 @@ class SegmentationDataset(VisionDataset):  # type: ignore[misc]
         return Image.fromarray(image), Image.fromarray(mask)
 
     def image_path(self, index: SupportsIndex) -> Path:
-        """The file of the image."""
+        """The file of the image.
+
+        >>> isanet.datasets.Folder("streets").image_path(0).name
+        '0.jpg'
+        """
         image: Path = self._samples[operator.index(index)].image
         return image
 
     def mask_path(self, index: SupportsIndex) -> Path | None:
-        """The file of the mask; None without masks."""
+        """The file of the mask; None without masks.
+
+        >>> isanet.datasets.Folder("streets").mask_path(0).name
+        '0.png'
+        """
         mask: Path | None = self._samples[operator.index(index)].mask
         return mask
 
     def read(self, index: SupportsIndex) -> tuple[RGBImage, NDArray[np.uint8] | None]:
         """Reads a sample as arrays, without transforms.
+
+        >>> image, mask = dataset.read(0)
+        >>> image.shape, mask.shape, mask.dtype
+        ((64, 128, 3), (64, 128), dtype('uint8'))
 
         Returns:
             The image (H, W, 3), see `isanet.images.reading.read_image`, and the mask (H, W) of class indices and
@@ -228,6 +259,10 @@ class SegmentationDataset(VisionDataset):  # type: ignore[misc]
     def held_out(self, share: float = 0.2, seed: int = 0) -> tuple[Self, Self]:
         """Splits the dataset at random into one for training and one for validation.
 
+        >>> train, val = dataset.held_out(0.25)
+        >>> len(train), len(val)
+        (3, 1)
+
         Args:
             share: Share of the images that are held out for validation, above 0 and below 1; at least one image.
             seed: Decides which images are held out.
@@ -257,6 +292,10 @@ class SegmentationDataset(VisionDataset):  # type: ignore[misc]
 
     def fingerprint(self, indices: Iterable[int]) -> str:
         """A hash of how some samples are read, and of path, size and modification time of their files.
+
+        >>> streets = isanet.datasets.Folder("streets")
+        >>> streets.fingerprint([0, 1]) == streets.fingerprint([0, 2])
+        False
 
         Raises:
             DatasetError: A file is gone.

@@ -25,6 +25,9 @@ log = logging.getLogger("isanet")
 class Exported(Folder):
     """What a labelling tool exported, read as it is; `isanet.datasets.shapes` says how shapes become pixels.
 
+    >>> isanet.datasets.Exported("boxes", layout="labelme").classes
+    ('background', 'car', 'person', 'road')
+
     Args:
         root: The folder.
         split: "train", "val", "test", where the export has splits; None: everything.
@@ -92,6 +95,9 @@ class Exported(Folder):
 
     def part(self, split: str | None) -> Exported:
         """One split of all, or all for None.
+
+        >>> len(isanet.datasets.Exported("boxes", layout="labelme").part(None))
+        6
 
         Raises:
             DatasetError: There is no such split.

@@ -32,6 +32,9 @@ from isanet.labels import (
 class Folder(SegmentationDataset):
     """Your own folder: `images/…/name.jpg` and `masks/…/name.png`, whose names differ only in the suffix.
 
+    >>> isanet.datasets.Folder("streets")
+    Folder(streets, 4 images, 11 classes: road, sidewalk, building, …)
+
     Args:
         root: The folder.
         split: A sub-folder (`images/train` and `masks/train`), or a list of keys (`train.txt` in the folder or in

@@ -149,6 +149,11 @@ def import_masks(
     The folder has `images/` (copies of the files), `masks/` (PNG with the palette), `classes.txt` (names and colors),
     the lists of the splits (`train.txt`, `val.txt`), and `overlays.png`, a sheet of some images. It appears whole.
 
+    >>> print(isanet.datasets.import_masks("boxes", "plain"))
+    boxes in boxes: 6 images (train 5, val 1)
+    ...
+    >>> dataset = isanet.datasets.Folder("plain", "train")
+
     Args:
         source: The folder to read.
         dest: The folder to write; it must not exist, or be empty.

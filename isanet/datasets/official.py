@@ -71,6 +71,9 @@ class OfficialDataset(SegmentationDataset):
 class VOC2012(OfficialDataset):
     """PASCAL VOC 2012, semantic segmentation: 21 classes with the background.
 
+    >>> isanet.datasets.VOC2012("VOCdevkit", "val")
+    VOC2012(VOCdevkit, val, 4 images, 21 classes: background, aeroplane, bicycle, …)
+
     Args:
         root: The folder with `VOCdevkit`, or that, or `VOC2012` in it (the one with `JPEGImages`).
         split: "train", "val", "trainval", "test" (images only), or "trainaug": the training images with those of SBD.
@@ -138,6 +141,9 @@ class VOC2012(OfficialDataset):
 class ADE20K(OfficialDataset):
     """ADE20K as in the Scene Parsing Challenge 2016: 150 classes.
 
+    >>> isanet.datasets.ADE20K("ADEChallengeData2016", "val")
+    ADE20K(ADEChallengeData2016, val, 4 images, 150 classes: wall, building, sky, …)
+
     Args:
         root: `ADEChallengeData2016`, or the folder that it is in.
         split: "train" or "training", "val" or "validation", "test" or "testing" (images only: `images/testing`, or
@@ -182,6 +188,10 @@ class ADE20K(OfficialDataset):
 
 class Cityscapes(OfficialDataset):
     """Cityscapes, fine annotations: the 19 classes that are evaluated.
+
+    >>> image, mask = isanet.datasets.Cityscapes("cityscapes", "val")[0]
+    >>> image.mode, mask.mode, image.size == mask.size
+    ('RGB', 'L', True)
 
     Args:
         root: The folder with `leftImg8bit` and `gtFine`.

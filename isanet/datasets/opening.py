@@ -38,6 +38,9 @@ def open_dataset(
 ) -> SegmentationDataset:
     """Opens the dataset that a folder holds.
 
+    >>> isanet.datasets.open_dataset("streets")
+    Folder(streets, 4 images, 11 classes: road, sidewalk, building, …)
+
     Args:
         root: The folder, as for the classes of this package.
         split: None: "val", but all of your own folder (`Folder`).
@@ -143,6 +146,10 @@ def open_train_and_val(
     **options: Any,
 ) -> tuple[SegmentationDataset, SegmentationDataset]:
     """Opens a training and a validation dataset.
+
+    >>> train, val = isanet.datasets.open_train_and_val("streets", hold_out=0.25)
+    >>> len(train), len(val)
+    (3, 1)
 
     Args:
         root: See `open_dataset`.

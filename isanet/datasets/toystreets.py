@@ -22,6 +22,10 @@ class ToyStreets(SegmentationDataset):
 
     The same index gives the same scene whatever the count. Different splits and seeds have different scenes, see
     `isanet.toystreets.scene_seed`.
+
+    >>> image, mask = isanet.datasets.ToyStreets(count=4, size=(64, 128))[0]
+    >>> image.size
+    (128, 64)
     """
 
     name = "ToyStreets"

@@ -34,6 +34,10 @@ class Wrapped(SegmentationDataset):
     A run on it resumes if class, length and classes of the dataset, the indices of the part, and a few samples spread
     over it are the same as before.
 
+    >>> pairs = [dataset[0], dataset[1]]
+    >>> isanet.datasets.Wrapped(pairs, classes=dataset.classes, name="mine")
+    Wrapped(2 images, 11 classes: road, sidewalk, building, …)
+
     Args:
         dataset: What has `len(dataset)` and `dataset[i]`.
         classes: Names of the classes in the order of their indices, or the name of a label space such as "voc21". None:

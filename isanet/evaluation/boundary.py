@@ -13,6 +13,11 @@ from isanet.evaluation.metrics import ClassIndices, checked_classes, checked_pai
 class BoundaryScore:
     """Boundary F-score of each class, averaged over images.
 
+    >>> score = isanet.metrics.BoundaryScore(11)
+    >>> score.update(result.labels, result.labels)
+    >>> score.mean()
+    1.0
+
     Source, also of the default tolerance: Csurka, Larlus, Perronnin: What is a good evaluation measure for semantic
     segmentation?, BMVC 2013. What the paper leaves open is defined here:
 
@@ -64,6 +69,9 @@ class BoundaryScore:
     def update(self, prediction: ClassIndices, target: ClassIndices) -> None:
         """Score one image.
 
+        >>> score = isanet.metrics.BoundaryScore(2, tolerance=0)
+        >>> score.update(np.eye(4, dtype=np.uint8), np.eye(4, dtype=np.uint8))
+
         Args:
             prediction: (H, W) predicted classes, 0..K-1; any value at ignored pixels.
             target: (H, W) ground-truth classes, 0..K-1 or `ignore_index`.
@@ -89,11 +97,21 @@ class BoundaryScore:
         self.count += predicted_pixels + true_pixels > 0
 
     def per_class(self) -> Tensor:
-        """Mean F-score of each class over the images that count for it: (K,), NaN without such images."""
+        """Mean F-score of each class over the images that count for it: (K,), NaN without such images.
+
+        >>> score = isanet.metrics.BoundaryScore(2)
+        >>> score.update(np.eye(4, dtype=np.uint8), np.eye(4, dtype=np.uint8))
+        >>> score.per_class()
+        tensor([1., 1.], dtype=torch.float64)
+        """
         return self.total.cpu() / self.count.cpu()
 
     def mean(self) -> float:
-        """Mean of `per_class` over the classes that have a score; NaN if no image counts."""
+        """Mean of `per_class` over the classes that have a score; NaN if no image counts.
+
+        >>> isanet.metrics.BoundaryScore(2).mean()  # of no image
+        nan
+        """
         return float(self.per_class().nanmean())
 
     def _matched(self, keys: Tensor, near: Tensor, plane: int) -> tuple[Tensor, Tensor]:

@@ -50,6 +50,10 @@ def evaluate(
     (any initialized group of `torch.distributed`) each process takes its share of the images, none is taken twice, and
     all return the same report; process 0 writes the files.
 
+    >>> val = isanet.datasets.Folder("streets")
+    >>> isanet.evaluate(model, val, progress=False)
+    Report(isanet_nano_toystreets on streets: mIoU ... %, 4 images)
+
     Args:
         model: An ISANet, which is moved to the device, or anything `isanet.from_pretrained` takes.
         dataset: One of `isanet.datasets`, with masks; a `torch.utils.data.Subset` of one; or any map-style dataset of

@@ -34,6 +34,11 @@ class ConfusionMatrix:
     A class is absent if it is in neither ground truth nor prediction; it has no IoU (NaN) and does not enter means. To
     sum over processes, all-reduce `matrix`.
 
+    >>> matrix = isanet.metrics.ConfusionMatrix(2)
+    >>> matrix.update(np.array([0, 1, 1, 1]), np.array([0, 0, 1, 255]))
+    >>> matrix.miou()
+    0.5
+
     Args:
         num_classes: K, 1 to 4096; the matrix is dense.
         ignore_index: Pixels with this ground truth are not counted, whatever the prediction. Any integer, negative or
@@ -57,6 +62,9 @@ class ConfusionMatrix:
     def update(self, prediction: ClassIndices, target: ClassIndices) -> None:
         """Count the pixels of one or more images.
 
+        >>> matrix = isanet.metrics.ConfusionMatrix(11)
+        >>> matrix.update(model(images).argmax(dim=1), masks)
+
         Args:
             prediction: Predicted classes, 0..K-1; any value at ignored pixels.
             target: Ground-truth classes, 0..K-1 or `ignore_index`; any shape, the same as the prediction's.
@@ -70,6 +78,12 @@ class ConfusionMatrix:
     def merge(self, other: ConfusionMatrix) -> None:
         """Add the counts of another matrix, on any device.
 
+        >>> one, other = isanet.metrics.ConfusionMatrix(2), isanet.metrics.ConfusionMatrix(2)
+        >>> other.update(np.array([0, 1]), np.array([0, 0]))
+        >>> one.merge(other)
+        >>> one.pixel_accuracy()
+        0.5
+
         Raises:
             ValueError: `num_classes` or `ignore_index` differ.
         """
@@ -82,35 +96,77 @@ class ConfusionMatrix:
         self.matrix += other.matrix.to(self.matrix.device)
 
     def iou(self) -> Tensor:
-        """Intersection over union of each class: (K,), NaN for absent classes."""
+        """Intersection over union of each class: (K,), NaN for absent classes.
+
+        >>> matrix = isanet.metrics.ConfusionMatrix(2)
+        >>> matrix.update(np.array([0, 1, 1, 1]), np.array([0, 0, 1, 1]))
+        >>> matrix.iou()
+        tensor([0.5000, 0.6667], dtype=torch.float64)
+        """
         correct, target, predicted = self._sums()
         return correct / (target + predicted - correct)
 
     def miou(self) -> float:
-        """Mean of `iou` over the classes that are not absent; NaN if nothing was counted."""
+        """Mean of `iou` over the classes that are not absent; NaN if nothing was counted.
+
+        >>> matrix = isanet.metrics.ConfusionMatrix(2)
+        >>> matrix.update(np.array([0, 1, 1, 1]), np.array([0, 0, 1, 1]))
+        >>> round(matrix.miou(), 4)
+        0.5833
+        """
         return float(self.iou().nanmean())
 
     def recall(self) -> Tensor:
-        """Correct share of each class's ground-truth pixels, its "accuracy": (K,), NaN without ground truth."""
+        """Correct share of each class's ground-truth pixels, its "accuracy": (K,), NaN without ground truth.
+
+        >>> matrix = isanet.metrics.ConfusionMatrix(2)
+        >>> matrix.update(np.array([0, 1, 1, 1]), np.array([0, 0, 1, 1]))
+        >>> matrix.recall()
+        tensor([0.5000, 1.0000], dtype=torch.float64)
+        """
         correct, target, _ = self._sums()
         return correct / target
 
     def precision(self) -> Tensor:
-        """Correct share of each class's predicted pixels: (K,), NaN for classes never predicted."""
+        """Correct share of each class's predicted pixels: (K,), NaN for classes never predicted.
+
+        >>> matrix = isanet.metrics.ConfusionMatrix(2)
+        >>> matrix.update(np.array([0, 1, 1, 1]), np.array([0, 0, 1, 1]))
+        >>> matrix.precision()
+        tensor([1.0000, 0.6667], dtype=torch.float64)
+        """
         correct, _, predicted = self._sums()
         return correct / predicted
 
     def mean_accuracy(self) -> float:
-        """Mean of `recall` over the classes in the ground truth; NaN if nothing was counted."""
+        """Mean of `recall` over the classes in the ground truth; NaN if nothing was counted.
+
+        >>> matrix = isanet.metrics.ConfusionMatrix(2)
+        >>> matrix.update(np.array([0, 1, 1, 1]), np.array([0, 0, 1, 1]))
+        >>> matrix.mean_accuracy()
+        0.75
+        """
         return float(self.recall().nanmean())
 
     def pixel_accuracy(self) -> float:
-        """Correct share of all counted pixels; NaN if nothing was counted."""
+        """Correct share of all counted pixels; NaN if nothing was counted.
+
+        >>> matrix = isanet.metrics.ConfusionMatrix(2)
+        >>> matrix.update(np.array([0, 1, 1, 1]), np.array([0, 0, 1, 1]))
+        >>> matrix.pixel_accuracy()
+        0.75
+        """
         correct, target, _ = self._sums()
         return float(correct.sum() / target.sum())
 
     def frequency_weighted_iou(self) -> float:
-        """Mean of `iou` weighted by the classes' ground-truth pixels; NaN if nothing was counted."""
+        """Mean of `iou` weighted by the classes' ground-truth pixels; NaN if nothing was counted.
+
+        >>> matrix = isanet.metrics.ConfusionMatrix(2)
+        >>> matrix.update(np.array([0, 1, 1, 1]), np.array([0, 0, 1, 1]))
+        >>> round(matrix.frequency_weighted_iou(), 4)
+        0.5833
+        """
         _, target, _ = self._sums()
         present = target > 0
         return float((target * self.iou())[present].sum() / target.sum())

@@ -52,6 +52,10 @@ class Report:
 
     `str(report)` is the report for a terminal, in percent.
 
+    >>> report = isanet.evaluate(model, dataset, progress=False)
+    >>> report.num_images, 0 < report.miou < 1, report.iou["car"] > report.miou
+    (4, True, True)
+
     Attributes:
         confusion: (K, K) int64 on the CPU, numbers of pixels: rows ground truth, columns prediction.
         classes: The K names.
@@ -198,7 +202,11 @@ class Report:
         return f"Report({self._title()}: {miou}, {self._images()})"
 
     def to_csv(self) -> str:
-        """The figures of each class as CSV: fractions, and an empty field where there is nothing to measure."""
+        """The figures of each class as CSV: fractions, and an empty field where there is nothing to measure.
+
+        >>> report.to_csv().splitlines()[0]
+        'class,IoU,precision,recall,share'
+        """
         columns = self._content().columns
         lines = [csv_line(["class", *(heading for heading, _ in columns)])]
         for name in self.classes:
@@ -207,11 +215,20 @@ class Report:
         return "".join(lines)
 
     def to_markdown(self) -> str:
-        """The figures of each class and their means as a table of Markdown, in percent."""
+        """The figures of each class and their means as a table of Markdown, in percent.
+
+        >>> print(report.to_markdown())
+        | class...
+        """
         return markdown_table([[markdown_text(cell) for cell in row] for row in self._table()])
 
     def to_latex(self) -> str:
-        """The figures of each class and their means as a `tabular` of LaTeX, in percent; needs no package."""
+        """The figures of each class and their means as a `tabular` of LaTeX, in percent; needs no package.
+
+        >>> table = report.to_latex()
+        >>> "tabular" in table.splitlines()[0]
+        True
+        """
         head, *rows, means = (" & ".join(map(latex_text, row)) + " \\\\" for row in self._table())
         columns = "l" + "r" * len(self._content().columns)
         lines = [f"\\begin{{tabular}}{{{columns}}}", r"\hline", head, r"\hline", *rows, r"\hline", means, r"\hline"]
@@ -294,7 +311,11 @@ class Report:
     # --- JSON and files
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, including derived figures, ready for `json.dumps`: figures as fractions, NaN as None."""
+        """Everything, including derived figures, ready for `json.dumps`: figures as fractions, NaN as None.
+
+        >>> report.to_json()["miou"] == report.miou
+        True
+        """
         document = {
             "schema": SCHEMA,
             **{field.name: getattr(self, field.name) for field in fields(self)},
@@ -308,6 +329,9 @@ class Report:
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Report:
         """The report whose `to_json` this is.
+
+        >>> isanet.Report.from_json(report.to_json()).miou == report.miou
+        True
 
         Raises:
             ValueError: It is not one; the message says what is wrong.
@@ -336,6 +360,10 @@ class Report:
 
         Each file is written atomically, report.json last. Those of an earlier report are replaced, other files kept.
 
+        >>> report.save("evaluated")
+        >>> "index.html" in os.listdir("evaluated")
+        True
+
         Args:
             folder: Created if it does not exist.
             worst_images: Shown on the page, in this order; taken one at a time, so that a generator needs the memory
@@ -359,6 +387,10 @@ class Report:
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Report:
         """Read the report.json that `save` wrote.
+
+        >>> report.save("evaluated")
+        >>> isanet.Report.load("evaluated").miou == report.miou
+        True
 
         Raises:
             FileNotFoundError: There is none in the folder.

@@ -40,6 +40,10 @@ _SAVED_GRAY = ("cityscapes-ids", "ade20k-ids")  # their servers take ids as plai
 class Segmentation:
     """The label map of one image.
 
+    >>> result = segmenter("street.jpg")
+    >>> result.labels.shape, result.labels.dtype, result.classes[2]  # np.asarray(result) is result.labels too
+    ((128, 256), dtype('uint8'), 'building')
+
     Attributes:
         labels: (H, W) indices into `classes`, at the image's own size; uint8, or int32 for more than 256 classes.
         classes: The K names.
@@ -63,6 +67,10 @@ class Segmentation:
 
         `result.to("cityscapes-ids")` has the ids that the benchmark's server takes; `result.to({"vehicle": ["car",
         "bus"]})` has one class in place of two, and the others as they are.
+
+        >>> merged = result.to({"traffic": ["car", "person"]})
+        >>> merged.classes[-1]
+        'traffic'
 
         Args:
             target: Name of a label space (see `isanet.labels.label_space`), or the names that each new class is made
@@ -96,16 +104,27 @@ class Segmentation:
         return replace(self, labels=new, classes=space.classes, palette=space.palette, label_space=name)
 
     def for_server(self) -> Segmentation:
-        """The labels as ids that the dataset's evaluation server takes; unchanged for classes without official ids."""
+        """The labels as ids that the dataset's evaluation server takes; unchanged for classes without official ids.
+
+        >>> result.for_server() is result  # ToyStreets has no server
+        True
+        """
         official = official_name(self.label_space)
         return self if official is None else self.to(official)
 
     def areas(self) -> dict[str, float]:
-        """Fractions of the image by class: only classes that occur, largest first, sum 1."""
+        """Fractions of the image by class: only classes that occur, largest first, sum 1.
+
+        >>> result.areas()
+        {'road': 0..., ...}
+        """
         return {self.classes[index]: share for index, share in self._shares()}
 
     def mask(self, name: str) -> NDArray[np.bool_]:
         """Which pixels are of a class: (H, W).
+
+        >>> road = result.mask("road")
+        >>> result.image[~road] = 0  # black but for the road
 
         Raises:
             ValueError: There is no such class; the message lists the nearest names.
@@ -121,6 +140,10 @@ class Segmentation:
         and holes are counterclockwise; the first corner is not repeated. Pixels that share an edge are connected, those
         that only share a corner are not. No ring touches itself, so `shapely.Polygon(outer, holes)` is valid.
 
+        >>> outer, holes = result.polygons("road")[0]
+        >>> len(outer) > 3, outer.shape[1]
+        (True, 2)
+
         Args:
             name: Of the class.
             min_area: Smaller regions are left out; in pixels, without those of holes.
@@ -135,6 +158,10 @@ class Segmentation:
 
         Each class that occurs is one annotation, with compressed run lengths; `area` and `bbox` (left, top, width,
         height) are in pixels. The id of a category is the index of its class plus 1.
+
+        >>> document = result.to_coco()
+        >>> document["images"]
+        [{'id': 1, 'file_name': 'street.jpg', 'width': 256, 'height': 128}]
 
         Args:
             image_id: From 1 on. The images and annotations of results with different ids can be put into one document.
@@ -165,7 +192,10 @@ class Segmentation:
         }
 
     def colored(self) -> Image.Image:
-        """The label map in the palette's colors: mode P, labels as indices, or RGB for more than 256 classes."""
+        """The label map in the palette's colors: mode P, labels as indices, or RGB for more than 256 classes.
+
+        >>> result.colored().save("colors.png")
+        """
         if len(self.classes) > 256:
             return Image.fromarray(np.array(self.palette, np.uint8)[self.labels])
         image = Image.fromarray(self.labels)
@@ -176,6 +206,8 @@ class Segmentation:
         self, alpha: float = 0.5, legend: bool | str = True, skip: Collection[str] | None = None
     ) -> Image.Image:
         """The image blended with the colors of its classes.
+
+        >>> result.overlay(alpha=0.6).save("overlay.jpg")
 
         Args:
             alpha: Weight of the colors, 0 (the image alone) to 1 (the colors alone).
@@ -222,6 +254,10 @@ class Segmentation:
         * ADE20K: `to("ade20k-ids")`, 8-bit gray, 1..150, `<stem of the image>.png`.
         * PASCAL VOC: as it is, `<id of the image>.png` in the folder `comp6_test_cls` (`comp5_test_cls` for models
           that were trained on the challenge's own images alone).
+
+        >>> result.save("labels.png")
+        >>> buffer = io.BytesIO()
+        >>> result.save(buffer)
 
         Args:
             path: Ends in .png; its folder exists. Or a binary file object, such as `io.BytesIO()`.

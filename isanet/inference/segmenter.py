@@ -59,6 +59,11 @@ class Segmenter:
     mode in place; its weights are not changed. Models that cannot be optimized, because their layers were changed, run
     as they are, in half precision by `torch.autocast`.
 
+    >>> segmenter = isanet.Segmenter("isanet_nano_toystreets", "cpu")
+    >>> result = segmenter("street.jpg")
+    >>> result.labels.shape, "car" in result.areas()
+    ((128, 256), True)
+
     Args:
         model: An ISANet, or anything `isanet.from_pretrained` takes.
         device: "auto" (CUDA if there is one, else MPS, else the CPU) or a device as torch names it ("cuda:1").
@@ -178,6 +183,9 @@ class Segmenter:
         """The network that runs, made of the model's weights as they are now.
 
         A change in place by way of `tensor.data` is the one that cannot be noticed: make a new Segmenter after it.
+
+        >>> type(segmenter.network()).__name__
+        'FastISANet'
         """
         if _ran_in and os.getpid() not in _ran_in and self.device.type == "cpu":
             # OpenMP's threads did not come along, and its first parallel region would wait for them for ever
@@ -212,7 +220,13 @@ class Segmenter:
     def predict(
         self, prepared: Sequence[tuple[Tensor, ...]], sizes: Sequence[tuple[int, int]], **options: Any
     ) -> list[Prediction | None]:
-        """`isanet.inference.predict.predict` with the network and protocol of this segmenter."""
+        """`isanet.inference.predict.predict` with the network and protocol of this segmenter.
+
+        >>> from isanet.inference.predict import prepare
+        >>> prepared = prepare(result.image, model.preprocessing, segmenter.protocol)
+        >>> segmenter.predict([prepared], [result.labels.shape])[0][0].shape
+        torch.Size([128, 256])
+        """
         return predict(self.network(), prepared, sizes, self.protocol, **options)
 
     @overload
@@ -264,6 +278,11 @@ class Segmenter:
 
         Images are read and prepared by one thread, at most a batch ahead of the model. It ends when the iterator is
         closed or exhausted.
+
+        >>> for result in segmenter.stream("streets/images", batch_size=2):
+        ...     result.save(f"{result.path.stem}.png")
+        >>> result
+        Segmentation(128x64: ...)
 
         Args:
             images: Any iterable of what a call takes for one image, or a folder.

@@ -34,6 +34,10 @@ from isanet.training.state import STATE_FILE
 class Run:
     """The result of a training run.
 
+    >>> run.best == max(row["miou"] for row in run.history)
+    True
+    >>> segmenter = isanet.Segmenter(run.model)
+
     Attributes:
         output: The output folder: the model (`isanet.from_pretrained(output)`), history.csv, curves.png, overlays.png,
             and the report on the validation data in `evaluated`.
@@ -82,6 +86,10 @@ def finetune(
     without `overwrite`. It then ends with the same weights as an uninterrupted one: bit-exactly where the device's
     operations are deterministic, as on the CPU. Under `torchrun` or `accelerate launch` the processes share each batch,
     with the same losses as a single process up to rounding (with batch norm synchronized, and without dropout).
+
+    >>> train, val = isanet.datasets.Folder("streets").held_out(0.25)
+    >>> isanet.finetune(model, train, val, {"epochs": 1, "crop": (64, 64)}, "runs/streets", progress=False)
+    Run(runs/streets: 1 step, best mIoU ... %)
 
     Args:
         model: An ISANet, which is not changed; its classes must be those of the data. Or anything that

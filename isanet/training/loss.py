@@ -17,6 +17,9 @@ from isanet.labels import IGNORED
 class OHEM:
     """Online hard example mining: pixels that the model already predicts confidently are left out of the loss.
 
+    >>> isanet.Recipe(ohem=isanet.training.OHEM(threshold=0.9)).ohem.min_kept
+    100000
+
     Attributes:
         threshold: Pixels count whose true class has a probability below this, 0..1.
         min_kept: At least this many pixels per image count, averaged over the batch: the least probable ones.
@@ -53,6 +56,9 @@ def segmentation_loss(
 
     Half-precision logits are converted to float32 first. A batch in which every pixel is ignored gives 0, with zero
     gradients.
+
+    >>> loss = isanet.training.segmentation_loss(*model(images, aux=True), masks)
+    >>> loss.backward()
 
     Args:
         logits: (N, K, H, W), floating point, as `model(images, aux=True)` returns them.
@@ -110,6 +116,9 @@ def loss_weight(
     Use it to combine the losses of parts of a batch (gradient accumulation, several processes): each part's loss times
     its weight, over the sum of the weights, gives the loss of the whole batch. With OHEM this is approximate, because
     hard pixels are chosen within each part.
+
+    >>> isanet.training.loss_weight(masks, len(model.classes)) == masks.numel()
+    tensor(True)
 
     Args:
         target: (N, H, W), class indices of any integer type, and `ignore_index`.

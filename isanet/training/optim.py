@@ -30,6 +30,10 @@ def poly_sgd(
     Step i = 0, 1, ... has the learning rate `lr * (lr_floor + (1 - lr_floor) * (1 - i / steps) ** power)`.
     Call `schedule.step()` after each `optimizer.step()`.
 
+    >>> optimizer, schedule = isanet.training.poly_sgd(model, lr=0.01, steps=1000)
+    >>> [group["name"] for group in optimizer.param_groups]
+    ['backbone', 'head']
+
     Args:
         model: Frozen parameters are left out. The group "backbone" has the parameters of `model.backbone`, the group
             "head" all others (key "name" in `optimizer.param_groups`); an empty group is left out.
@@ -57,6 +61,9 @@ def poly_schedule(
 ) -> LambdaLR:
     """The learning rate schedule of `poly_sgd` for any optimizer.
 
+    >>> optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    >>> schedule = isanet.training.poly_schedule(optimizer, steps=1000)
+
     Raises:
         ValueError: A value is out of range.
     """
@@ -71,6 +78,9 @@ def poly_schedule(
 
 def optimizer_and_schedule(model: nn.Module, recipe: Recipe, *, steps: int) -> tuple[Optimizer, LambdaLR]:
     """A recipe's optimizer and schedule: `poly_sgd`, or AdamW with the same parameter groups and schedule.
+
+    >>> recipe = isanet.Recipe(optimizer="adamw", lr=1e-4)
+    >>> optimizer, schedule = isanet.training.optimizer_and_schedule(model, recipe, steps=1000)
 
     Args:
         model: See `poly_sgd`.
@@ -113,6 +123,10 @@ def freeze(model: nn.Module, part: str = "backbone", statistics: bool = True) ->
 
     Call it before you create the optimizer. Deep copies and pickles are frozen too.
 
+    >>> isanet.training.freeze(model, "backbone")
+    >>> any(parameter.requires_grad for parameter in model.backbone.parameters())
+    False
+
     Args:
         model: Changed in place.
         part: Name of a module in it ("backbone", "backbone.layer1", ...); "" for the whole model.
@@ -134,6 +148,10 @@ def keep_statistics(model: nn.Module, part: str = "") -> None:
 
     This survives `model.train()`, deep copies and pickles, and also `SyncBatchNorm.convert_sync_batchnorm` (unless
     `part` is itself a batch norm). Their weights and biases are still trained, unless they are frozen.
+
+    >>> isanet.training.keep_statistics(model)
+    >>> model.train().backbone.stem[1].training
+    False
 
     Args:
         model: Changed in place.

@@ -23,6 +23,10 @@ class Recipe:
 
     `Recipe.published(name)` is the recipe of a released model; `dataclasses.replace(recipe, lr=0.001)` changes a field.
 
+    >>> recipe = isanet.Recipe(epochs=20, optimizer="adamw", lr=1e-4)
+    >>> recipe.crop
+    (512, 512)
+
     Attributes:
         optimizer: "sgd" or "adamw".
         lr: Learning rate of the first step (after the warm-up, if there is one).
@@ -104,6 +108,9 @@ class Recipe:
 
         What the manifest says about its data, network and hardware is not part of a recipe.
 
+        >>> isanet.Recipe.published("isanet_r101_cityscapes").crop
+        (512, 1024)
+
         Args:
             name: A name from `isanet.list_models`.
 
@@ -120,12 +127,21 @@ class Recipe:
         return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
     def to_json(self) -> str:
-        """All fields as a JSON object."""
+        """All fields as a JSON object.
+
+        >>> print(isanet.Recipe(epochs=20).to_json())
+        {
+          "optimizer": "sgd",
+          ...
+        """
         return json.dumps(asdict(self), indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:
         """Read what `to_json` wrote; missing fields have their defaults.
+
+        >>> isanet.Recipe.from_json('{"epochs": 20, "crop": [256, 256]}').crop
+        (256, 256)
 
         Raises:
             ValueError: It is not a JSON object, or a field is unknown or has a wrong value.
@@ -138,6 +154,9 @@ class Recipe:
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Recipe:
         """The recipe with these fields; missing ones have their defaults.
+
+        >>> isanet.Recipe.of({"epochs": 20}).epochs
+        20
 
         Raises:
             ValueError: A field is unknown or has a wrong value.

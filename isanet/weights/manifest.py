@@ -76,6 +76,10 @@ class ReleasedFile:
 class Weights(ReleasedFile):
     """One released model, as weights.json describes it: a released file, and what is known of the model in it.
 
+    >>> weights = isanet.model_info("isanet_r101_cityscapes")
+    >>> weights.label_space, weights.metrics["miou"]
+    ('cityscapes19', 0.8058)
+
     Attributes:
         architecture: Arguments of `isanet.ISANet` that shape the network.
         label_space: Its classes: a key of `isanet.labels.LABEL_SPACES`.
@@ -191,6 +195,9 @@ def parse_manifest(text: bytes, path: Path) -> tuple[dict[str, Weights], dict[st
 def list_models(pattern: str = "*") -> list[str]:
     """Names of the released models.
 
+    >>> isanet.list_models("*_voc")
+    ['isanet_r50_voc', 'isanet_r101_voc']
+
     Args:
         pattern: Filter by glob pattern: `*`, `?` and `[...]`.
     """
@@ -199,6 +206,9 @@ def list_models(pattern: str = "*") -> list[str]:
 
 def model_info(name: str) -> Weights:
     """The manifest's entry of one released model.
+
+    >>> isanet.model_info("isanet_r50_voc").label_space
+    'voc21'
 
     Raises:
         ValueError: There is no model of that name; the message lists the nearest names.

@@ -56,6 +56,11 @@ def from_pretrained(
 ) -> ISANet:
     """A model with trained weights, in evaluation mode, on the CPU, in float32.
 
+    >>> model = isanet.from_pretrained("isanet_nano_toystreets")
+    >>> own = isanet.from_pretrained("isanet_nano_toystreets", classes=["road", "rest"])
+    >>> own.classes  # to be trained: of the last layer, only the rows of "road" are kept
+    ('road', 'rest')
+
     Args:
         source: One of
 
@@ -150,6 +155,10 @@ def from_backbone(
     The file, OpenMMLab's ResNet-V1c that upstream's configurations name, is fetched if it is not cached, and verified
     either way. Of its sha256 only 8 digits are published, in its name, which show damage and no more: the whole hash of
     the first copy is recorded, and any later copy must match.
+
+    >>> new = isanet.from_backbone("resnet50", classes=["road", "rest"])
+    >>> new.training
+    True
 
     Args:
         backbone: "resnet50" or "resnet101".
