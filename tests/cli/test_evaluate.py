@@ -118,7 +118,7 @@ def test_evaluate_refuses_masks_of_one_class(tmp_path: Path, capsys: pytest.Capt
         (("voc", "--model", tiny_zoo.NAME, "--split", "valid"), 1, "trainval"),
         (("voc", "--model", tiny_zoo.NAME, "--split", "test"), 1, "no masks to compare with"),
         (("voc", "--model", tiny_zoo.NAME, "--classes", "a,b"), 1, "classes"),
-        (("voc", "--model", tiny_zoo.NAME, "--protocol", "hole"), 2, "mmseg-slide-769"),
+        (("voc", "--model", tiny_zoo.NAME, "--protocol", "hole"), 2, "did you mean whole?"),
         (("voc", "--model", tiny_zoo.NAME, "--mapping", "none.json"), 1, "none.json"),
         (
             ("voc", "--model", tiny_zoo.NAME, "--split", "test", "--predictions", "m", "--limit", "1"),
