@@ -11,7 +11,7 @@ from typing import Any
 
 from isanet._files import given_path, keep_existing
 from isanet._text import aligned, clean, markdown_table
-from isanet.cli.options import AddCommand, class_names
+from isanet.cli.options import AddCommand, class_names, image_size
 from isanet.cli.printing import error_text, megabytes
 from isanet.errors import CacheError, CheckpointFormatError, IsanetError, OutputError
 from isanet.labels import LABEL_SPACES
@@ -40,6 +40,8 @@ def add_commands(add_command: AddCommand) -> None:
 
     info = add_command("info", _info, "show a model's metadata and classes")
     info.add_argument("name", metavar="NAME", help="a model of the zoo")
+    text = "also count the multiply-adds of a forward pass of this size, and the parameters, by part of the network"
+    info.add_argument("--flops", type=image_size, metavar="HEIGHTxWIDTH", help=text)
 
     download = add_command("download", _download, "download, verify and convert models into the cache")
     download.add_argument("names", nargs="*", metavar="NAME", help="models, or backbones such as resnet50_v1c")
@@ -141,6 +143,16 @@ def _info(options: argparse.Namespace) -> int:
     for i, name in enumerate(space.classes):
         rows.append((str(i), name, str(space.official_ids[i]), "#" + bytes(space.palette[i]).hex()))
     print(*aligned(rows, left=2), sep="\n")
+    if options.flops:
+        from isanet.tools.flops import forward_cost
+        from isanet.zoo.networks import model_config
+
+        costs = forward_cost(model_config(weights), *options.flops)
+        print(f"\nOne network input of {options.flops[0]} x {options.flops[1]} pixels:")
+        table = [("PART", "MULTIPLY-ADDS", "PARAMETERS")]
+        table += [(part, f"{cost.multiply_adds / 1e9:,.3f} G", f"{cost.parameters:,}") for part, cost in costs.items()]
+        print(*aligned(table, left=1), sep="\n")
+        print("Counted: convolutions and attention's matrix products. A multiply-add is two FLOPs.")
     return 0
 
 

@@ -40,6 +40,22 @@ def test_info(tiny: FileServer, capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
+def test_info_counts_multiply_adds(tiny: FileServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("info", tiny_zoo.NAME, "--flops", "64x128") == 0
+    table = capsys.readouterr().out.partition("\nOne network input of 64 x 128 pixels:\n")[2].splitlines()
+    assert table[0].split() == ["PART", "MULTIPLY-ADDS", "PARAMETERS"]
+    total = table[-2].split()
+    assert total[0] == "total"
+    parameters = sum(parameter.numel() for parameter in isanet.from_pretrained(tiny_zoo.NAME).parameters())
+    assert total[-1] == f"{parameters:,}"
+    assert table[-1].startswith("Counted: convolutions and attention's matrix products.")
+    with pytest.raises(SystemExit):
+        run("info", tiny_zoo.NAME, "--flops", "64")
+    assert "--flops" in capsys.readouterr().err
+    assert run("info", tiny_zoo.NAME, "--flops", "99999999x99999999") == 1
+    assert "an input has from 1 to" in capsys.readouterr().err
+
+
 def test_download_verify_and_clear(tiny: FileServer, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("download", tiny_zoo.NAME, "--keep") == 0
     assert "is ready" in capsys.readouterr().out

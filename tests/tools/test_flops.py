@@ -1,0 +1,61 @@
+"""Multiply-adds and parameters, by part of a network."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from isanet.tools.flops import forward_cost
+from isanet.weights.manifest import load_manifest, model_info
+from isanet.zoo.networks import model_config
+
+
+def test_multiply_adds_are_those_of_a_count_by_hand() -> None:
+    config = {"num_classes": 5, "backbone": "resnet14", "width": 8, "head_channels": 16, "key_channels": 8}
+    costs = forward_cost({**config, "aux_channels": 8, "fusion_kernel": 1}, 101, 117)
+    h, w = 13, 15  # an eighth, rounded up; attention pads both to 16, four blocks of 8x8
+    L, C, D = 16 * 16, 16, 8
+    assert costs["classifier"] == (h * w * C * 5, C * 5 + 5)
+    assert costs["reduce"] == (h * w * 9 * 256 * C, 9 * 256 * C + 2 * C)
+    assert costs["fuse"].multiply_adds == h * w * 2 * C * C
+    projections = 2 * (C * D + D * D) + 2 * C * C  # queries and keys twice; values and output
+    assert costs["long_range"].multiply_adds == L * projections + L * 4 * (D + C)  # one partner in each of four blocks
+    assert costs["short_range"].multiply_adds == L * projections + L * 64 * (D + C)
+    assert costs["aux_classifier"] == (0, 8 * 5 + 5)
+    stem = 51 * 59 * 9 * (3 * 4 + 4 * 4 + 4 * 8)  # at half the size, rounded up; three 3x3 convolutions
+    assert costs["backbone"].multiply_adds > stem
+    assert costs["total"] == tuple(
+        map(sum, zip(*(cost for part, cost in costs.items() if part != "total"), strict=True))
+    )
+
+
+def test_parameters_are_those_of_the_manifest() -> None:
+    for name, weights in load_manifest().items():
+        assert forward_cost(model_config(weights), 64, 64)["total"].parameters == weights.parameters, name
+
+
+def test_agrees_with_a_published_figure() -> None:
+    # PaddleSeg gives "474.13 GFLOPs" for this network without a size: multiply-adds at 512 x 1024, with both heads
+    config = model_config(model_info("isanet_r101_cityscapes"))
+    config |= {"aux_channels": 256, "value_bias": True, "fusion_kernel": 1}
+    costs = forward_cost(config, 512, 1024)
+    auxiliary = sum(costs[part].parameters for part in ("aux_reduce", "aux_classifier")) * 64 * 128
+    assert (costs["total"].multiply_adds + auxiliary) / 1e9 == pytest.approx(474.13, rel=0.001)
+
+
+@pytest.mark.parametrize("order", [["long_range"], ["short_range"]])
+def test_a_range_that_is_left_out_costs_nothing(order: list[str]) -> None:
+    costs = forward_cost({"num_classes": 2, "attention_order": order}, 64, 64)
+    assert {"long_range", "short_range"} & costs.keys() == {*order}
+
+
+def test_nothing_is_allocated_or_drawn_at_random() -> None:
+    state = torch.get_rng_state()
+    assert forward_cost({"num_classes": 2}, 10_000, 10_000)["total"].multiply_adds > 5e13  # its maps would take 400 GB
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("size", [(0, 5), (10**9, 10**9)])
+def test_sizes_that_no_image_has_are_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="an input has from 1 to"):
+        forward_cost({"num_classes": 2}, *size)
