@@ -318,6 +318,10 @@ class ISANet(nn.Module):
     def features(self, images: Tensor) -> Features:
         """The feature maps behind the logits, of images as `forward` takes them; with gradients, if there are any.
 
+        >>> features = model.features(images)
+        >>> [stage.shape[-1] for stage in features.stages]
+        [32, 16, 16, 16]
+
         Raises:
             ValueError: `images` is not a batch of floating-point RGB images.
         """
@@ -330,6 +334,10 @@ class ISANet(nn.Module):
         """What one position of the images attends to, in each range and in both together.
 
         `isanet.viz.attention` draws it.
+
+        >>> maps = model.attention(images, (40, 64))
+        >>> maps.product[:, *maps.inside].shape
+        torch.Size([2, 8, 16])
 
         Args:
             images: As `forward` takes them.
@@ -369,7 +377,11 @@ class ISANet(nn.Module):
         return AttentionMaps(maps.get("long_range"), maps.get("short_range"), product, inside, (row, column), b)
 
     def attend(self, x_NCHW: Tensor) -> Tensor:
-        """The map that attention makes of `Features.residual`, of the same shape."""
+        """The map that attention makes of `Features.residual`, of the same shape.
+
+        >>> model.attend(model.features(images).residual).shape[-2:]
+        torch.Size([8, 16])
+        """
         height, width = x_NCHW.shape[-2:]
         top, bottom, P = block_padding(height, self.block_size)
         left, right, Q = block_padding(width, self.block_size)
