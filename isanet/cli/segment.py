@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from isanet._files import output_errors
 from isanet._text import MAX_LINE, plural, shortened
 from isanet.cli.options import MODEL, VALUE_RANGE, AddCommand, add_inference_options, add_output_options, value_range
 from isanet.cli.printing import error_text, in_options
@@ -19,9 +22,13 @@ from isanet.errors import DownloadError, ImageError, IntegrityError, IsanetError
 from isanet.inference.outputs import (
     SUFFIXES,
     CommonFile,
+    claim,
     coco_file,
     csv_file,
     find_images,
+    in_shard,
+    listed_images,
+    missing_outputs,
     plan_outputs,
     shown,
     write_outputs,
@@ -43,10 +50,26 @@ _Written = tuple[str, list[Any]]
 """Of one image: its largest classes in words, and its parts of the common files."""
 
 
+@dataclass
+class _Outcome:
+    """Of the images of a plan: how many were segmented, were done or taken by another process, and what failed."""
+
+    num_done: int = 0
+    num_kept: int = 0
+    num_left: int = 0
+    failures: dict[Path | str, str] = field(default_factory=dict)
+
+
 def add_commands(add_command: AddCommand) -> None:
     """Adds the commands of this file."""
     segment = add_command("segment", _segment, "segment images")
-    segment.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders, patterns or addresses (https)")
+    segment.add_argument("images", nargs="*", metavar="IMAGE", help="files, folders, patterns or addresses (https)")
+    listed = "more images: a text file with a path or address a line, or - for standard input"
+    segment.add_argument("--from", dest="lists", action="append", default=[], metavar="FILE", help=listed)
+    recursive = "take all folders in a folder too; the outputs are in folders of the same names"
+    segment.add_argument("--recursive", action="store_true", help=recursive)
+    shard = "only the I-th of N parts of the images, which depend on their names alone: 3/100"
+    segment.add_argument("--shard", type=_shard, metavar="I/N", help=shard)
     segment.add_argument("--model", required=True, help=MODEL)
     add_output_options(segment, "segmented", force="replace existing outputs")
     segment.add_argument("--overlay", action="store_true", help="image with colored classes and a legend (default)")
@@ -61,19 +84,37 @@ def add_commands(add_command: AddCommand) -> None:
     segment.add_argument("--coco", type=Path, metavar="FILE.json", help=coco)
     table = "one table for all images: a row for each, with the share of each class, 0 to 1"
     segment.add_argument("--csv", type=Path, metavar="FILE.csv", help=table)
+    errors = "append each failure, as a line of JSON"
+    segment.add_argument("--errors", type=Path, metavar="FILE.jsonl", help=errors)
     add_inference_options(segment, precision="auto", int8=True)
 
 
+def _shard(text: str) -> tuple[int, int]:
+    """`3/100`."""
+    number, _, count = text.partition("/")
+    if not 1 <= int(number) <= int(count):
+        raise argparse.ArgumentTypeError(f"{text} is not one of the parts 1/{count} to {count}/{count}")
+    return int(number), int(count)
+
+
 def _segment(options: argparse.Namespace) -> int:
-    images = find_images(options.images)
+    arguments = options.images + [line for source in options.lists for line in listed_images(source)]
+    if not (arguments or options.lists):
+        options.wrong_call("no images: name files, folders, patterns or addresses, or give a list by --from")
+    images = find_images(arguments, recursive=options.recursive)
+    if options.shard is not None:
+        images = {image: place for image, place in images.items() if in_shard(image, place, *options.shard)}
     files = [path for path in (options.coco, options.csv) if path is not None]
     kinds = [kind for kind in SUFFIXES if getattr(options, kind)]
     kinds += dict.fromkeys(f"mask:{name}" for name in options.mask)
     if not kinds and not files:
         kinds = ["overlay"]
-    plan, failures = plan_outputs(images, options.output, kinds, overwrite=options.force, files=files)
+    plan, kept, failures = plan_outputs(images, options.output, kinds, overwrite=options.force, files=files)
+    report = _failures_file(options.errors)
     for image, reason in failures.items():
         print(shortened(f"isanet: {shown(image)}: {in_options(reason)}", MAX_LINE), file=sys.stderr)
+        report(image, reason)
+    outcome = _Outcome()
     if plan:
         segmenter = _segmenter(options, plan)
         with ExitStack() as stack:
@@ -82,12 +123,42 @@ def _segment(options: argparse.Namespace) -> int:
                 common.append(stack.enter_context(coco_file(options.coco, plan)))
             if options.csv is not None:
                 common.append(stack.enter_context(csv_file(options.csv, segmenter.model.classes)))
-            failures |= _segment_all(segmenter, plan, common, options.batch_size)
+            claims = not (options.force or files)
+            outcome = _segment_all(segmenter, plan, common, options.batch_size, report, claims=claims)
+        failures |= outcome.failures
         for path in files:
-            print(shortened(f"{path}: {plural(len(images) - len(failures), 'image')}", MAX_LINE))
-    if failures:
-        print(f"isanet: {len(failures)} of {len(images)} images were not segmented", file=sys.stderr)
+            print(shortened(f"{path}: {plural(outcome.num_done, 'image')}", MAX_LINE))
+    if failures or not (options.quiet or outcome.num_done == len(images) == 1):
+        print(f"isanet: {_summary(outcome, len(kept), len(failures))}", file=sys.stderr)
     return 1 if failures else 0
+
+
+def _failures_file(path: Path | None) -> Callable[[Path | str, str], None]:
+    """Appends a failure to a file; one that is made at once, so that a wrong name is known before the first image.
+
+    Raises:
+        OutputError: The file cannot be written, or has another ending than .jsonl and may be something else.
+    """
+    if path is None:
+        return lambda image, reason: None
+    if path.suffix.lower() != ".jsonl":
+        raise OutputError(f"failures are appended to a file of JSON lines; give --errors a name in .jsonl, got {path}")
+
+    def append(line: str) -> None:
+        with output_errors(path), path.open("a", encoding="utf-8") as file:
+            file.write(line)
+
+    append("")
+    return lambda image, reason: append(json.dumps({"image": shown(image), "error": reason}) + "\n")
+
+
+def _summary(outcome: _Outcome, num_kept: int, num_failed: int) -> str:
+    """`39 segmented, 1 kept, 1 failed`, without what is none."""
+    kept = num_kept + outcome.num_kept
+    parts = [f"{outcome.num_done:,} segmented"] if outcome.num_done or not (kept or num_failed) else []
+    parts += [f"{kept:,} kept (their outputs exist; --force replaces them)"] if kept else []
+    parts += [f"{outcome.num_left:,} left to another process"] if outcome.num_left else []
+    return ", ".join(parts + ([f"{num_failed:,} failed"] if num_failed else []))
 
 
 def _segmenter(options: argparse.Namespace, plan: Mapping[Path | str, Mapping[str, Path]]) -> Segmenter:
@@ -133,18 +204,40 @@ def _readable(images: Iterable[Path | str], value_range: tuple[float, float] | N
 
 
 def _segment_all(
-    segmenter: Segmenter, plan: Mapping[Path | str, Mapping[str, Path]], common: Sequence[CommonFile], batch_size: int
-) -> dict[Path | str, str]:
-    """Segments images while the outputs of earlier ones are written; returns the failures.
+    segmenter: Segmenter,
+    plan: Mapping[Path | str, Mapping[str, Path]],
+    common: Sequence[CommonFile],
+    batch_size: int,
+    report: Callable[[Path | str, str], None],
+    *,
+    claims: bool,
+) -> _Outcome:
+    """Segments images while the outputs of earlier ones are written.
 
-    One line is printed for each image, in the order of the images, whichever is written first.
+    One line is printed for each image, in the order of the images, whichever is written first. With `claims`, an image
+    that another process is at, or has done since, is left out.
     """
     from tqdm import tqdm
 
-    failures: dict[Path | str, str] = {}
-    images = iter(plan)  # results and failures come in this order
+    outcome = _Outcome()
+    started: deque[Path | str] = deque()  # results and failures come in this order
+    held: dict[Path | str, ExitStack] = {}
     pending: deque[tuple[Path | str, Future[_Written], int]] = deque()  # with the image's pixels
     numbers = {image: number for number, image in enumerate(plan, 1)}
+
+    def images() -> Iterator[Path | str]:
+        """Those that this process has claimed, each when its turn comes."""
+        for image, outputs in plan.items():
+            with ExitStack() as stack:
+                free = not claims or stack.enter_context(claim(outputs))
+                if not free or (claims and not missing_outputs(outputs)):
+                    outcome.num_left += not free
+                    outcome.num_kept += free
+                    bar.update()
+                    continue
+                held[image] = stack.pop_all()
+            started.append(image)
+            yield image
 
     def finish(result: Segmentation, image: Path | str) -> _Written:
         try:
@@ -160,13 +253,17 @@ def _segment_all(
         try:
             line, parts = future.result()
         except IsanetError as error:
-            failures[image] = error_text(error)
-            tqdm.write(f"isanet: {failures[image]}", file=sys.stderr)
+            outcome.failures[image] = error_text(error)
+            tqdm.write(f"isanet: {outcome.failures[image]}", file=sys.stderr)
+            report(image, outcome.failures[image])
         else:
+            outcome.num_done += 1
             for file, part in zip(common, parts, strict=True):
                 file.add(part)
             outputs = f" -> {', '.join(map(str, plan[image].values()))}" if plan[image] else ""
             tqdm.write(shortened(f"{shown(image)}{outputs}: {line}", MAX_LINE), file=sys.stdout)
+        finally:
+            held.pop(image).close()
         bar.update()
 
     def add(image: Path | str, future: Future[_Written], pixels: int) -> None:
@@ -181,20 +278,22 @@ def _segment_all(
     def add_failure(_: object, error: IsanetError) -> None:
         future: Future[_Written] = Future()
         future.set_exception(error)
-        add(next(images), future, 0)
+        add(started.popleft(), future, 0)
 
     with (
         tqdm(total=len(plan), unit="image", disable=None if len(plan) > 1 else True) as bar,  # None: on a terminal
         ThreadPoolExecutor(max_workers=2, thread_name_prefix="isanet-write") as threads,
     ):
         try:
-            for result in segmenter.stream(list(plan), batch_size=batch_size, on_error=add_failure):
-                image = next(images)
+            for result in segmenter.stream(images(), batch_size=batch_size, on_error=add_failure):
+                image = started.popleft()
                 add(image, threads.submit(finish, result, image), result.labels.size)
         finally:  # after an error or Ctrl-C too: what was segmented before is written and reported
             while pending:
                 report_first()
-    return failures
+            for stack in held.values():
+                stack.close()
+    return outcome
 
 
 def _write(result: Segmentation, outputs: Mapping[str, Path]) -> str:

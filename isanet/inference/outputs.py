@@ -2,8 +2,8 @@
 
 `isanet segment` is, without its progress bar:
 
-    images = find_images(arguments)
-    plan = plan_outputs(images, folder, kinds, overwrite=False)
+    places = find_images(arguments)
+    plan = plan_outputs(places, folder, kinds, overwrite=False)
     for result, outputs in zip(segmenter.stream(list(plan.outputs)), plan.outputs.values()):
         write_outputs(result, outputs)
 
@@ -16,8 +16,10 @@ import glob
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote
@@ -44,39 +46,83 @@ class OutputPlan(NamedTuple):
     """What will be written, decided in advance.
 
     Attributes:
-        outputs: For each image to segment, in order, its output files by kind.
+        outputs: For each image to segment, in order, its output files by kind, without those that exist.
+        kept: The images of which all outputs exist.
         failures: For each other image, why it is left out.
     """
 
     outputs: dict[Path | str, dict[str, Path]]
+    kept: list[Path | str]
     failures: dict[Path | str, str]
 
 
-def find_images(arguments: Iterable[str]) -> list[Path | str]:
+def find_images(arguments: Iterable[str], *, recursive: bool = False) -> dict[Path | str, Path]:
     """The images that files, folders, glob patterns and addresses (these alone are text) are, each once, in order.
 
-    A file that does not exist is in the list too: `plan_outputs` reports it, and the others are segmented.
+    A file that does not exist is there too: `plan_outputs` reports it, and the others are segmented.
+
+    Args:
+        arguments: As on the command line.
+        recursive: Take the images of all folders in a folder too, but for hidden ones and links.
+
+    Returns:
+        For each image the sub-folder of its outputs, which keeps equal names apart: where it is in the folder that was
+        given, and with several folders in the innermost one that holds them all.
 
     Raises:
         ImageError: A pattern matches no file, or a folder has no images.
     """
     from isanet.images.folder import images_in  # imports numpy, which `isanet list` does without
 
-    images: list[Path | str] = []
+    arguments = list(arguments)
+    folders = [Path(os.path.abspath(each)) for each in dict.fromkeys(arguments) if _is_folder(each)]  # noqa: PTH100
+    above = Path(os.path.commonpath(folders)) if folders else Path()
+    images: dict[Path | str, Path] = {}
     for argument in arguments:
         path = Path(argument)
         if is_address(argument):
-            images.append(argument)
-        elif os.path.isdir(argument):  # noqa: PTH112  Path's raises for a name too long
-            images += images_in(path)
-        elif os.path.exists(argument) or not glob.has_magic(argument):  # noqa: PTH110
-            images.append(path)
+            images.setdefault(argument, Path())
+        elif _is_folder(argument):
+            for image in images_in(path, recursive=recursive):
+                images.setdefault(image, Path(os.path.relpath(image.parent, above)))
+        elif os.path.exists(argument) or not glob.has_magic(argument):  # noqa: PTH110  Path's raises for a name too long
+            images.setdefault(path, Path())
         else:
             files = sorted(match for match in _matches(path) if match.is_file())
             if not files:
                 raise ImageError(f"no file matches {argument!r}")
-            images += files
-    return list(dict.fromkeys(images))
+            images.update((file, Path()) for file in files if file not in images)
+    return images
+
+
+def _is_folder(argument: str) -> bool:
+    return not is_address(argument) and os.path.isdir(argument)  # noqa: PTH112  Path's raises for a name too long
+
+
+def in_shard(image: Path | str, place: Path, number: int, count: int) -> bool:
+    """Whether an image is in the shard of this number, 1 to `count`.
+
+    It depends on the image's name and its `place` alone, as `find_images` gives it: not on the other images, the order
+    or the machine.
+    """
+    name = image if is_address(image) else (place / Path(image).name).as_posix()
+    digest = sha256(os.fsencode(name)).digest()
+    return int.from_bytes(digest[:8], "big") % count == number - 1
+
+
+def listed_images(source: str) -> list[str]:
+    """The lines of a text file, or of standard input for "-": a path or an address each; empty ones are left out.
+
+    Raises:
+        ImageError: It cannot be read, or is no text in UTF-8.
+    """
+    try:
+        data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+        return [line for line in data.decode().splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ImageError(f"{source} is no list of images: it is not text in UTF-8; give one path a line") from error
+    except OSError as error:
+        raise ImageError(f"the list {source} cannot be read: {error.strerror}; check the path") from error
 
 
 def _matches(pattern: Path) -> Iterable[Path]:
@@ -91,34 +137,41 @@ def _matches(pattern: Path) -> Iterable[Path]:
 
 
 def plan_outputs(
-    images: Sequence[Path | str], folder: Path, kinds: Sequence[str], *, overwrite: bool, files: Sequence[Path] = ()
+    places: Mapping[Path | str, Path],
+    folder: Path,
+    kinds: Sequence[str],
+    *,
+    overwrite: bool,
+    files: Sequence[Path] = (),
 ) -> OutputPlan:
     """Decide which image becomes which files of a folder; nothing is written.
 
     An output never takes the place of an input, of another image's output or of a folder, and of an earlier file only
-    with `overwrite`.
+    with `overwrite`; without it, that file is kept and counts as done. Where there are `files`, which are about all
+    images, an image is segmented for them even if all of its own outputs exist, unless nothing at all is missing.
 
     Args:
-        images: As from `find_images`.
+        places: Images and the sub-folders of their outputs, as from `find_images`.
         folder: Where the outputs will be; need not exist.
         kinds: Keys of `SUFFIXES`, and `mask:CLASS`.
         overwrite: Whether earlier files are replaced.
         files: Outputs that are about all images.
 
     Raises:
-        OutputError: One of `files` cannot be written, or two kinds would have the same file.
+        OutputError: One of `files` cannot be written, or exists while something else is missing; or two kinds would
+            have the same file.
     """
-    plan = OutputPlan({}, {})
+    plan = OutputPlan({}, [], {})
     suffixes = {kind: _suffix(kind) for kind in kinds}
     if len(set(suffixes.values())) < len(suffixes):
         raise OutputError(f"two of {', '.join(suffixes)} would have the same file; ask for one at a time")
     # By an input, or as an output of an earlier image. Not by Path.resolve, which raises for links in a circle
-    claimed: dict[str, Path | str] = {os.path.realpath(path): path for path in images if not is_address(path)}
+    claimed: dict[str, Path | str] = {os.path.realpath(path): path for path in places if not is_address(path)}
     for file in files:
-        _check_file(file, claimed, overwrite=overwrite)
+        _check_file(file, claimed)
         claimed[os.path.realpath(file)] = file
-    for path in images:
-        outputs = {kind: folder / f"{_stem(path, suffix)}{suffix}" for kind, suffix in suffixes.items()}
+    for path, place in places.items():
+        outputs = {kind: folder / place / f"{_stem(path, suffix)}{suffix}" for kind, suffix in suffixes.items()}
         try:
             if not is_address(path) and not os.path.exists(path):  # noqa: PTH110  Path's raises for a name too long
                 raise ImageError("there is no such file")
@@ -127,23 +180,61 @@ def plan_outputs(
                     raise OutputError(f"its output {output} is already taken by {shown(owner)}; use another --output")
                 if os.path.isdir(output):  # noqa: PTH112
                     raise OutputError(f"its output {output} is a folder; use another --output")
-                keep_existing(output, overwrite=overwrite)
         except (ImageError, OutputError) as error:
             plan.failures[path] = str(error)
-        else:
-            plan.outputs[path] = outputs
-            claimed.update((os.path.realpath(output), path) for output in outputs.values())
+            continue
+        claimed.update((os.path.realpath(output), path) for output in outputs.values())
+        plan.outputs[path] = outputs if overwrite else missing_outputs(outputs)
+    done = [path for path, missing in plan.outputs.items() if not missing] if kinds else []
+    if len(done) < len(plan.outputs) or not all(map(os.path.lexists, files)):
+        for file in files:
+            keep_existing(file, overwrite=overwrite)
+        done = [] if files else done
+    for path in done:
+        del plan.outputs[path]
+    plan.kept.extend(done)
     return plan
 
 
-def _check_file(path: Path, claimed: Mapping[str, Path | str], *, overwrite: bool) -> None:
+def missing_outputs(outputs: Mapping[str, Path]) -> dict[str, Path]:
+    """Those that do not exist, not even as a dangling link."""
+    return {kind: output for kind, output in outputs.items() if not os.path.lexists(output)}
+
+
+@contextmanager
+def claim(outputs: Mapping[str, Path]) -> Iterator[bool]:
+    """While the outputs of an image are made: whether this process may, or another one is at it.
+
+    The operating system gives the claim back when its process ends. On a file system without locks all may.
+    """
+    import filelock
+
+    first = next(iter(outputs.values()))
+    path = first.parent / f".isanet-{sha256(os.fsencode(first.name)).hexdigest()[:16]}.lock"
+    held = filelock.FileLock(path, timeout=0)
+    try:
+        first.parent.mkdir(parents=True, exist_ok=True)
+        held.acquire()
+    except filelock.Timeout:
+        yield False
+        return
+    except (OSError, NotImplementedError):
+        yield True  # what else is wrong with the folder, writing will tell
+        return
+    try:
+        yield True
+    finally:
+        path.unlink(missing_ok=True)  # who waits with the old file sees afterwards that the outputs exist
+        held.release()
+
+
+def _check_file(path: Path, claimed: Mapping[str, Path | str]) -> None:
     given_path(path, OutputError)
     if os.path.realpath(path) in claimed:
         raise OutputError(f"{path} is one of the images, or another output; use another name")
     if path.is_dir() or not path.parent.is_dir():
         reason = "it is a folder" if path.is_dir() else f"the folder {path.parent} does not exist; create it first"
         raise OutputError(f"cannot write {path}: {reason}")
-    keep_existing(path, overwrite=overwrite)
 
 
 def _suffix(kind: str) -> str:
@@ -176,7 +267,7 @@ def write_outputs(result: Segmentation, outputs: Mapping[str, Path]) -> None:
 
     Args:
         result: The image's label map.
-        outputs: Files by kind, as in `OutputPlan.outputs`; their folder exists.
+        outputs: Files by kind, as in `OutputPlan.outputs`.
 
     Raises:
         OutputError: A file cannot be written, or there is not enough memory to draw it.
@@ -186,6 +277,7 @@ def write_outputs(result: Segmentation, outputs: Mapping[str, Path]) -> None:
     for kind, output in outputs.items():
         name = result.path or output.name  # images from addresses have no path
         try:
+            output.parent.mkdir(parents=True, exist_ok=True)
             if kind in ("labels", "ids"):
                 (result if kind == "labels" else result.for_server()).save(output)
                 continue

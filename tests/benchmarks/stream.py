@@ -26,7 +26,7 @@ from PIL import Image
 
 import isanet
 from isanet.cli import run as cli
-from isanet.images.reading import images_in, read_image
+from isanet.images import images_in, read_image
 from isanet.inference.network import EagerNetwork
 from isanet.inference.predict import predict, prepare
 from tests.helpers import stand_in

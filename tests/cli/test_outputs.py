@@ -18,10 +18,8 @@ from tests.helpers.training import write_data
 @pytest.mark.parametrize(
     ("there", "call"),
     [
-        ("out/0_overlay.png", "segment data/images/val/0.png --model model --output out"),
         ("out/all.json", "segment data/images/val/0.png --model model --output new --coco out/all.json"),
         ("out/all.csv", "segment data/images/val/0.png --model model --output new --csv out/all.csv --overlay"),
-        ("out/0_mask_grass.png", "segment data/images/val/0.png --model model --output out --mask grass"),
         ("out/report.json", "evaluate data --split val --model model --workers 0 --output out"),
         ("out/0.png", "evaluate data --split val --model model --workers 0 --output new --predictions out"),
         ("out/notes.txt", "finetune data --model model --workers 0 --output out"),

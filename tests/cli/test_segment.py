@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from tqdm import tqdm
 import isanet
 from isanet._text import MAX_LINE
 from isanet.cli import segment
+from isanet.inference.outputs import claim
 from isanet.inference.segmentation import Segmentation
 from tests.helpers import disk, tiny_zoo
 from tests.helpers.commands import run
@@ -190,10 +192,9 @@ def test_segment_keeps_existing_outputs_without_force(
 ) -> None:
     Path("segmented").mkdir()
     Path("segmented/1_overlay.png").write_text("mine")
-    assert run("segment", "images", "--model", tiny_zoo.NAME) == 1
+    assert run("segment", "images", "--model", tiny_zoo.NAME) == 0
     error = capsys.readouterr().err
-    assert "segmented/1_overlay.png exists and was kept; --force replaces it" in error
-    assert "1 of 3 images were not segmented" in error
+    assert "isanet: 2 segmented, 1 kept (their outputs exist; --force replaces them)\n" in error
     assert Path("segmented/1_overlay.png").read_text() == "mine"
     assert Path("segmented/2_overlay.png").exists()
     assert run("segment", "images", "--model", tiny_zoo.NAME, "--force") == 0
@@ -227,7 +228,7 @@ def test_one_bad_image_does_not_stop_the_others(
     error = capsys.readouterr().err
     assert "images/1.png" in error
     assert "missing.jpg" in error
-    assert "2 of 4 images were not segmented" in error
+    assert "2 segmented, 2 failed" in error
     assert sorted(path.name for path in Path("segmented").iterdir()) == ["0_overlay.png", "2_overlay.png"]
 
 
@@ -285,7 +286,7 @@ def test_images_are_reported_in_order_whichever_is_written_first(
     out, error = capsys.readouterr()
     assert re.findall(r"images/(\d)\.png", out) == list("012345678")
     assert re.findall(r"isanet: .*images/(\d)", out) == ["4", "5"]
-    assert "2 of 9 images were not segmented" in error
+    assert "7 segmented, 2 failed" in error
     assert {path.name for path in Path("segmented").iterdir()} == {f"{i}_overlay.png" for i in (0, 1, 2, 3, 6, 7, 8)}
 
 
@@ -347,7 +348,7 @@ def test_what_one_image_cannot_have_does_not_stop_the_others(
     assert "not enough memory for images/1.png" in error
     assert "not enough memory for the outputs of images/5.png" in error
     assert "No space left on device" in error
-    assert "3 of 9 images were not segmented" in error
+    assert "6 segmented, 3 failed" in error
     assert len(list(Path("segmented").iterdir())) == 6
     assert all(path.name.endswith("_overlay.png") for path in Path("segmented").iterdir())
 
@@ -435,7 +436,7 @@ def test_class_names_of_an_untrusted_model_are_cleaned(
     assert "[2Jcat" in said.out
     assert "images/a b\ufffd[2J\ufffd.png -> segmented/a_b_[2J__overlay.png" in said.out
     assert "isanet: images/bad isanet: error: \ufffd.png is not an image" in said.err
-    assert "2 of 6 images were not segmented" in said.err
+    assert "4 segmented, 2 failed" in said.err
     lines = (said.out + said.err).splitlines()
     assert all(line.isprintable() and len(line) <= MAX_LINE for line in lines)
     assert len(repr(isanet.Segmenter("untrusted")("images/0.png"))) < 200
@@ -473,7 +474,112 @@ def test_segment_takes_addresses(tiny: FileServer, work: Path, capsys: pytest.Ca
     assert f"{tiny.url}/x/my%20street.png -> segmented/my_street_labels.png" in out
     assert f"{tiny.url}/x/missing.png: answered 404" in error
     assert "already taken by" in error  # the two without a name
-    assert "2 of 7 images were not segmented" in error
+    assert "5 segmented, 2 failed" in error
     assert "secret" not in out + error + Path("a.csv").read_text() + Path("a.json").read_text()
     assert f"{tiny.url}/x/my%20street.png," in Path("a.csv").read_text()
     assert [image["file_name"] for image in json.loads(Path("a.json").read_text())["images"]][-1] == "0.png"
+
+
+# --- many images
+
+
+def test_a_rerun_is_a_success_and_loads_no_model(
+    tiny: FileServer, work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = ("segment", "images", "--model", tiny_zoo.NAME)
+    assert run(*call) == 0
+    assert "isanet: 3 segmented\n" in capsys.readouterr().err
+    monkeypatch.setattr(segment, "_segmenter", None)  # calling it would fail
+    before = {path: path.stat().st_mtime_ns for path in Path("segmented").iterdir()}
+    assert run(*call) == 0
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "isanet: 3 kept (their outputs exist; --force replaces them)\n")
+    assert run("--quiet", *call) == 0
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "")
+    assert {path: path.stat().st_mtime_ns for path in Path("segmented").iterdir()} == before
+    Path("images/broken.png").write_bytes(b"broken")
+    monkeypatch.undo()
+    assert run("--quiet", *call) == 1
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[-1]
+        .endswith("3 kept (their outputs exist; --force replaces them), 1 failed")
+    )
+
+
+def test_folders_are_mirrored_and_lists_are_read(
+    tiny: FileServer, work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("shots/a", "shots/day/a"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy("images/0.png", f"{name}.png")
+    assert run("segment", "shots", "--recursive", "--labels", "--model", tiny_zoo.NAME, "--output", "out") == 0
+    assert sorted(map(str, Path("out").rglob("*.png"))) == ["out/a_labels.png", "out/day/a_labels.png"]
+    Path("list.txt").write_text("images/1.png\nimages/2.png\n")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"images/0.png\n")))
+    assert run("segment", "--from", "list.txt", "--from", "-", "--model", tiny_zoo.NAME, "--output", "listed") == 0
+    assert sorted(path.name for path in Path("listed").iterdir()) == [f"{i}_overlay.png" for i in range(3)]
+    with pytest.raises(SystemExit):
+        run("segment", "--model", tiny_zoo.NAME)
+    assert "no images: name files, folders, patterns or addresses, or give a list by --from" in capsys.readouterr().err
+
+
+def test_shards_together_segment_each_image_once(tiny: FileServer, work: Path) -> None:
+    counts = []
+    for part in (1, 2, 3):
+        assert run("segment", "images", "--model", tiny_zoo.NAME, "--output", f"out{part}", "--shard", f"{part}/3") == 0
+        counts.append([path.name for path in Path(f"out{part}").iterdir()] if Path(f"out{part}").exists() else [])
+    assert sorted(name for names in counts for name in names) == [f"{i}_overlay.png" for i in range(3)]
+
+
+@pytest.mark.parametrize("shard", ["0/3", "4/3", "x/3", "3", "1/0"])
+def test_wrong_shards_are_wrong_calls(work: Path, shard: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run("segment", "images", "--model", tiny_zoo.NAME, "--shard", shard)
+    assert caught.value.code == 2
+
+
+def test_failures_are_appended_as_lines_of_json(
+    tiny: FileServer, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("images/broken.png").write_bytes(b"broken")
+    Path("failed.jsonl").write_text('{"image": "earlier", "error": ""}\n')
+    call = ("segment", "images", "gone.png", "--model", tiny_zoo.NAME, "--errors")
+    assert run(*call, "failed.jsonl") == 1
+    lines = [json.loads(line) for line in Path("failed.jsonl").read_text().splitlines()]
+    assert [line["image"] for line in lines] == ["earlier", "gone.png", "images/broken.png"]
+    assert lines[1]["error"] == "there is no such file"
+    assert "not an image" in lines[2]["error"]
+    capsys.readouterr()
+    for name, words in (("images/0.png", "in .jsonl"), ("none/x.jsonl", "cannot write none/x.jsonl")):
+        before = Path("images/0.png").read_bytes()
+        assert run(*call, name) == 1
+        assert words in capsys.readouterr().err
+        assert Path("images/0.png").read_bytes() == before
+
+
+def test_what_another_process_is_at_is_left_to_it(
+    tiny: FileServer, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with claim({"overlay": Path("segmented/1_overlay.png")}):
+        assert run("segment", "images", "--model", tiny_zoo.NAME) == 0
+    assert "isanet: 2 segmented, 1 left to another process\n" in capsys.readouterr().err
+    assert sorted(path.name for path in Path("segmented").iterdir()) == ["0_overlay.png", "2_overlay.png"]
+
+
+def test_what_another_process_has_done_meanwhile_is_kept(
+    tiny: FileServer, work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = segment._segmenter
+
+    def slow(*arguments: Any) -> Any:
+        Path("segmented").mkdir()
+        Path("segmented/1_overlay.png").write_text("theirs")
+        return make(*arguments)
+
+    monkeypatch.setattr(segment, "_segmenter", slow)
+    assert run("segment", "images", "--model", tiny_zoo.NAME) == 0
+    assert "isanet: 2 segmented, 1 kept" in capsys.readouterr().err
+    assert Path("segmented/1_overlay.png").read_text() == "theirs"
+    assert len(list(Path("segmented").iterdir())) == 3

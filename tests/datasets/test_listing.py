@@ -153,7 +153,7 @@ def test_chained_links_are_not_followed_twice(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "40" / "mask.png").touch()
     assert len(mask_check._find(tmp_path / "0", "masks", None)) == 1
     monkeypatch.chdir(tmp_path)
-    assert find_images(["40/**/*.png"]) == [Path("40/mask.png")]
+    assert list(find_images(["40/**/*.png"])) == [Path("40/mask.png")]
 
 
 def test_a_pipe_is_no_list(tmp_path: Path) -> None:
@@ -169,5 +169,5 @@ def test_patterns_find_files_at_any_depth(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     assert [str(path) for path in find_images(["**/*.png"])] == ["a.png", "b/c.png", "b/d/e.png"]
     assert [str(path) for path in find_images(["b/**"])] == ["b/c.png", "b/d/e.png"]
-    assert find_images([f"{tmp_path}/**/d/*.png"]) == [tmp_path / "b/d/e.png"]
-    assert find_images(["*.png"]) == [Path("a.png")]
+    assert list(find_images([f"{tmp_path}/**/d/*.png"])) == [tmp_path / "b/d/e.png"]
+    assert list(find_images(["*.png"])) == [Path("a.png")]

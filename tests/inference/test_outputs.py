@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -15,7 +16,15 @@ import pytest
 from PIL import Image
 
 from isanet.errors import ImageError, OutputError
-from isanet.inference.outputs import coco_file, find_images, plan_outputs, write_outputs
+from isanet.inference.outputs import (
+    claim,
+    coco_file,
+    find_images,
+    in_shard,
+    listed_images,
+    plan_outputs,
+    write_outputs,
+)
 from isanet.inference.segmentation import Segmentation
 from isanet.labels import label_space
 
@@ -39,14 +48,16 @@ def plan(*images: str, folder: str = "out", kinds: tuple[str, ...] = ("overlay",
 
 def test_files_folders_and_patterns_are_taken_once_each_in_order(work: Path) -> None:
     found = find_images(["images/1.png", "images", "images/[12].png", str(work / "images" / "*.png")])
-    assert found == [Path(f"images/{i}.png") for i in (1, 0, 2)] + [work / "images" / f"{i}.png" for i in range(3)]
+    assert list(found) == [Path(f"images/{i}.png") for i in (1, 0, 2)] + [
+        work / "images" / f"{i}.png" for i in range(3)
+    ]
 
 
 def test_patterns_match_files_alone_and_names_may_look_like_patterns(work: Path) -> None:
     Path("images/folder.png").mkdir()
     Path("images/a[1].png").write_bytes(b"")
     assert Path("images/folder.png") not in find_images(["images/*.png"])
-    assert find_images(["images/a[1].png"]) == [Path("images/a[1].png")]
+    assert list(find_images(["images/a[1].png"])) == [Path("images/a[1].png")]
 
 
 def test_what_has_no_images_is_an_error(work: Path) -> None:
@@ -55,14 +66,14 @@ def test_what_has_no_images_is_an_error(work: Path) -> None:
         find_images(["images", "empty"])
     with pytest.raises(ImageError, match=r"no file matches '\*\.jpeg'"):
         find_images(["*.jpeg"])
-    assert find_images(["missing.png"]) == [Path("missing.png")]  # for the plan to report
+    assert list(find_images(["missing.png"])) == [Path("missing.png")]  # for the plan to report
 
 
 # --- the plan
 
 
 def test_each_kind_has_its_file(work: Path) -> None:
-    outputs, failures = plan("images", kinds=("overlay", "labels", "areas", "ids"))
+    outputs, _, failures = plan("images", kinds=("overlay", "labels", "areas", "ids"))
     assert not failures
     assert list(outputs) == [Path(f"images/{i}.png") for i in range(3)]
     assert outputs[Path("images/1.png")] == {
@@ -78,43 +89,158 @@ def test_existing_files_are_kept_unless_told_otherwise(work: Path) -> None:
     Path("out").mkdir()
     Path("out/1_overlay.png").write_text("mine")
     Path("out/2_overlay.png").symlink_to("nowhere")
-    outputs, failures = plan("images")
+    outputs, kept, failures = plan("images")
     assert list(outputs) == [Path("images/0.png")]
-    assert failures == {
-        Path(f"images/{i}.png"): f"out/{i}_overlay.png exists and was kept; --force (overwrite=True) replaces it"
-        for i in (1, 2)
-    }
-    outputs, failures = plan("images", overwrite=True)
-    assert (len(outputs), failures) == (3, {})
+    assert kept == [Path("images/1.png"), Path("images/2.png")]
+    assert failures == {}
+    outputs, kept, failures = plan("images", kinds=("overlay", "labels"))
+    assert [list(files) for files in outputs.values()] == [["overlay", "labels"], ["labels"], ["labels"]]
+    assert kept == []
+    outputs, kept, failures = plan("images", overwrite=True)
+    assert (len(outputs), kept, failures) == (3, [], {})
+
+
+def test_files_about_all_images_need_all_of_them(work: Path) -> None:
+    Path("out").mkdir()
+    table = Path("all.csv")
+
+    def planned(kinds: tuple[str, ...] = ("overlay",)) -> Any:
+        return plan_outputs(find_images(["images"]), Path("out"), kinds, overwrite=False, files=[table])
+
+    Path("out/1_overlay.png").write_text("mine")
+    outputs, kept, _ = planned()
+    assert [len(files) for files in outputs.values()] == [1, 0, 1]
+    assert kept == []
+    table.write_text("mine")
+    with pytest.raises(OutputError, match="all.csv exists and was kept"):
+        planned()
+    for number in (0, 2):
+        Path(f"out/{number}_overlay.png").write_text("mine")
+    outputs, kept, _ = planned()
+    assert (outputs, len(kept)) == ({}, 3)  # nothing at all is missing
+    with pytest.raises(OutputError, match="all.csv exists and was kept"):
+        planned(())  # whether it has all images is not known
+
+
+# --- many images
+
+
+def tree(*names: str) -> None:
+    for name in names:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 3)).save(name)
+
+
+def test_folders_in_a_folder_are_mirrored(work: Path) -> None:
+    tree("shots/a.png", "shots/day/a.png", "shots/day/late/a.png", "shots/.hidden/a.png")
+    Path("shots/loop").symlink_to("..")
+    found = find_images(["shots"], recursive=True)
+    assert {str(image): str(place) for image, place in found.items()} == {
+        "shots/a.png": ".", "shots/day/a.png": "day", "shots/day/late/a.png": "day/late"
+    }  # fmt: skip
+    outputs = plan_outputs(found, Path("out"), ["overlay"], overwrite=False).outputs
+    assert outputs[Path("shots/day/late/a.png")] == {"overlay": Path("out/day/late/a_overlay.png")}
+    assert list(find_images(["shots"])) == [Path("shots/a.png")]
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_several_folders_keep_equal_names_apart(work: Path, absolute: bool) -> None:
+    tree("b1/x/a.png", "b2/x/a.png", "b2/x/deep/a.png")
+    start = work if absolute else Path()
+    found = find_images([str(start / "b1/x"), str(start / "b2/x"), "images/0.png"], recursive=True)
+    assert list(found.values()) == [Path("b1/x"), Path("b2/x"), Path("b2/x/deep"), Path()]
+    assert find_images([str(start / "b1/x/")]) == {start / "b1/x/a.png": Path()}
+
+
+def test_an_empty_folder_says_what_its_sub_folders_hold(work: Path) -> None:
+    tree("shots/day/a.png", "shots/day/late/b.png")
+    with pytest.raises(ImageError, match=r"no images in the folder shots: .*its sub-folders hold 2 \(--recursive"):
+        find_images(["shots"])
+    Path("none/here").mkdir(parents=True)
+    for recursive in (False, True):
+        with pytest.raises(ImageError, match="no images") as caught:
+            find_images(["none"], recursive=recursive)
+        assert "sub-folders" not in str(caught.value)
+
+
+def test_shards_divide_the_images_and_depend_on_names_alone(work: Path) -> None:
+    names = {Path(f"photos/{number:03}.jpg"): Path("day") for number in range(300)}
+    shards = [{image for image, place in names.items() if in_shard(image, place, part, 7)} for part in range(1, 8)]
+    assert sum(map(len, shards)) == len(set.union(*shards)) == 300
+    assert min(map(len, shards)) > 20
+    for image in shards[2]:
+        assert in_shard(Path("elsewhere") / image.name, Path("day"), 3, 7)
+    assert {image for image in names if in_shard(image, Path("night"), 3, 7)} != shards[2]
+    assert in_shard("https://host/a.jpg", Path(), 1, 1)
+    assert in_shard(Path("photos/000.jpg"), Path("day"), 5, 7)  # the same on every machine and in every version
+
+
+def test_lists_of_images(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("list.txt").write_bytes("a.png\r\n\n  b c.png\nä.png".encode())
+    assert listed_images("list.txt") == ["a.png", "  b c.png", "ä.png"]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"x.png\n")))
+    assert listed_images("-") == ["x.png"]
+    Path("binary").write_bytes(b"\xff\xfe")
+    for name, words in (("binary", "not text in UTF-8"), ("gone", "No such file"), (".", "directory")):
+        with pytest.raises(ImageError, match=words):
+            listed_images(name)
+
+
+def test_an_image_is_claimed_by_one_process_at_a_time(work: Path) -> None:
+    outputs = {"overlay": Path("out/day/a_overlay.png")}
+    other = "from isanet.inference.outputs import claim; from pathlib import Path\n"
+    other += "with claim({'overlay': Path('out/day/a_overlay.png')}) as free: print(free)"
+
+    def asked() -> str:
+        return subprocess.run([sys.executable, "-c", other], check=True, capture_output=True, text=True).stdout.strip()
+
+    with claim(outputs) as free:
+        assert free
+        assert asked() == "False"
+    assert asked() == "True"
+    assert list(Path("out/day").iterdir()) == []
+
+
+def test_the_claim_of_a_process_that_was_killed_is_free(work: Path) -> None:
+    holding = "from isanet.inference.outputs import claim; from pathlib import Path; import sys, time\n"
+    holding += "with claim({'overlay': Path('out/a_overlay.png')}): print('held', flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", holding], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        process.kill()
+    assert len(list(Path("out").iterdir())) == 1  # it is left behind, and taken over
+    with claim({"overlay": Path("out/a_overlay.png")}) as free:
+        assert free
+    assert list(Path("out").iterdir()) == []
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_an_input_is_never_overwritten(work: Path, overwrite: bool) -> None:
-    outputs, failures = plan("images", folder="images", kinds=("ids",), overwrite=overwrite)
+    outputs, _, failures = plan("images", folder="images", kinds=("ids",), overwrite=overwrite)
     assert not outputs
     assert all("is already taken by images/" in reason for reason in failures.values())
     Path("link").symlink_to("images")
-    outputs, failures = plan("images", folder="link", kinds=("overlay", "ids"), overwrite=overwrite)
+    outputs, _, failures = plan("images", folder="link", kinds=("overlay", "ids"), overwrite=overwrite)
     assert (outputs, len(failures)) == ({}, 3)
 
 
 def test_two_images_of_one_name_do_not_share_an_output(work: Path) -> None:
     Path("other").mkdir()
     Image.new("RGB", (4, 3)).save("other/0.jpg")
-    outputs, failures = plan("images/0.png", "other/0.jpg", overwrite=True)
+    outputs, _, failures = plan("images/0.png", "other/0.jpg", overwrite=True)
     assert list(outputs) == [Path("images/0.png")]
     assert failures[Path("other/0.jpg")].startswith("its output out/0_overlay.png is already taken by images/0.png")
 
 
 def test_what_was_left_out_claims_nothing(work: Path) -> None:
-    outputs, failures = plan("missing/0.png", "images/0.png")
+    outputs, _, failures = plan("missing/0.png", "images/0.png")
     assert failures == {Path("missing/0.png"): "there is no such file"}
     assert list(outputs) == [Path("images/0.png")]
 
 
 def test_a_folder_in_the_way_is_named(work: Path) -> None:
     Path("out/1_overlay.png").mkdir(parents=True)
-    outputs, failures = plan("images", overwrite=True)
+    outputs, _, failures = plan("images", overwrite=True)
     assert len(outputs) == 2
     assert "out/1_overlay.png is a folder" in failures[Path("images/1.png")]
 
@@ -123,7 +249,7 @@ def test_names_of_outputs_are_printable_and_short_enough(work: Path) -> None:
     names = ["a\nb", "\x1b[2J", "\u202egnp.exe", "x" * 251, "ä" * 125, "=cmd"]
     for name in names:
         Path(f"images/{name}.png").write_bytes(b"")
-    outputs, failures = plan(*(f"images/{name}.png" for name in names), kinds=("overlay", "ids"))
+    outputs, _, failures = plan(*(f"images/{name}.png" for name in names), kinds=("overlay", "ids"))
     assert not failures
     assert [files["ids"].stem for files in outputs.values()] == [
         "a_b", "_[2J", "_gnp.exe", "x" * 240, "ä" * 120, "=cmd"
@@ -134,7 +260,7 @@ def test_names_of_outputs_are_printable_and_short_enough(work: Path) -> None:
 def test_names_of_masks_fit_beside_long_names_of_images(work: Path) -> None:
     for name in ("x" * 251, "ä" * 125):
         Path(f"images/{name}.png").write_bytes(b"")
-        outputs, failures = plan(f"images/{name}.png", kinds=("mask:" + "ö" * 99, "mask:a b"))
+        outputs, _, failures = plan(f"images/{name}.png", kinds=("mask:" + "ö" * 99, "mask:a b"))
         assert not failures
         (files,) = outputs.values()
         assert [file.name.partition("_mask_")[2] for file in files.values()] == [32 * "ö" + ".png", "a b.png"]
@@ -152,14 +278,14 @@ def test_outputs_keep_the_letters_and_spaces_of_every_script(work: Path, name: s
 
 def test_links_in_a_circle_are_the_failure_of_that_image(work: Path) -> None:
     Path("images/circle.png").symlink_to("circle.png")
-    outputs, failures = plan("images/circle.png", "images/0.png")
+    outputs, _, failures = plan("images/circle.png", "images/0.png")
     assert list(outputs) == [Path("images/0.png")]
     assert failures == {Path("images/circle.png"): "there is no such file"}
 
 
 @pytest.mark.parametrize("long", ["y" * 5000, "z" * 300 + ".png"])
 def test_a_name_too_long_is_the_failure_of_that_image(work: Path, long: str) -> None:
-    outputs, failures = plan(long, "images/0.png")
+    outputs, _, failures = plan(long, "images/0.png")
     assert list(outputs) == [Path("images/0.png")]
     assert failures == {Path(long): "there is no such file"}
     assert not plan("images/0.png", folder=long).failures  # for making the folder to report
