@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from isanet._files import atomic_write
 from isanet._processes import DeferredSignals, Processes, read_ahead
-from isanet._text import duration, listed
+from isanet._text import listed
 from isanet.datasets.one_class import require_two_classes
 from isanet.errors import CheckpointError, IsanetError, OutputError
 from isanet.evaluation.evaluate import evaluate
@@ -47,6 +47,7 @@ from isanet.training.outputs import (
 )
 from isanet.training.plan import Plan
 from isanet.training.preflight import class_table, count_classes
+from isanet.training.progress import bar_text, log_duration, log_step
 from isanet.training.state import STATE_FILE, HistoryRow, TrainingState, check_alike, load_optimizer, read_state
 from isanet.training.sync_norm import synchronized
 from isanet.viz.charts import to_png, training_chart
@@ -56,9 +57,6 @@ from isanet.zoo.pretrained import from_pretrained
 
 SAVE_EVERY = 60.0
 """Seconds between two writings of the training state; up to ten times as many where writing takes long."""
-
-WORTH_TELLING = 20.0
-"""Seconds that a training must take at least for its duration to be told in advance."""
 
 log = logging.getLogger("isanet")
 
@@ -260,7 +258,7 @@ class Training:
                 self.history.append(HistoryRow(self.step, epoch, loss, lr, rate, miou))
                 self._show(bar)
                 if self.step == started + 3:
-                    self._tell_time()
+                    log_duration(self.plan, self.history)
                 if stop or time.monotonic() - self.saved_at > self.save_pause:
                     self.save()
                 before = time.monotonic() if validated else now
@@ -345,41 +343,11 @@ class Training:
         if not math.isnan(row.miou):
             values["val/miou"] = row.miou
         self.accelerator.log(values, step=self.step)
-        if not bar.disable:
-            recent = self.history[-20:]
-            text = f"loss {sum(row.loss for row in recent) / len(recent):.3f}, lr {row.lr:.2g}"
-            text += f", {len(recent) / sum(1 / row.images_per_second for row in recent):.1f} images/s"
-            if self.best > -math.inf:
-                text += f", best mIoU {100 * self.best:.2f}"
-            bar.set_postfix_str(text, refresh=False)
-        elif self._is_worth_a_line(row):
-            miou = "" if math.isnan(row.miou) else f", mIoU {100 * row.miou:.2f}, best {100 * self.best:.2f}"
-            log.info(
-                "epoch %.0f of %d, step %d of %d: loss %.3f%s, %s left",
-                row.epoch, self.plan.recipe.epochs, self.step, self.plan.batches.steps, row.loss, miou,
-                duration(self._seconds_left()),
-            )  # fmt: skip
+        if bar.disable:
+            log_step(self.plan, self.history, self.best)
+        else:
+            bar.set_postfix_str(bar_text(self.history, self.best), refresh=False)
         bar.update()
-
-    def _is_worth_a_line(self, row: HistoryRow) -> bool:
-        """Where there is no bar: each validation; without validation data each twentieth of the steps."""
-        if self.plan.val is not None:
-            return not math.isnan(row.miou)
-        return 20 * self.step // self.plan.batches.steps > 20 * (self.step - 1) // self.plan.batches.steps
-
-    def _seconds_left(self, steps: int = 20) -> float:
-        """For what is left, if all of it takes as long as the last steps did; without validations."""
-        per_image = [1 / row.images_per_second for row in self.history[-steps:]]
-        return sum(per_image) / len(per_image) * (self.plan.batches.total - self.plan.batches.seen(self.step))
-
-    def _tell_time(self) -> None:
-        """Tell after three steps how long the training will take; the first of them was slower."""
-        left = self.plan.batches.steps - self.step
-        if left and (seconds := self._seconds_left(2)) > WORTH_TELLING:
-            log.info(
-                "about %.1f s a step, %s for the other %d, and the validations; epochs=... for fewer",
-                seconds / left, duration(seconds), left,
-            )  # fmt: skip
 
     def stop(self, signals: DeferredSignals) -> None:
         """End as the signal asks, after the state was saved."""

@@ -498,7 +498,9 @@ def test_a_rerun_is_a_success_and_loads_no_model(
         ):
             assert run(*options, *call) == 0
             said = capsys.readouterr()
-            assert (said.out, said.err) == ("", expected)
+            assert said.out == ""
+            assert said.err.endswith(expected)
+            assert expected or not said.err
     assert {path: path.stat().st_mtime_ns for path in Path("segmented").iterdir()} == before
     Path("images/broken.png").write_bytes(b"broken")
     assert run("--quiet", *call) == 1

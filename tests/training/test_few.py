@@ -128,7 +128,7 @@ def test_many_images_keep_the_default_recipe(
 def test_the_time_is_told_after_three_steps(
     splits: tuple[Folder, Folder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("isanet.training.loop.WORTH_TELLING", 0)
+    monkeypatch.setattr("isanet.training.progress.WORTH_TELLING", 0)
     with caplog.at_level(logging.INFO, "isanet"):
         finetune(tiny(), *splits, {"crop": (32, 32), "epochs": 9}, tmp_path / "run", device="cpu", workers=0)
     (line,) = [line for line in caplog.messages if " s a step, " in line]
