@@ -28,6 +28,11 @@ def attention(image: Image.Image | RGBImage, maps: AttentionMaps, *, index: int 
 
     Brightness goes with the root of the weight, from zero to the panel's largest, which its title says.
 
+    >>> from isanet import viz
+    >>> image, _ = dataset.read(0)
+    >>> maps = model.attention(images, (40, 64))
+    >>> viz.attention(image, maps).save("attention.png")
+
     Args:
         image: Mode RGB, or (H, W, 3) uint8 RGB; of any size, as the maps are stretched over it.
         maps: Of `ISANet.attention`.
@@ -36,10 +41,6 @@ def attention(image: Image.Image | RGBImage, maps: AttentionMaps, *, index: int 
     Returns:
         Mode RGB, two panels side by side and two rows of them (one row of a model with a single range). A ring marks
         the position.
-
-    Example:
-        >>> maps = model.attention(preprocess(image, **model.preprocessing)[None], (200, 300))
-        >>> isanet.viz.attention(image, maps).save("attention.png")
     """
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
     scale = WIDTH / max(picture.size)

@@ -127,6 +127,8 @@ def test_the_two_set_up_commands_are_those_that_ci_runs() -> None:
 
 @pytest.mark.parametrize("page", WITH_PYTHON)
 def test_python_snippets(r50: FileServer, work: Path, page: str) -> None:
+    if page == "docs/deployment.md" and torch.__version__ < "2.14":
+        pytest.skip("torch.export takes no ShapesSpec yet")
     # One session for each page, top to bottom; in a process of its own, because torch.hub changes what is imported
     prelude = "import torch\nimages = torch.zeros(2, 3, 65, 65)\n"
     code = prelude + "\n".join(blocks(page, "python"))

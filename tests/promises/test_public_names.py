@@ -24,12 +24,12 @@ import pytest
 import torch
 
 import isanet
-from isanet import datasets, labels, metrics, training
+from isanet import datasets, labels, metrics, training, viz
 from tests.helpers import exports, replicas, tiny_zoo
 from tests.helpers.file_server import FileServer
 from tests.helpers.hub_server import HubServer
 
-MODULES = (isanet, datasets, labels, metrics, training)
+MODULES = (isanet, datasets, labels, metrics, training, viz)
 
 NANO = "isanet_nano_toystreets"
 
