@@ -1,4 +1,4 @@
-"""What a training run says while it goes on: the text of its bar, or lines where there is none; and how long it takes."""
+"""What a training run says while it goes on: the text of its bar, or lines where there is none; and its duration."""
 
 from __future__ import annotations
 
