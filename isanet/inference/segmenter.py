@@ -37,7 +37,7 @@ from isanet.inference.predict import (
     prepare,
 )
 from isanet.inference.segmentation import Segmentation
-from isanet.inference.sources import is_folder, name_of, read_source, sources
+from isanet.inference.sources import are_several, name_of, read_source, sources
 from isanet.labels import named_classes
 from isanet.model import ISANet, unwrapped
 from isanet.protocols import Protocol
@@ -230,38 +230,41 @@ class Segmenter:
         return predict(self.network(), prepared, sizes, self.protocol, **options)
 
     @overload
-    def __call__(self, image: list[Any] | tuple[Any, ...], *, confidence: bool = ...) -> list[Segmentation]: ...
+    def __call__(
+        self, image: list[Any] | tuple[Any, ...] | Generator[Any], *, confidence: bool = ...
+    ) -> list[Segmentation]: ...
 
     @overload
     def __call__(
         self, image: bytes | bytearray | memoryview | BinaryIO | Image.Image | NDArray[Any], *, confidence: bool = ...
     ) -> Segmentation: ...
 
-    @overload  # a path is an image or a folder: only the disk knows
+    @overload  # a path is an image, a folder or a pattern: only the disk knows
     def __call__(self, image: str | os.PathLike[str], *, confidence: bool = ...) -> Any: ...
 
     def __call__(
-        self, image: Source | list[Any] | tuple[Any, ...], *, confidence: bool = False
+        self, image: Source | list[Any] | tuple[Any, ...] | Iterator[Any], *, confidence: bool = False
     ) -> Segmentation | list[Segmentation]:
         """Segment one image, or several.
 
         Args:
             image: A path, an address (https), the bytes of a file, an open binary file, a PIL image, or a uint8 RGB
-                array (H, W, 3), see `isanet.images.reading.read_image`; a list or tuple of these; or a folder, whose
-                images are taken by name (not those of folders in it).
+                array (H, W, 3), see `isanet.images.reading.read_image`; a folder, whose images are taken by name (not
+                those of folders in it), or a glob pattern; or a list, tuple or iterator of all these.
             confidence: Keep `confidence` too.
 
         Returns:
-            One Segmentation; for a list, tuple or folder, a list of them in the same order.
+            One Segmentation; for what may be several, a list of them in the same order.
 
         Raises:
-            ImageError: An image cannot be read, or a folder has none.
+            ImageError: An image cannot be read, a folder has none, or nothing matches a pattern.
             DownloadError, IntegrityError: An image cannot be fetched from its address.
             IsanetError: The network gave logits that are not finite, or there is not enough memory for an image.
         """
-        if isinstance(image, list | tuple) or is_folder(image):
-            return list(self.stream(image, confidence=confidence))
-        (result,) = self._segment([self._read(image)], confidence)
+        source: Any = image
+        if are_several(source):
+            return list(self.stream(source, confidence=confidence))
+        (result,) = self._segment([self._read(source)], confidence)
         if isinstance(result, IsanetError):
             raise result
         return result
@@ -285,7 +288,7 @@ class Segmenter:
         Segmentation(128x64: ...)
 
         Args:
-            images: Any iterable of what a call takes for one image, or a folder.
+            images: What a call takes, or any other iterable of images.
             batch_size: Of so many consecutive images, those with one size after preprocessing go through the model
                 together; others by themselves. Labels do not depend on it, up to rounding.
             confidence: Keep `confidence` too.
@@ -297,7 +300,7 @@ class Segmenter:
 
         Raises:
             ValueError: `batch_size` is below 1.
-            ImageError: An image cannot be read, or a folder has none.
+            ImageError: An image cannot be read, a folder has none, or nothing matches a pattern.
             DownloadError, IntegrityError: An image cannot be fetched from its address.
             IsanetError: The network gave logits that are not finite, or there is not enough memory for an image.
         """

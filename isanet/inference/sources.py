@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from glob import has_magic
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from isanet._files import given_path
 from isanet.errors import CacheError, DownloadError, ImageError, IntegrityError
-from isanet.images.folder import images_in
 from isanet.images.reading import (
     RGBImage,
     Source,
@@ -23,6 +23,7 @@ from isanet.images.reading import (
     read_image,
     read_open_file,
 )
+from isanet.inference.outputs import find_images
 from isanet.weights.download import fetch
 from isanet.weights.partfile import Limits
 from isanet.weights.url import is_address, redacted
@@ -32,18 +33,27 @@ LIMITS = Limits(window=30, retries=2, deadline=300)
 
 
 def sources(images: Iterable[Source] | str | os.PathLike[str]) -> Iterable[Source]:
-    """The images in a folder, the one that is passed by itself, or those in any other iterable."""
-    if is_folder(images):
-        return images_in(Path(images))
-    if isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Image.Image | np.ndarray):
+    """The image that is passed by itself, or those in any iterable, of which folders and patterns are several."""
+    if isinstance(images, str | os.PathLike):
+        return _found(images)
+    if isinstance(images, bytes | bytearray | memoryview | Image.Image | np.ndarray) or is_open_file(images):
         return [images]
-    return [images] if is_open_file(images) else images
+    return (source for image in images for source in _found(image))
 
 
-def is_folder(source: object) -> TypeGuard[str | os.PathLike[str]]:
-    """Whether it is the path of a folder."""
-    is_path = isinstance(source, str | os.PathLike) and not is_address(source)
-    return is_path and given_path(source, ImageError).is_dir()  # type: ignore[arg-type]
+def are_several(images: object) -> bool:
+    """Whether it is a list, tuple or iterator, a folder, or a glob pattern that is no file: what gives a list."""
+    if isinstance(images, list | tuple | Iterator):
+        return not is_open_file(images)
+    return isinstance(images, str | os.PathLike) and _found(images) != [images]
+
+
+def _found(image: Any) -> Iterable[Source]:
+    """The images of a folder or a glob pattern, as on the command line; anything else as it is."""
+    if not isinstance(image, str | os.PathLike) or is_address(image):
+        return [image]
+    path = given_path(image, ImageError)
+    return list(find_images([str(path)])) if path.is_dir() or (has_magic(str(path)) and not path.exists()) else [image]
 
 
 def name_of(source: object) -> str:

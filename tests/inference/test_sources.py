@@ -128,3 +128,33 @@ def test_errors_of_addresses_are_of_their_image_alone(server: FileServer) -> Non
 def test_reading_alone_says_who_fetches() -> None:
     with pytest.raises(ImageError, match=r"^addresses are read by isanet.Segmenter alone"):
         read_image("https://user:secret@example.com/a.png")
+
+
+def test_folders_patterns_lists_and_generators_mean_the_same_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `isanet segment` takes them, see tests/inference/test_outputs.py."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("day/a.png", "day/b.png", "day/x[1].png", "night/c.png"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Image.fromarray(halves()).save(name)
+    segmenter = make()
+
+    def names(images: Any) -> list[list[str]]:
+        made = [
+            segmenter(images() if callable(images) else images),
+            segmenter.stream(images() if callable(images) else images),
+        ]
+        return [[str(result.path) for result in results] for results in made]
+
+    day = ["day/a.png", "day/b.png", "day/x[1].png"]
+    for images in ("day", Path("day"), "day/*.png", Path("day/*.png"), day, tuple(day), lambda: iter(day)):
+        assert names(images) == [day, day]
+    assert names(["night", "day/[ab].png"]) == [["night/c.png", *day[:2]]] * 2
+    assert names(lambda: (path for path in Path().glob("night/*"))) == [["night/c.png"]] * 2
+    assert str(segmenter("day/x[1].png").path) == "day/x[1].png"  # a file, not a list: no pattern
+    for wrong in ("day/*.jpg", ["day/*.jpg"]):
+        with pytest.raises(ImageError, match=r"no file matches 'day/\*\.jpg'"):
+            segmenter(wrong)
+    with Path("day/a.png").open("rb") as file:
+        assert segmenter(file).path is None  # it is an iterator too, of lines
