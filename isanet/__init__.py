@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from isanet._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from isanet import datasets, labels, metrics, training
+    from isanet import datasets, labels, metrics, training, viz
     from isanet.errors import (
         CacheError,
         CheckpointError,
@@ -85,6 +85,7 @@ __all__ = [
     "metrics",
     "model_info",
     "training",
+    "viz",
 ]
 
 _MODULE_OF = {
@@ -107,7 +108,7 @@ _MODULE_OF = {
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'isanet' has no attribute {name!r}")
-    if name in ("datasets", "labels", "metrics", "training"):
+    if name in ("datasets", "labels", "metrics", "training", "viz"):
         return import_module(f"isanet.{name}")
     value = getattr(import_module(_MODULE_OF.get(name, "isanet.errors")), name)
     globals()[name] = value

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from isanet._text import percent_number, plural
 from isanet.evaluation.metrics import ClassIndices, checked_classes, checked_pair, count_pairs, counted_pixels
 
 
@@ -65,6 +66,9 @@ class BoundaryScore:
         with torch.inference_mode(False):  # inference tensors cannot be updated outside
             self.total = torch.zeros(self.num_classes, dtype=torch.float64, device=device)
             self.count = torch.zeros(self.num_classes, dtype=torch.int64, device=device)
+
+    def __repr__(self) -> str:
+        return f"BoundaryScore({plural(self.num_classes, 'class', 'classes')}, mean {percent_number(self.mean())} %)"
 
     def update(self, prediction: ClassIndices, target: ClassIndices) -> None:
         """Score one image.

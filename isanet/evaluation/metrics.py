@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from isanet._text import plural
+from isanet._text import percent_number, plural
 
 ClassIndices = Tensor | NDArray[Any]
 """Class indices: bool (False is class 0, True is class 1) or any integer type but uint64; on any device."""
@@ -58,6 +58,11 @@ class ConfusionMatrix:
         self.num_classes, self.ignore_index = checked_classes(num_classes, ignore_index)
         with torch.inference_mode(False):  # inference tensors cannot be updated outside
             self.matrix = torch.zeros(self.num_classes, self.num_classes, dtype=torch.int64, device=device)
+
+    def __repr__(self) -> str:
+        pixels = plural(int(self.matrix.sum()), "pixel")
+        classes = plural(self.num_classes, "class", "classes")
+        return f"ConfusionMatrix({classes}, {pixels}, mIoU {percent_number(self.miou())} %)"
 
     def update(self, prediction: ClassIndices, target: ClassIndices) -> None:
         """Count the pixels of one or more images.

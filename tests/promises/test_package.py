@@ -27,7 +27,7 @@ PUBLIC = {
     *("CheckpointMismatchError", "ImageError", "DatasetError", "ManifestError"),
     *("Weights", "list_models", "model_info", "ISANet", "from_pretrained", "from_backbone"),
     *("Segmenter", "Segmentation", "Report", "evaluate", "Recipe", "Run", "finetune"),
-    *("datasets", "labels", "metrics", "training"),
+    *("datasets", "labels", "metrics", "training", "viz"),
 }
 LIGHT = {name for name in PUBLIC if name.endswith("Error")} | {"Weights", "list_models", "model_info", "labels"}
 MODULES = {path.stem for path in (ROOT / "isanet").iterdir()}

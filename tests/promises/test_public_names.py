@@ -151,8 +151,20 @@ def test_help_opens_with_a_tour_of_ten_lines(work: Path) -> None:
     assert len(run_examples(isanet.__doc__ or "", "isanet")) >= 8
 
 
-@pytest.mark.parametrize("name", ["segmenter", "result", "report", "run", "dataset"])
-def test_what_the_package_gives_says_in_one_line_what_it_is(name: str, work: Path) -> None:
-    text = repr(NAMES[name]())
-    assert re.fullmatch(r"(Segmenter|Segmentation|Report|Run|ToyStreets)\(.*\d.*\)", text)
-    assert len(text) < 150
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (
+            NAMES["segmenter"],
+            r"Segmenter\(isanet_nano_toystreets: 11 classes: road, sidewalk, building, …; cpu, float32\)",
+        ),
+        (NAMES["result"], r"Segmentation\(256x128: road 0\.\d\d, .*, …\)"),
+        (NAMES["report"], r"Report\(isanet_nano_toystreets on ToyStreets train: mIoU \d\d\.\d\d %, 4 images\)"),
+        (NAMES["run"], r"Run\(finetuned: 1 step, best mIoU \d+\.\d\d %\)"),
+        (NAMES["dataset"], r"ToyStreets\(train, 4 images, 11 classes: road, sidewalk, building, …\)"),
+        (lambda: metrics.ConfusionMatrix(2), r"ConfusionMatrix\(2 classes, 0 pixels, mIoU - %\)"),
+        (lambda: metrics.BoundaryScore(1), r"BoundaryScore\(1 class, mean - %\)"),
+    ],
+)
+def test_objects_say_in_one_line_what_they_are(make: Callable[[], Any], text: str, work: Path) -> None:
+    assert re.fullmatch(text, repr(make()))
