@@ -314,7 +314,8 @@ class Segmentation:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         """`np.asarray(result)` is the labels."""
-        return np.array(self.labels, dtype, copy=copy)
+        # numpy 1 calls without `copy`, and its array() takes no None
+        return np.asarray(self.labels, dtype) if copy is None else np.array(self.labels, dtype, copy=copy)
 
     def __repr__(self) -> str:
         areas = [f"{shortened(name)} {share:.2f}" for name, share in self.areas().items()]

@@ -51,6 +51,7 @@ def test_as_an_array_it_is_its_labels() -> None:
     assert np.asarray(result).dtype == np.uint8
     assert np.asarray(result, np.int64).dtype == np.int64
     assert not np.shares_memory(np.array(result), result.labels)
+    assert np.shares_memory(np.asarray(result), result.labels)
     assert (result == 3) is False  # it is not an array: comparing is of objects
     assert np.bincount(result.__array__().ravel()).tolist() == [1, 1, 0, 1, 1]  # type: ignore[no-untyped-call]
 
