@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import runpy
 import shlex
 import shutil
 import subprocess
@@ -19,7 +18,6 @@ import isanet
 from isanet.cli import run as cli
 from isanet.evaluation.report import Report
 from isanet.inference.fast import int8
-from isanet.labels import LABEL_SPACES
 from isanet.protocols import PROTOCOLS
 from tests.helpers import replicas, tiny_zoo
 from tests.helpers.file_server import FileServer
@@ -85,7 +83,7 @@ OUTPUTS = {
     "docs/quickstart.md": ("all_outputs/photo_labels.png", "all_outputs/photo_areas.json", "converted/config.json"),
     "docs/your-data.md": ("evaluated_pets/index.html",),
     "docs/evaluation.md": ("evaluated/index.html", "evaluated_twice/index.html", "predictions"),
-    "docs/training.md": ("runs/pets/curves.png", "runs/pets/history.csv", "segmented_by_pets/photo_overlay.png"),
+    "docs/training.md": ("runs/streets/curves.png", "runs/streets/history.csv", "segmented_by_streets/photo_overlay.png"),
     "docs/offline.md": ("models.zip",),
 }
 
@@ -205,17 +203,6 @@ def test_figures_in_the_text_are_those_of_the_code() -> None:
 
     assert f"{reading.MAX_PIXELS:,} pixels" in README
     assert torch.__version__ >= "2.11"
-
-
-def test_example_of_areas(tiny: FileServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("b.jpg", "a.jpg"):
-        shutil.copy(ROOT / "examples" / "chelsea.jpg", tmp_path / name)
-    runpy.run_path(str(ROOT / "examples" / "areas.py"))["main"](str(tmp_path), tiny_zoo.NAME)
-    head, *rows = (line.split(",") for line in capsys.readouterr().out.splitlines())
-    assert head == ["image", *LABEL_SPACES["voc21"].classes]
-    assert [Path(row[0]).name for row in rows] == ["a.jpg", "b.jpg"]
-    for row in rows:
-        assert sum(map(float, row[1:])) == pytest.approx(1, abs=0.01)
 
 
 def test_the_protocols_in_the_text_are_those_of_the_code() -> None:
