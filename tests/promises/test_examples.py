@@ -403,3 +403,16 @@ def test_a_slurm_array_segments_every_image_once(tmp_path: Path) -> None:
     assert "start it by sbatch" in task("").stderr
     if shellcheck := shutil.which("shellcheck"):
         subprocess.run([shellcheck, script], check=True)
+
+
+# --- research --------------------------------------------------------------------------------------------------------
+
+
+def test_the_ablation_prints_a_line_for_each_variant_and_seed(tmp_path: Path) -> None:
+    printed = run("ablate_attention.py", "--steps", 2, "--scenes", 4, "--seeds", 1, cwd=tmp_path)
+    head, *rows = (line.split(",") for line in printed.splitlines())
+    assert head == ["weights", "variant", "miou", "cpu_seconds"]
+    variants = list(runpy.run_path(str(EXAMPLES / "ablate_attention.py"))["VARIANTS"])
+    assert [row[:2] for row in rows] == [[weights, name] for weights in ("packaged", "seed 0") for name in variants]
+    assert all(0 <= float(row[2]) <= 1 for row in rows)
+    assert float(rows[0][2]) > 0.7  # the packaged model as it is
