@@ -45,7 +45,7 @@ def add_commands(add_command: AddCommand) -> None:
     finetune.add_argument("--val-split", help=val_split)
     hold_out = "share of the images to hold out; default: 0.2"
     finetune.add_argument("--hold-out", type=float, default=0.2, metavar="SHARE", help=hold_out)
-    finetune.add_argument("--device", default="auto", choices=("auto", "cpu"), help="default: auto")
+    finetune.add_argument("--device", default="auto", help="auto (the GPU, if there is one) or cpu; default: auto")
     tracker = "experiment tracker such as tensorboard or wandb; may be repeated"
     finetune.add_argument("--tracker", action="append", default=[], help=tracker)
     add_allow_absent(finetune)

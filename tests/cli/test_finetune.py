@@ -136,9 +136,10 @@ def test_finetune_holds_images_out_of_a_folder_without_splits(tmp_path: Path) ->
         (["--set", "epochs"], "FIELD=VALUE"),
         (["--set", "epochs=0"], "epochs must be"),
         (["--recipe", "isanet_r50_vok"], "did you mean isanet_r50_voc"),
+        (["--device", "gpu"], "device must be 'auto' (the GPU, if there is one) or 'cpu', got 'gpu'"),
     ],
 )
-def test_errors_of_recipes_are_one_line(
+def test_errors_of_recipe_and_device_are_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     data = write_data(tmp_path / "data")
