@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import fields
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -60,11 +61,11 @@ BACKBONE_LAYOUTS: dict[str, dict[str, str | None]] = {
 }
 
 LANDMARKS = {
-    "sssegmentation": "global_relation.value_project.weight",
-    "mmsegmentation": "decode_head.global_relation.value_project.weight",
-    "isanet": "long_range.value_project.weight",
+    "sssegmentation": ("global_relation.value_project.weight",),
+    "mmsegmentation": ("decode_head.global_relation.value_project.weight",),
+    "isanet": ("long_range.value_project.weight", "short_range.value_project.weight"),
 }
-"""A tensor's name by which each layout is recognized."""
+"""Names of tensors, by one of which each layout is recognized."""
 
 MAX_NAME = 200
 """Most characters of a tensor's name."""
@@ -153,7 +154,9 @@ def _networks(checkpoint: object) -> list[_Found]:
             continue
         seen.add(id(value))
         names = {_without_wrappers(name) for name in state if isinstance(name, str)}
-        prefixes = {name.removesuffix(mark) for mark in LANDMARKS.values() for name in names if _ends(name, mark)}
+        prefixes = {
+            name.removesuffix(mark) for mark in chain(*LANDMARKS.values()) for name in names if _ends(name, mark)
+        }
         # mmsegmentation's names end as those of sssegmentation do, after `decode_head.`
         for prefix in sorted(p for p in prefixes if not p.endswith("decode_head.")):
             shown = (
@@ -278,8 +281,8 @@ def detect_layout(state: Mapping[str, Any]) -> str:
     Raises:
         CheckpointFormatError: It is not an ISANet in any known layout.
     """
-    for layout, landmark in LANDMARKS.items():
-        if landmark in state:
+    for layout, landmarks in LANDMARKS.items():
+        if any(landmark in state for landmark in landmarks):
             return layout
     raise CheckpointFormatError(
         f"these {len(state)} tensors are not an ISANet in a known layout ({', '.join(LANDMARKS)}); "
@@ -380,13 +383,15 @@ def notes_align_corners(checkpoint: object) -> bool:
 def infer_architecture(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """The arguments of `isanet.ISANet`, inferred from the shapes of a converted state dict.
 
-    `align_corners`, `residual_first` and `block_size` cannot be inferred.
+    `align_corners`, `residual_first`, `block_size`, and the order of two ranges of attention cannot be inferred.
 
     Raises:
         CheckpointMismatchError: A tensor is missing or has an impossible shape, or no known backbone fits.
     """
     try:
-        value = state["long_range.value_project.weight"].shape
+        both = list(ATTENTIONS.values())
+        ranges = [name for name in both if f"{name}.value_project.weight" in state] or both
+        value = state[f"{ranges[0]}.value_project.weight"].shape
         blocks = tuple(
             len({name.split(".")[2] for name in state if name.startswith(f"backbone.layer{i}.")}) for i in (1, 2, 3, 4)
         )
@@ -398,7 +403,7 @@ def infer_architecture(state: Mapping[str, Tensor]) -> dict[str, Any]:
             "num_classes": num_classes,
             "width": state["backbone.layer1.0.conv3.weight"].shape[0] // EXPANSION,
             "head_channels": value[0],
-            "key_channels": state["long_range.key_project.0.conv.weight"].shape[0],
+            "key_channels": state[f"{ranges[0]}.key_project.0.conv.weight"].shape[0],
             "fusion_kernel": state["fuse.conv.weight"].shape[-1],
         }
         if "aux_classifier.weight" in state:
@@ -406,7 +411,8 @@ def infer_architecture(state: Mapping[str, Tensor]) -> dict[str, Any]:
         # A tensor without elements may claim any shape, and a network is built in these sizes
         if odd := [f"{name} = {count}" for name, count in channels.items() if not 0 < count <= MAX_CHANNELS]:
             raise CheckpointMismatchError(f"no ISANet has these sizes: {', '.join(odd)}")
-        return {"backbone": backbone, **channels, "value_bias": "long_range.value_project.bias" in state}
+        alone = {} if ranges == both else {"attention_order": ranges}
+        return {"backbone": backbone, **channels, "value_bias": f"{ranges[0]}.value_project.bias" in state, **alone}
     except (KeyError, IndexError) as error:
         raise CheckpointMismatchError(f"cannot infer the architecture: no usable tensor {error}") from error
     except ValueError as error:

@@ -385,7 +385,7 @@ def entry(start: int = 0, stop: int = 16, shape: tuple[int, ...] = (4,), dtype: 
 
 
 def with_config(config: str) -> bytes:
-    return safetensors({LANDMARKS["isanet"]: entry(), "__metadata__": {"config": config}}, FOUR_FLOATS)
+    return safetensors({LANDMARKS["isanet"][0]: entry(), "__metadata__": {"config": config}}, FOUR_FLOATS)
 
 
 SAFETENSORS: dict[str, bytes] = {

@@ -83,7 +83,11 @@ OUTPUTS = {
     "docs/quickstart.md": ("all_outputs/photo_labels.png", "all_outputs/photo_areas.json", "converted/config.json"),
     "docs/your-data.md": ("evaluated_pets/index.html",),
     "docs/evaluation.md": ("evaluated/index.html", "evaluated_twice/index.html", "predictions"),
-    "docs/training.md": ("runs/streets/curves.png", "runs/streets/history.csv", "segmented_by_streets/photo_overlay.png"),
+    "docs/training.md": (
+        "runs/streets/curves.png",
+        "runs/streets/history.csv",
+        "segmented_by_streets/photo_overlay.png",
+    ),
     "docs/offline.md": ("models.zip",),
 }
 

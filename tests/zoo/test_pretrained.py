@@ -205,3 +205,28 @@ def test_a_wrong_file_on_disk_has_its_own_error(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(error, match=message.replace("HTML", "web page")):
         isanet.from_pretrained("wrong.pth")
     assert not Path("was_run").exists()
+
+
+@pytest.mark.filterwarnings("ignore:the file does not say")
+@pytest.mark.parametrize("order", [["short_range", "long_range"], ["long_range"], ["short_range"]])
+def test_another_order_of_attention_comes_back_from_a_folder_a_file_and_bare_weights(
+    order: list[str], tmp_path: Path
+) -> None:
+    arguments: dict[str, Any] = {
+        "backbone": "resnet14",
+        "width": 8,
+        "head_channels": 8,
+        "key_channels": 4,
+        "aux_channels": 8,
+    }
+    model = isanet.ISANet(num_classes=3, attention_order=order, **arguments).eval()
+    model.save_pretrained(tmp_path / "model")
+    torch.save({"model": model.state_dict()}, tmp_path / "bare.pth")
+    images = torch.randn(1, 3, 70, 90)
+    for source in ("model", "model/model.safetensors", "bare.pth"):
+        again = isanet.from_pretrained(tmp_path / source).eval()
+        if source != "bare.pth" or len(order) == 1:  # nothing in bare weights tells the order of two
+            assert list(again.attention_order) == order
+            with torch.inference_mode():
+                torch.testing.assert_close(again(images), model(images), rtol=0, atol=0)
+    assert isanet.from_pretrained(tmp_path / "model", classes=["one", "two"]).config["attention_order"] == order
