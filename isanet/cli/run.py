@@ -39,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: With code 2 for a wrong call, 0 after `--help` and `--version`.
     """
-    options, unknown = _parser().parse_known_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options, unknown = _parser(arguments).parse_known_args(arguments)
     if unknown:  # the parser of the command says so, because it knows its options
         options.wrong_call(f"unrecognized arguments: {' '.join(unknown)}")
     printing.running = options.parser
@@ -83,19 +84,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 class _Parser(argparse.ArgumentParser):
     """Suggests the nearest command, option or value for one that is mistyped."""
 
+    given: Sequence[str] = ()
+    """All arguments of the call."""
+
     def error(self, message: str) -> NoReturn:
         """Prints the usage and this message, and exits with 2."""
+        wrong, known = "", re.findall(r"--[\w-]+", self.format_help())
         if choice := re.search(r"'(.+)' \(choose from (.+)\)$", message):
             wrong, known = choice[1], re.findall(r"[\w-]+", choice[2])
-        else:
-            option = re.match(r"unrecognized arguments: .*?(--[^\s=]+)", message)
-            wrong, known = option[1] if option else "", re.findall(r"--[\w-]+", self.format_help())
+        elif message.startswith(("unrecognized arguments", "the following arguments are required")):
+            options = [word.partition("=")[0] for word in self.given if word.startswith("--")]
+            wrong = next((option for option in options if not any(each.startswith(option) for each in known)), "")
         if near := get_close_matches(wrong, known, 1):
-            message = f"{message.partition(' (choose from')[0]}; did you mean {near[0]}?"
+            instead = "" if wrong in message else f" instead of {wrong}"
+            message = f"{message.partition(' (choose from')[0]}; did you mean {near[0]}{instead}?"
         super().error(message)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(given: Sequence[str] = ()) -> argparse.ArgumentParser:
     parser = _Parser(prog="isanet", description="Pretrained ISANet segmentation models.")
     parser.add_argument("--version", action="version", version=f"isanet {__version__}")
     anywhere = _Parser(add_help=False)  # before the command or after it
@@ -106,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def add_command(name: str, run: Run, text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", parents=[anywhere])
+        added.given = given
         added.set_defaults(run=run, parser=added, wrong_call=added.error)  # prints the usage and exits with 2
         return added
 
