@@ -42,15 +42,15 @@ def attention(image: Image.Image | RGBImage, maps: AttentionMaps, *, index: int 
         Mode RGB, two panels side by side and two rows of them (one row of a model with a single range). A ring marks
         the position.
     """
-    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    scale = WIDTH / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    picture = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    base = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    scale = WIDTH / max(base.size)
+    size = (max(1, round(base.width * scale)), max(1, round(base.height * scale)))
+    base = base.convert("RGB").resize(size, Image.Resampling.LANCZOS)
     rows, columns = maps.inside
     height, width = size[1] / (rows.stop - rows.start), size[0] / (columns.stop - columns.start)  # of a cell
     left, top = (maps.position[1] - columns.start) * width, (maps.position[0] - rows.start) * height
 
-    panels = [("position", picture.copy())]
+    panels = [("position", base.copy())]
     x, y = left + width / 2, top + height / 2
     for radius, color in ((11, "black"), (10, "white"), (9, "white"), (8, "black")):
         ImageDraw.Draw(panels[0][1]).ellipse((x - radius, y - radius, x + radius, y + radius), outline=color)
@@ -58,7 +58,7 @@ def attention(image: Image.Image | RGBImage, maps: AttentionMaps, *, index: int 
     ranges = [(title, weights) for title, weights in named if weights is not None]
     for title, weights in [*ranges, ("both, one after the other", maps.product)][: 3 if len(ranges) == 2 else 1]:
         inside = weights[index, rows, columns].detach().float().cpu().numpy()
-        panel = _heated(picture, inside)
+        panel = _heated(base, inside)
         draw = ImageDraw.Draw(panel)
         if weights is not maps.product:
             for line in range(-rows.start, rows.stop, maps.block_size):
@@ -80,12 +80,12 @@ def attention(image: Image.Image | RGBImage, maps: AttentionMaps, *, index: int 
     return canvas
 
 
-def _heated(picture: Image.Image, weights: NDArray[np.float32]) -> Image.Image:
+def _heated(base: Image.Image, weights: NDArray[np.float32]) -> Image.Image:
     """The image darkened and gray, with weights (h, w) stretched over it in colors."""
     levels = np.sqrt(weights / max(float(weights.max()), 1e-12))
     steps = np.linspace(0, 1, len(HEAT))
     colors = np.stack([np.interp(levels, steps, channel) for channel in HEAT.T], -1).round().astype(np.uint8)
-    heat = Image.fromarray(colors).resize(picture.size, Image.Resampling.NEAREST)
-    alpha = Image.fromarray((levels * 215).astype(np.uint8)).resize(picture.size, Image.Resampling.NEAREST)
-    dark = picture.convert("L").convert("RGB").point(lambda value: value * 0.7)
+    heat = Image.fromarray(colors).resize(base.size, Image.Resampling.NEAREST)
+    alpha = Image.fromarray((levels * 215).astype(np.uint8)).resize(base.size, Image.Resampling.NEAREST)
+    dark = base.convert("L").convert("RGB").point(lambda value: value * 0.7)
     return Image.composite(heat, dark, alpha)
