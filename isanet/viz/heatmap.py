@@ -56,11 +56,12 @@ def attention(image: Image.Image | RGBImage, maps: AttentionMaps, *, index: int 
         ImageDraw.Draw(panels[0][1]).ellipse((x - radius, y - radius, x + radius, y + radius), outline=color)
     named = (("long range, one cell of each block", maps.long_range), ("short range, its own block", maps.short_range))
     ranges = [(title, weights) for title, weights in named if weights is not None]
-    for title, weights in [*ranges, ("both, one after the other", maps.product)][: 3 if len(ranges) == 2 else 1]:
+    both = [("both, one after the other", maps.product)] if len(ranges) == 2 else []
+    for number, (title, weights) in enumerate(ranges + both):
         inside = weights[index, rows, columns].detach().float().cpu().numpy()
         panel = _heated(base, inside)
         draw = ImageDraw.Draw(panel)
-        if weights is not maps.product:
+        if number < len(ranges):
             for line in range(-rows.start, rows.stop, maps.block_size):
                 draw.line((0, line * height, size[0], line * height), fill=GRID)
             for line in range(-columns.start, columns.stop, maps.block_size):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from isanet import viz
 from isanet.model import AttentionMaps
-from isanet.viz.heatmap import WIDTH
+from isanet.viz.heatmap import GRID, WIDTH
 from tests.model.test_model import ORDERS, tiny
 
 HEADER, GAP = 26, 8
@@ -58,6 +58,20 @@ def test_draws_what_a_model_gives(order: tuple[str, ...], size: tuple[int, int])
     assert sheet.height == rows * (height + HEADER) + GAP
     assert (image == before).all()
     assert viz.attention(Image.fromarray(image), maps).tobytes() == sheet.tobytes()
+
+
+def test_borders_of_blocks_are_drawn_for_each_range_and_not_for_both() -> None:
+    nothing = torch.zeros(1, 10, 20)
+    for maps, bordered in ((maps_of(nothing), [1, 2]), (maps_of(nothing, short_range=None), [1])):
+        sheet = viz.attention(Image.new("RGB", (128, 64)), maps)
+        cell = WIDTH // 16
+        middles = {number: panel(sheet, number, (WIDTH, WIDTH // 2))[5 * cell // 2] for number in (1, 2, 3)}
+        if len(bordered) == 1:
+            middles = {1: middles[1]}
+        for number, row in middles.items():
+            columns = np.flatnonzero((row == GRID[0]).all(-1)).tolist()
+            # Blocks of 4 cells begin in the padding, two cells left of the image
+            assert columns == ([(2 + 4 * block) * cell for block in range(4)] if number in bordered else [])
 
 
 @pytest.mark.parametrize("size", [(5000, 1), (1, 5000), (3, 2)])
