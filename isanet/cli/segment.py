@@ -31,6 +31,7 @@ from isanet.inference.outputs import (
     missing_outputs,
     plan_outputs,
     shown,
+    without_earlier,
     write_outputs,
 )
 from isanet.labels import custom_space, official_name
@@ -92,6 +93,8 @@ def add_commands(add_command: AddCommand) -> None:
 def _shard(text: str) -> tuple[int, int]:
     """`3/100`."""
     number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a part such as 3/100")
     if not 1 <= int(number) <= int(count):
         raise argparse.ArgumentTypeError(f"{text} is not one of the parts 1/{count} to {count}/{count}")
     return int(number), int(count)
@@ -101,14 +104,16 @@ def _segment(options: argparse.Namespace) -> int:
     arguments = options.images + [line for source in options.lists for line in listed_images(source)]
     if not (arguments or options.lists):
         options.wrong_call("no images: name files, folders, patterns or addresses, or give a list by --from")
-    images = find_images(arguments, recursive=options.recursive)
-    if options.shard is not None:
-        images = {image: place for image, place in images.items() if in_shard(image, place, *options.shard)}
+    images = find_images(arguments, recursive=options.recursive, output=options.output)
     files = [path for path in (options.coco, options.csv) if path is not None]
     kinds = [kind for kind in SUFFIXES if getattr(options, kind)]
     kinds += dict.fromkeys(f"mask:{name}" for name in options.mask)
     if not kinds and not files:
         kinds = ["overlay"]
+    if not options.force:
+        images = without_earlier(images, options.output, kinds)
+    if options.shard is not None:
+        images = {image: place for image, place in images.items() if in_shard(image, place, *options.shard)}
     plan, kept, failures = plan_outputs(images, options.output, kinds, overwrite=options.force, files=files)
     report = _failures_file(options.errors)
     for image, reason in failures.items():

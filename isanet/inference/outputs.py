@@ -20,6 +20,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote
@@ -56,7 +57,9 @@ class OutputPlan(NamedTuple):
     failures: dict[Path | str, str]
 
 
-def find_images(arguments: Iterable[str], *, recursive: bool = False) -> dict[Path | str, Path]:
+def find_images(
+    arguments: Iterable[str], *, recursive: bool = False, output: Path | None = None
+) -> dict[Path | str, Path]:
     """The images that files, folders, glob patterns and addresses (these alone are text) are, each once, in order.
 
     A file that does not exist is there too: `plan_outputs` reports it, and the others are segmented.
@@ -64,6 +67,8 @@ def find_images(arguments: Iterable[str], *, recursive: bool = False) -> dict[Pa
     Args:
         arguments: As on the command line.
         recursive: Take the images of all folders in a folder too, but for hidden ones and links.
+        output: The folder of the outputs. What is in it is left out of the folders and patterns that lead into it from
+            above, so that a second run does not take the outputs of the first for images.
 
     Returns:
         For each image the sub-folder of its outputs, which keeps equal names apart: where it is in the folder that was
@@ -83,12 +88,13 @@ def find_images(arguments: Iterable[str], *, recursive: bool = False) -> dict[Pa
         if is_address(argument):
             images.setdefault(argument, Path())
         elif _is_folder(argument):
-            for image in images_in(path, recursive=recursive):
+            for image in _without_outputs(images_in(path, recursive=recursive), path, output):
                 images.setdefault(image, Path(os.path.relpath(image.parent, above)))
         elif os.path.exists(argument) or not glob.has_magic(argument):  # noqa: PTH110  Path's raises for a name too long
             images.setdefault(path, Path())
         else:
-            files = sorted(match for match in _matches(path) if match.is_file())
+            start = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
+            files = _without_outputs(sorted(match for match in _matches(path) if match.is_file()), start, output)
             if not files:
                 raise ImageError(f"no file matches {argument!r}")
             images.update((file, Path()) for file in files if file not in images)
@@ -97,6 +103,37 @@ def find_images(arguments: Iterable[str], *, recursive: bool = False) -> dict[Pa
 
 def _is_folder(argument: str) -> bool:
     return not is_address(argument) and os.path.isdir(argument)  # noqa: PTH112  Path's raises for a name too long
+
+
+def without_earlier(places: Mapping[Path | str, Path], folder: Path, kinds: Sequence[str]) -> dict[Path | str, Path]:
+    """The images, but for those that an earlier run wrote beside theirs: NAME_overlay.png where NAME.jpg is.
+
+    Args:
+        places: Images and the sub-folders of their outputs, as from `find_images`.
+        folder: Where the outputs are.
+        kinds: As for `plan_outputs`; outputs of the kinds in `SUFFIXES` are recognized in any case, but for ids.
+    """
+    folders = {place: os.path.realpath(folder / place) for place in set(places.values())}
+    parents = {path.parent for path in places if isinstance(path, Path)}
+    if not {os.path.realpath(parent) for parent in parents} & set(folders.values()):
+        return dict(places)
+    suffixes = {_suffix(kind) for kind in {*SUFFIXES, *kinds} if kind != "ids"}
+    written = {
+        f"{folders[place]}{os.sep}{_stem(path, suffix)}{suffix}"
+        for path, place in places.items()
+        for suffix in suffixes
+    }
+    return {path: place for path, place in places.items() if is_address(path) or os.path.realpath(path) not in written}
+
+
+def _without_outputs(images: list[Path], start: Path, output: Path | None) -> list[Path]:
+    """Images found from a folder downwards, but for those in the folder of the outputs, if that is below it."""
+    out, top = ("" if output is None else os.path.realpath(output)), os.path.realpath(start)
+    if not out.startswith(f"{top.rstrip(os.sep)}{os.sep}"):
+        return images
+    parents = {image.parent: os.path.realpath(image.parent) for image in images}
+    outputs = {parent for parent, real in parents.items() if f"{real}{os.sep}".startswith(f"{out}{os.sep}")}
+    return [image for image in images if image.parent not in outputs]
 
 
 def in_shard(image: Path | str, place: Path, number: int, count: int) -> bool:

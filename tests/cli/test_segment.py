@@ -511,6 +511,20 @@ def test_a_rerun_is_a_success_and_loads_no_model(
     )
 
 
+@pytest.mark.parametrize(("folder", "output"), [(".", "segmented"), ("images", "images")])
+def test_a_rerun_does_not_take_its_outputs_for_images(
+    tiny: FileServer, work: Path, capsys: pytest.CaptureFixture[str], folder: str, output: str
+) -> None:
+    call = ("segment", folder, "--recursive", "--model", tiny_zoo.NAME, "--output", output)
+    assert run(*call) == 0
+    before = sorted(Path().rglob("*.png"))
+    assert len(before) == 6
+    for shard in ((), ("--shard", "1/2"), ("--shard", "2/2")):
+        assert run(*call, *shard) == 0
+    assert sorted(Path().rglob("*.png")) == before
+    assert "failed" not in capsys.readouterr().err
+
+
 def test_folders_are_mirrored_and_lists_are_read(
     tiny: FileServer, work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -537,10 +551,11 @@ def test_shards_together_segment_each_image_once(tiny: FileServer, work: Path) -
 
 
 @pytest.mark.parametrize("shard", ["0/3", "4/3", "x/3", "3", "1/0"])
-def test_wrong_shards_are_wrong_calls(work: Path, shard: str) -> None:
+def test_wrong_shards_are_wrong_calls(work: Path, shard: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         run("segment", "images", "--model", tiny_zoo.NAME, "--shard", shard)
     assert caught.value.code == 2
+    assert re.search(r"is not (one of the parts|a part such as) ", capsys.readouterr().err)
 
 
 def test_failures_are_appended_as_lines_of_json(

@@ -23,6 +23,7 @@ from isanet.inference.outputs import (
     in_shard,
     listed_images,
     plan_outputs,
+    without_earlier,
     write_outputs,
 )
 from isanet.inference.segmentation import Segmentation
@@ -150,6 +151,25 @@ def test_several_folders_keep_equal_names_apart(work: Path, absolute: bool) -> N
     found = find_images([str(start / "b1/x"), str(start / "b2/x"), "images/0.png"], recursive=True)
     assert list(found.values()) == [Path("b1/x"), Path("b2/x"), Path("b2/x/deep"), Path()]
     assert find_images([str(start / "b1/x/")]) == {start / "b1/x/a.png": Path()}
+
+
+def test_outputs_below_the_images_are_not_taken_for_images(work: Path) -> None:
+    tree("a.png", "deep/b.png", "segmented/a_overlay.png", "segmented/deep/b_overlay.png", "segmented2/c.png")
+    expected = {"a.png", "deep/b.png", "segmented2/c.png", "images/0.png", "images/1.png", "images/2.png"}
+    for argument in (".", str(work), "**/*.png", str(work / "**" / "*.png")):
+        found = find_images([argument], recursive=True, output=Path("segmented"))
+        assert {Path(os.path.relpath(image)).as_posix() for image in found} == expected
+    assert Path("segmented/a_overlay.png") in find_images(["segmented"], recursive=True, output=Path("segmented"))
+    assert list(find_images(["segmented/*.png"], output=Path("segmented"))) == [Path("segmented/a_overlay.png")]
+    assert list(find_images(["segmented/a_overlay.png"], output=Path("segmented"))) == [Path("segmented/a_overlay.png")]
+
+
+def test_outputs_of_an_earlier_run_beside_the_images_are_not_taken_for_images(work: Path) -> None:
+    tree("images/0_overlay.png", "images/0_labels.png", "images/0_mask_car.png", "images/9_overlay.png")
+    found = find_images(["images"])
+    kept = without_earlier(found, Path("images"), ["mask:car"])
+    assert [path.name for path in kept if isinstance(path, Path)] == ["0.png", "1.png", "2.png", "9_overlay.png"]
+    assert without_earlier(found, Path("out"), ["mask:car"]) == found
 
 
 def test_an_empty_folder_says_what_its_sub_folders_hold(work: Path) -> None:
