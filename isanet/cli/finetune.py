@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from ast import literal_eval
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,7 @@ from isanet.cli.options import (
     class_names_or_number,
     dataset_options,
 )
+from isanet.cli.printing import in_options
 from isanet.labels import custom_space, label_space
 from isanet.weights.manifest import list_models, unknown_model
 
@@ -102,7 +105,7 @@ def _finetune(options: argparse.Namespace) -> int:
     )
     if os.environ.get("RANK", "0") == "0":
         print(run.report)
-        print("".join(f"\n* {finding}" for finding in run.findings))
+        print("".join(f"\n* {in_options(finding)}" for finding in run.findings))
         print(f"\n{options.output} holds the model, curves.png, overlays.png and history.csv")
     return 0
 
@@ -126,10 +129,10 @@ def _recipe(source: str | None, settings: Sequence[str]) -> Recipe | dict[str, A
         field, equals, text = setting.partition("=")
         if not equals:
             raise ValueError(f"--set takes FIELD=VALUE, such as lr=0.001; got {setting!r}")
-        try:
-            fields[field] = json.loads(text)
-        except ValueError:
-            fields[field] = text  # a word needs no quotation marks
+        fields[field] = text  # a word needs no quotation marks
+        for read in (literal_eval, json.loads):  # None as in Python and in messages, null as in a recipe.json
+            with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                fields[field] = read(text)
     checked = Recipe.of(fields)
     return fields if recipe is None else checked
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -127,6 +128,33 @@ def test_finetune_holds_images_out_of_a_folder_without_splits(tmp_path: Path) ->
     provenance = isanet.from_pretrained(tmp_path / "run").provenance
     assert "7 images" in provenance["trained_on"]
     assert "3 held out, 3 images" in provenance["measured"]
+
+
+def test_findings_name_the_options_of_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = ("weed is never predicted: try class_weights=balanced, more epochs", "try more epochs, epochs=4")
+    monkeypatch.setattr("isanet.training.loop.findings", lambda *_: found)
+    tiny().save_pretrained(tmp_path / "start")
+    call = ("finetune", write_data(tmp_path / "data"), "--model", tmp_path / "start", "--output", tmp_path / "run")
+    assert run("--quiet", *call, "--device", "cpu", "--set", "epochs=1", "crop=[32,32]") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "* weed is never predicted: try --set class_weights=balanced, more epochs" in lines
+    assert "* try more epochs, --set epochs=4" in lines
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("class_weights=None", None), ("class_weights=null", None), ("freeze_backbone=True", True),
+        ("freeze_backbone=true", True), ("crop=(64,32)", (64, 32)), ("crop=[64,32]", (64, 32)),
+        ("class_weights=balanced", "balanced"), ('optimizer="adamw"', "adamw"), ("lr=1e-3", 0.001),
+    ],
+)  # fmt: skip
+def test_settings_in_the_words_of_json_and_of_python(setting: str, value: Any) -> None:
+    recipe = _recipe("isanet_r50_voc", [setting])
+    assert isinstance(recipe, Recipe)
+    assert getattr(recipe, setting.partition("=")[0]) == value
 
 
 @pytest.mark.parametrize(
