@@ -103,6 +103,11 @@ def read_ahead(dataset: Dataset[Any], *, workers: int, **options: Any) -> Iterat
         forked = multiprocessing.get_start_method() == "fork"
         advice = "if memory ran out, use fewer workers, or workers=0" if forked else GUARD
         raise IsanetError(f"a process that reads images has ended ({reason}); {advice}") from None
+    finally:
+        # Whoever holds the error holds the iterator too; and at exit multiprocessing waits for workers, for ever if
+        # they leave SIGTERM alone
+        if workers:
+            items._shutdown_workers()
 
 
 def leave_signals(worker: int = 0) -> None:

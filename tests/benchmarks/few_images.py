@@ -173,7 +173,7 @@ def measure(folder: Path, dataset: str, name: str, seed: int, epochs: float) -> 
     model: Any = MODEL
     if name == "by hand":
         torch.manual_seed(seed)
-        model = isanet.from_pretrained(MODEL, classes=classes, palette=Folder(train).palette)
+        model = isanet.from_pretrained(MODEL, classes=classes)
         model.preprocessing |= {"short_edge": 480, "long_edge": 960}
     with TemporaryDirectory() as output:
         started = time.process_time()

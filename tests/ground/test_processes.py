@@ -181,3 +181,18 @@ def test_a_script_runs_or_ends_by_one_line(tmp_path: Path, method: str, call: st
     else:
         assert (result.returncode, result.stdout) == (0, f"{expected}\n"), result.stderr
         assert "Traceback" not in result.stderr
+
+
+def test_workers_end_with_the_block_though_the_error_is_kept() -> None:
+    """Otherwise the process would wait at its end for workers that wait for it."""
+    script = """
+from isanet._processes import read_ahead
+from tests.ground.test_processes import Numbers
+try:
+    with read_ahead(Numbers(), workers=1, batch_size=None) as items:
+        next(items)
+        raise ValueError
+except ValueError as error:
+    kept = error
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT, timeout=100)
