@@ -155,7 +155,7 @@ def listed_images(source: str) -> list[str]:
     """
     try:
         data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
-        return [line for line in data.decode().splitlines() if line.strip()]
+        return [line for line in data.decode("utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
         raise ImageError(f"{source} is no list of images: it is not text in UTF-8; give one path a line") from error
     except OSError as error:
@@ -212,6 +212,9 @@ def plan_outputs(
         try:
             if not is_address(path) and not os.path.exists(path):  # noqa: PTH110  Path's raises for a name too long
                 raise ImageError("there is no such file")
+            owners = {claimed.get(os.path.realpath(output)) for output in outputs.values()}
+            if owners and all(owner != path and _is_same(owner, path) for owner in owners):
+                continue  # the same image by another path
             for output in outputs.values():
                 if owner := claimed.get(os.path.realpath(output)):
                     raise OutputError(f"its output {output} is already taken by {shown(owner)}; use another --output")
@@ -231,6 +234,10 @@ def plan_outputs(
         del plan.outputs[path]
     plan.kept.extend(done)
     return plan
+
+
+def _is_same(one: Path | str | None, other: Path | str) -> bool:
+    return isinstance(one, Path) and isinstance(other, Path) and os.path.realpath(one) == os.path.realpath(other)
 
 
 def missing_outputs(outputs: Mapping[str, Path]) -> dict[str, Path]:

@@ -200,6 +200,8 @@ def test_lists_of_images(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert listed_images("list.txt") == ["a.png", "  b c.png", "ä.png"]
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"x.png\n")))
     assert listed_images("-") == ["x.png"]
+    Path("bom.txt").write_bytes(b"\xef\xbb\xbfa.png\r\n")  # as programs on Windows write
+    assert listed_images("bom.txt") == ["a.png"]
     Path("binary").write_bytes(b"\xff\xfe")
     for name, words in (("binary", "not text in UTF-8"), ("gone", "No such file"), (".", "directory")):
         with pytest.raises(ImageError, match=words):
@@ -250,6 +252,13 @@ def test_two_images_of_one_name_do_not_share_an_output(work: Path) -> None:
     outputs, _, failures = plan("images/0.png", "other/0.jpg", overwrite=True)
     assert list(outputs) == [Path("images/0.png")]
     assert failures[Path("other/0.jpg")].startswith("its output out/0_overlay.png is already taken by images/0.png")
+
+
+def test_an_image_by_two_paths_is_one(work: Path) -> None:
+    Path("link").symlink_to("images")
+    for kinds in (("overlay",), ("overlay", "areas")):
+        outputs, kept, failures = plan("images/0.png", str(work / "images/0.png"), "link/0.png", kinds=kinds)
+        assert (list(outputs), kept, failures) == ([Path("images/0.png")], [], {})
 
 
 def test_what_was_left_out_claims_nothing(work: Path) -> None:
