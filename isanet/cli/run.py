@@ -11,10 +11,14 @@ import io
 import logging
 import os
 import re
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
+from types import FrameType
 from typing import NoReturn
 
 from isanet._version import __version__
@@ -37,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, 1 for a failure, or 130 after Ctrl-C.
 
     Raises:
-        SystemExit: With code 2 for a wrong call, 0 after `--help` and `--version`.
+        SystemExit: With code 2 for a wrong call, 0 after `--help` and `--version`, 143 after SIGTERM.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     options, unknown = _parser(arguments).parse_known_args(arguments)
@@ -53,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name may not be valid text
     try:
-        code: int = options.run(options)
+        with _terminable():
+            code: int = options.run(options)
         print(end="", flush=True)  # unlike sys.stdout.flush(), also where standard output is closed
         return code
     except BrokenPipeError:  # the reader of our output has closed it, as `head` does
@@ -79,6 +84,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         printing.running = None
         logger.removeHandler(handler)
         logger.setLevel(earlier_level)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM, as batch systems and containers send it, end a command as Ctrl-C does: no temporary file is left."""
+    handled = threading.current_thread() is threading.main_thread()
+    if not handled or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    process = os.getpid()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        if os.getpid() != process:  # a worker that was forked ends at once
+            signal.raise_signal(number)
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class _Parser(argparse.ArgumentParser):

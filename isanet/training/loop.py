@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from isanet._files import atomic_write
 from isanet._processes import DeferredSignals, Processes, read_ahead
-from isanet._text import listed
+from isanet._text import listed, shortened
 from isanet.datasets.one_class import require_two_classes
 from isanet.errors import CheckpointError, IsanetError, OutputError
 from isanet.evaluation.evaluate import evaluate
@@ -139,6 +139,14 @@ class Training:
                 "use a folder on another disk"
             )
 
+    def _earlier_fields(self, run: dict[str, Any]) -> str:
+        """The fields of an earlier recipe that differ; on another machine some are chosen otherwise."""
+        recipe, now = run.get("recipe"), self.plan.fingerprint["recipe"]
+        if not isinstance(recipe, dict) or recipe.keys() != now.keys():
+            return ""
+        fields = [f"{name}={shortened(str(recipe[name]))}" for name in now if recipe[name] != now[name]]
+        return f", with {' '.join(fields)}" if fields else ""
+
     def resume(self) -> None:
         """Load the state of an earlier run, if it is that of the same run."""
         folder, path = self.plan.folder, self.plan.folder / STATE_FILE
@@ -146,8 +154,8 @@ class Training:
         now = self.plan.fingerprint
         if differing := [name for name in now if now[name] != state.run.get(name)]:
             raise OutputError(
-                f"{folder} holds a run with another {', '.join(differing)}, which was kept; repeat the call as it was, "
-                "use another folder, or start over with overwrite=True (--force)"
+                f"{folder} holds a run with another {', '.join(differing)}, which was kept; repeat the call as it was"
+                f"{self._earlier_fields(state.run)}, use another folder, or start over with overwrite=True (--force)"
             )
         try:
             if state.step > self.plan.batches.steps or type(state.kept_step) not in (int, type(None)):

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -523,6 +524,23 @@ def test_a_rerun_does_not_take_its_outputs_for_images(
         assert run(*call, *shard) == 0
     assert sorted(Path().rglob("*.png")) == before
     assert "failed" not in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no SIGTERM that can be handled")
+def test_a_batch_system_that_ends_it_leaves_no_temporary_files(work: Path, shell: dict[str, str]) -> None:
+    for number in range(200):
+        shutil.copy("images/0.png", f"images/more{number}.png")
+    call = [sys.executable, "-m", "isanet.cli", "segment", "images", "--model", "isanet_nano_toystreets", "--labels"]
+    environment = {**shell, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(call, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.terminate()
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "Traceback" not in error
+    assert 1 <= len(list(Path("segmented").iterdir())) < 203
+    assert {path.suffix for path in Path("segmented").iterdir()} == {".png"}
 
 
 def test_folders_are_mirrored_and_lists_are_read(

@@ -167,6 +167,19 @@ def test_a_run_resumes_only_with_the_same_arguments(
     train(model, (train_data, val_data), tmp_path / "run", recipe, overwrite=True)
 
 
+def test_a_run_that_another_machine_chose_otherwise_says_what_resumes_it(
+    splits: tuple[Folder, Folder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {"epochs": 1, "crop": (32, 32), "batch_size": 4}
+    first = isanet.finetune(tiny(), *splits, given, tmp_path / "run", workers=0, progress=False)
+    monkeypatch.setattr("isanet.training.plan.total_memory", lambda device: 1)
+    with pytest.raises(OutputError, match=r"repeat the call as it was, with accumulate=1, use another folder"):
+        isanet.finetune(tiny(), *splits, given, tmp_path / "run", workers=0, progress=False)
+    given["accumulate"] = 1
+    again = isanet.finetune(tiny(), *splits, given, tmp_path / "run", workers=0, progress=False)
+    assert again.history == first.history
+
+
 def _shifted(model: ISANet) -> ISANet:
     with torch.no_grad():
         model.classifier.weight[0, 0] += 0.01
