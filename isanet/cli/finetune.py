@@ -140,8 +140,8 @@ def _recipe(source: str | None, settings: Sequence[str]) -> Recipe | dict[str, A
 def _check_masks(options: argparse.Namespace) -> int:
     from isanet.datasets.importing import survey
     from isanet.datasets.mask_check import check_masks
-    from isanet.datasets.one_class import require_two_classes
     from isanet.datasets.opening import export_layouts, folder_options, open_parts
+    from isanet.datasets.wrong_arguments import require_two_classes
 
     folder, images = options.folder, options.images
     if images is None and folder.is_dir():

@@ -24,6 +24,11 @@ _ARGUMENT = re.compile(
 )
 
 
+_VALUE = r"(?:[^\s(),]|\((?:[^()]|\([^()]*\))*\))*"
+_BOTH = re.compile(rf"(?<![^\s(])[a-z_]+={_VALUE}(?:, [a-z_]+={_VALUE})* \((--[a-z][^()]*)\)")
+"""Arguments of Python, and in parentheses the options of the command line."""
+
+
 class LogFormatter(logging.Formatter):
     """Without control characters and endless lines; line breaks stay, for tracebacks and lists."""
 
@@ -58,7 +63,11 @@ def in_options(text: str, parser: argparse.ArgumentParser | None = None) -> str:
             return f"--set {name}={_typed(value, in_json=True)}"
         return match[0]
 
-    return re.sub(r"(--[a-z-]+(?: [^\s()]+)?) \(\1\)", r"\1", _ARGUMENT.sub(worded, text)) if options else text
+    def the_option(match: re.Match[str]) -> str:
+        return match[1] if match[1].split()[0] in options else match[0]
+
+    text = _ARGUMENT.sub(worded, _BOTH.sub(the_option, text)) if options else text
+    return re.sub(r"(--[a-z-]+) \(\1\)", r"\1", text)
 
 
 def _typed(value: str, *, in_json: bool = False) -> str:

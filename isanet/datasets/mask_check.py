@@ -274,17 +274,15 @@ def check_masks(
     )
 
 
-def two_class_finding(paths: Iterable[Path], space: LabelSpace) -> Finding | None:
-    """What `check_masks` says if these masks hold only two values or colors, of which one seems to be ignored."""
+def mask_finding(paths: Iterable[Path], space: LabelSpace) -> Finding | None:
+    """What `check_masks` says of the colors in these masks, or else of the values; None if none can be read."""
     stats = _read_all(Path(), [os.fspath(path) for path in paths], None, progress=False)
     if stats.colors.files:
-        found = color_finding(stats.colors, len(space), space)
-    elif stats.values.files:
-        kind, text, fix = diagnose_values(stats, len(space), space, official_ids=False)
-        found = finding(kind, text, list(stats.values.files), len(stats.values.files), fix)
-    else:
+        return color_finding(stats.colors, len(space), space)
+    if not stats.values.files:
         return None
-    return found if found.kind in TWO_CLASSES else None
+    kind, text, fix = diagnose_values(stats, len(space), space, official_ids=False)
+    return finding(kind, text, list(stats.values.files), len(stats.values.files), fix)
 
 
 def _read_all(root: Path, masks: Sequence[str], images: Mapping[str, Path] | None, progress: bool | None) -> MaskStats:

@@ -29,7 +29,7 @@ from isanet._files import keep_existing, output_errors
 from isanet._processes import Processes, read_ahead
 from isanet._text import listed
 from isanet.datasets.base import SegmentationDataset
-from isanet.datasets.one_class import read_until_two_classes
+from isanet.datasets.wrong_arguments import read_until_two_classes
 from isanet.errors import DatasetError, IsanetError, OutputError
 from isanet.evaluation.counting import Counts, Progress
 from isanet.evaluation.matching import Match, match_classes, published_entry, why_incomparable

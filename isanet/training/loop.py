@@ -25,7 +25,7 @@ from tqdm import tqdm
 from isanet._files import atomic_write
 from isanet._processes import DeferredSignals, Processes, read_ahead
 from isanet._text import listed, shortened
-from isanet.datasets.one_class import require_two_classes
+from isanet.datasets.wrong_arguments import require_two_classes
 from isanet.errors import CheckpointError, IsanetError, OutputError
 from isanet.evaluation.evaluate import evaluate
 from isanet.evaluation.report import Report

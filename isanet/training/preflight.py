@@ -14,8 +14,8 @@ from tqdm import tqdm
 from isanet._processes import read_ahead
 from isanet._text import aligned, clean, percent
 from isanet.datasets.base import SegmentationDataset
-from isanet.datasets.one_class import require_two_classes
-from isanet.errors import IsanetError
+from isanet.datasets.wrong_arguments import require_two_classes, with_finding
+from isanet.errors import DatasetError, IsanetError
 from isanet.labels import IGNORED
 from isanet.model import ISANet
 from isanet.training.batches import Draw, Samples
@@ -44,7 +44,7 @@ def count_classes(dataset: SegmentationDataset, *, workers: int, progress: bool 
     with read_ahead(samples, workers=workers, batch_size=None, sampler=draws) as items:
         for pixels in tqdm(items, total=len(dataset), desc="masks", unit="image", disable=disable):
             if isinstance(pixels, IsanetError):
-                raise pixels
+                raise with_finding(dataset, pixels) if isinstance(pixels, DatasetError) else pixels
             counts += torch.stack([pixels, pixels > 0])
     if not counts[0, :IGNORED].any():
         require_two_classes(dataset, counts[0].numpy())

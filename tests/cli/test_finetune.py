@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -188,3 +190,27 @@ def test_recipe_fields_are_set_as_json(tmp_path: Path) -> None:
     assert _recipe("isanet_r50_voc", settings) == Recipe.of(given)
     (tmp_path / "recipe.json").write_text(json.dumps({"lr": 0.5}))
     assert _recipe(str(tmp_path / "recipe.json"), []) == Recipe(lr=0.5)
+
+
+@pytest.mark.parametrize(
+    ("paint", "option"),
+    [
+        (lambda mask: Image.fromarray(np.array([[250, 0, 0], [0, 250, 0], [0, 9, 250]], np.uint8)[mask]), "--colors"),
+        (lambda mask: Image.fromarray(mask + np.uint8(1)), "--ids"),
+    ],
+)
+def test_what_the_check_of_masks_knows_is_in_the_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], paint: Any, option: str
+) -> None:
+    data = write_data(tmp_path / "data")
+    for path in (data / "masks").rglob("*.png"):
+        paint(np.asarray(Image.open(path)) % 255).save(path)
+    tiny().save_pretrained(tmp_path / "start")
+    call = ("--quiet", "finetune", data, "--model", tmp_path / "start", "--output", tmp_path / "run", "--device", "cpu")
+    settings = ("--set", "epochs=1", "crop=[32,32]")
+    assert run(*call, *settings) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    arguments = re.search(rf"What all masks hold: .*({option}[\w ,-]*)", error)
+    assert arguments is not None, error
+    assert run(*call, *arguments[1].split(), *settings) == 0  # they read the masks

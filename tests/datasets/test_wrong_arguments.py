@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from isanet import datasets
-from isanet.datasets import Folder, one_class
+from isanet.datasets import Folder, wrong_arguments
 from isanet.datasets.mask_check import check_masks
-from isanet.datasets.one_class import read_until_two_classes
 from isanet.datasets.wrapped import Wrapped
+from isanet.datasets.wrong_arguments import read_until_two_classes
 from isanet.errors import DatasetError
 
 PAIR = ("background", "cat")
@@ -136,7 +136,7 @@ def test_other_kinds_of_datasets_are_not_told_arguments_that_they_do_not_take() 
 def test_a_long_reading_is_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(one_class, "LOG_AFTER", 2)
+    monkeypatch.setattr(wrong_arguments, "LOG_AFTER", 2)
     root = write(tmp_path, *3 * [halves(0, 0)], halves(0, 1))
     with caplog.at_level(logging.INFO, "isanet"):
         read_until_two_classes(Folder(root), range(4))

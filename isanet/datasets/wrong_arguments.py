@@ -1,4 +1,4 @@
-"""Masks in which only one class occurs: nearly always read by the wrong arguments, and then every figure is perfect."""
+"""Masks that are read by the wrong arguments: those in which only one class occurs, and those that cannot be read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from isanet._text import percent, shortened
 from isanet.datasets.base import SegmentationDataset
 from isanet.datasets.exported import Exported
 from isanet.datasets.folder import Folder
-from isanet.datasets.mask_check import two_class_finding
+from isanet.datasets.mask_check import mask_finding
+from isanet.datasets.mask_findings import TWO_CLASSES, Finding
 from isanet.errors import DatasetError, IsanetError
 from isanet.labels import IGNORED
 
@@ -66,9 +67,9 @@ def require_two_classes(dataset: SegmentationDataset, pixels: Sequence[int] | ND
             text += f"; {percent(ignored / int(np.sum(pixels)))} of the pixels are ignored"
     else:
         text = f"all pixels in the masks of {dataset} are ignored, so nothing can be learned or measured"
-    if isinstance(dataset, Folder) and not isinstance(dataset, Exported):  # others do not take ids and ignore
-        paths = [path for index in range(len(dataset)) if (path := dataset.mask_path(index))]
-        if found := two_class_finding(paths, dataset.label_space):
+    if _takes_arguments(dataset):
+        found = _finding(dataset)
+        if found and found.kind in TWO_CLASSES:
             text += f". {found.text}" + (f" {found.fix} ({found.option})." if found.fix else "")
         else:
             text += "; isanet check-masks lists what the files hold."
@@ -77,3 +78,20 @@ def require_two_classes(dataset: SegmentationDataset, pixels: Sequence[int] | ND
     if len(occurring):
         text += " If the other classes are absent on purpose: allow_absent=True (--allow-absent)"
     raise DatasetError(text)
+
+
+def with_finding(dataset: SegmentationDataset, error: DatasetError) -> DatasetError:
+    """An error of a mask, with the arguments that read all of them if `check_masks` finds some."""
+    found = _finding(dataset) if _takes_arguments(dataset) else None
+    if found is None or not found.fix:
+        return error
+    return DatasetError(f"{error}. What all masks hold: {found.text} {found.fix} ({found.option})")
+
+
+def _takes_arguments(dataset: SegmentationDataset) -> bool:
+    """Whether it is a folder of one's own, unlike others, which do not take ids, ignore and colors."""
+    return isinstance(dataset, Folder) and not isinstance(dataset, Exported)
+
+
+def _finding(dataset: SegmentationDataset) -> Finding | None:
+    return mask_finding(filter(None, map(dataset.mask_path, range(len(dataset)))), dataset.label_space)
