@@ -80,9 +80,10 @@ def few_images_recipe(
     fields = {name: value for chosen, _ in choices for name, value in chosen.items()} | dict(given)
     recipe = Recipe(**fields)
     if memory is not None and "accumulate" not in given:
-        parts = [parts for parts in range(1, recipe.batch_size + 1) if recipe.batch_size % parts == 0]
+        smallest = epochs * num_images // steps  # of the steps, which have nearly as many images each
+        parts = [parts for parts in range(1, smallest + 1) if recipe.batch_size % parts == 0]
         fits = (parts for parts in parts if step_memory(model, recipe, recipe.batch_size // parts) <= memory // 2)
-        fields["accumulate"] = next(fits, recipe.batch_size)
+        fields["accumulate"] = next(fits, parts[-1])
         choices.append(({"accumulate": fields["accumulate"]}, f"a step takes at most half of {memory / 2**30:.0f} GiB"))
     for chosen, reason in choices:
         if text := " ".join(f"{name}={_setting(value)}" for name, value in chosen.items() if name not in given):

@@ -77,6 +77,7 @@ def test_a_batch_is_computed_in_parts_where_memory_is_short() -> None:
     needed = few.step_memory(tiny(), chosen(crop=crop), few.BATCH)
     assert chosen(memory=int(1.2 * needed), crop=crop).accumulate == 2
     assert chosen(memory=1, crop=crop).accumulate == few.BATCH
+    assert chosen(memory=1, crop=crop, epochs=1, batch_size=15).accumulate == 5  # two steps, of ten images
 
 
 def test_small_inputs_grow_to_the_images_of_the_data() -> None:
