@@ -167,12 +167,13 @@ def check_images(images: Tensor) -> None:
 
 def unwrapped(model: nn.Module) -> Any:
     """A network without the wrappers of DataParallel, DistributedDataParallel and torch.compile around it."""
-    while not isinstance(model, ISANet):
-        inner = getattr(model, "module", None) or getattr(model, "_orig_mod", None)
-        if not isinstance(inner, nn.Module):
-            break
-        model = inner
-    return model
+    network: Any = model
+    while isinstance(inner := getattr(network, "module", getattr(network, "_orig_mod", None)), nn.Module):
+        network = inner
+    if not isinstance(network, nn.Module) or not hasattr(network, "preprocessing"):  # others may be alike
+        own = "; pass its attribute `model`" if isinstance(getattr(model, "model", None), ISANet) else ""
+        raise ValueError(f"expected an ISANet, or where one is stored, got {type(model).__name__}{own}")
+    return network
 
 
 class ISANet(nn.Module):

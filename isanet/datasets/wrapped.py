@@ -154,7 +154,9 @@ def as_dataset(given: Any) -> SegmentationDataset:
     """
     if isinstance(given, SegmentationDataset):
         return given
-    readable = hasattr(given, "__len__") and hasattr(given, "__getitem__") and not isinstance(given, str | os.PathLike)
+    if isinstance(given, str | os.PathLike):
+        raise ValueError(f"expected a dataset, got a path; pass isanet.datasets.open_dataset({os.fspath(given)!r})")
+    readable = hasattr(given, "__len__") and hasattr(given, "__getitem__")
     if readable:
         source, indices, classes = _flattened(given)
         if isinstance(source, SegmentationDataset):

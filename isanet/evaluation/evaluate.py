@@ -19,7 +19,7 @@ from isanet.evaluation.report import Report
 from isanet.evaluation.run import EvaluationRun, create_folders, exact_float32
 from isanet.inference.segmenter import Segmenter
 from isanet.labels import Groups
-from isanet.model import ISANet
+from isanet.model import ISANet, unwrapped
 from isanet.protocols import Protocol
 from isanet.protocols import protocol as find_protocol
 
@@ -100,7 +100,8 @@ def evaluate(
         raise ValueError(f"batch_size and limit must be at least 1, got batch_size={batch_size} and limit={limit}")
     workers = checked_workers(workers)
     protocol = find_protocol(protocol)
-    modes = [] if isinstance(model, str | os.PathLike) else [(module, module.training) for module in model.modules()]
+    modules = () if isinstance(model, str | os.PathLike) else unwrapped(model).modules()
+    modes = [(module, module.training) for module in modules]
     processes = Processes()
     try:
         run = processes.run_on_all(

@@ -184,7 +184,7 @@ class Stream(IterableDataset[Any]):
 
 @pytest.mark.parametrize(
     "given",
-    [Stream(), "data", Path("data"), None, 3, DataLoader([0]), Pairs(0, classes=None), [(image(), mask())]],
+    [Stream(), None, 3, DataLoader([0]), Pairs(0, classes=None), [(image(), mask())]],
     ids=lambda given: type(given).__name__,
 )
 def test_what_cannot_be_taken_is_told_the_ways(given: Any) -> None:
@@ -257,3 +257,9 @@ def test_errors_of_a_dataset_name_the_sample() -> None:
         as_dataset(pairs(1)).read(1)
     with pytest.raises(DatasetError, match="files of Pairs"):
         as_dataset(pairs(1)).image_path(0)
+
+
+def test_a_path_is_no_dataset_but_opens_one() -> None:
+    for path in ("streets", Path("streets")):
+        with pytest.raises(ValueError, match=r"pass isanet\.datasets\.open_dataset\('streets'\)"):
+            as_dataset(path)

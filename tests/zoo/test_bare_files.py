@@ -184,6 +184,19 @@ def test_wrapped_and_half_models_are_used_as_what_they_are(tmp_path: Path) -> No
     assert (labels(half) == expected).mean() > 0.95
 
 
+def test_what_is_no_network_is_named_with_the_attribute_that_is_one() -> None:
+    segmenter = isanet.Segmenter("isanet_nano_toystreets", "cpu")
+    data = isanet.datasets.ToyStreets(count=1, size=(64, 128))
+    for given, advice in (
+        (segmenter, "got Segmenter; pass its attribute `model`$"),
+        (torch.nn.Linear(1, 1), "got Linear$"),
+    ):
+        model: Any = given
+        for use in (isanet.Segmenter, lambda m: isanet.evaluate(m, data), lambda m: isanet.finetune(m, data)):
+            with pytest.raises(ValueError, match=f"expected an ISANet, or where one is stored, {advice}"):
+                use(model)
+
+
 def test_random_nestings_of_wrappers_and_prefixes_load_or_fail_by_name() -> None:
     """500 of them around a tiny model: what was nested comes out, or the error says why not."""
     own = state(3)
