@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     from isanet.images.reading import RGBImage
     from isanet.inference.segmentation import Segmentation
     from isanet.inference.segmenter import Segmenter
+
+LEGENDS: dict[str, bool | str] = {"areas": True, "fixed": "fixed", "none": False}
+"""Legends of overlays, as `Segmentation.overlay` takes them."""
 
 MAX_PENDING_WRITES = 4
 """Most images whose outputs are being written or wait for a thread that writes them."""
@@ -74,6 +78,10 @@ def add_commands(add_command: AddCommand) -> None:
     segment.add_argument("--model", required=True, help=MODEL)
     add_output_options(segment, "segmented", force="replace existing outputs")
     segment.add_argument("--overlay", action="store_true", help="image with colored classes and a legend (default)")
+    legend = (
+        "of overlays: areas of the classes present, fixed (all classes: overlays of one size), none; default: areas"
+    )
+    segment.add_argument("--legend", default="areas", choices=LEGENDS, help=legend)
     segment.add_argument("--labels", action="store_true", help="class indices, as a palette PNG")
     segment.add_argument("--areas", action="store_true", help="share of each class, as JSON")
     ids = "official ids as NAME.png, as the benchmark's evaluation server expects them"
@@ -129,7 +137,8 @@ def _segment(options: argparse.Namespace) -> int:
             if options.csv is not None:
                 common.append(stack.enter_context(csv_file(options.csv, segmenter.model.classes)))
             claims = not (options.force or files)
-            outcome = _segment_all(segmenter, plan, common, options.batch_size, report, claims=claims)
+            write = partial(_write, legend=LEGENDS[options.legend])
+            outcome = _segment_all(segmenter, plan, common, options.batch_size, write, report, claims=claims)
         failures |= outcome.failures
         for path in files:
             print(shortened(f"{path}: {plural(outcome.num_done, 'image')}", MAX_LINE))
@@ -213,6 +222,7 @@ def _segment_all(
     plan: Mapping[Path | str, Mapping[str, Path]],
     common: Sequence[CommonFile],
     batch_size: int,
+    write: Callable[[Segmentation, Mapping[str, Path]], str],
     report: Callable[[Path | str, str], None],
     *,
     claims: bool,
@@ -251,7 +261,7 @@ def _segment_all(
             raise OutputError(
                 f"there is not enough memory for the outputs of {shown(image)}; make it smaller"
             ) from error
-        return _write(result, plan[image]), parts
+        return write(result, plan[image]), parts
 
     def report_first() -> None:
         image, future, _ = pending.popleft()
@@ -301,7 +311,7 @@ def _segment_all(
     return outcome
 
 
-def _write(result: Segmentation, outputs: Mapping[str, Path]) -> str:
+def _write(result: Segmentation, outputs: Mapping[str, Path], legend: bool | str) -> str:
     """Writes the outputs of one image; returns its largest classes in words."""
-    write_outputs(result, outputs)
+    write_outputs(result, outputs, legend)
     return ", ".join(f"{shortened(name)} {100 * share:.0f} %" for name, share in list(result.areas().items())[:4])

@@ -306,12 +306,13 @@ def _stem(image: Path | str, suffix: str) -> str:
     return kept[: min(MAX_STEM, 255 - len(suffix.encode()))].decode(errors="ignore")
 
 
-def write_outputs(result: Segmentation, outputs: Mapping[str, Path]) -> None:
+def write_outputs(result: Segmentation, outputs: Mapping[str, Path], legend: bool | str = True) -> None:
     """Write the outputs of one image, each atomically.
 
     Args:
         result: The image's label map.
         outputs: Files by kind, as in `OutputPlan.outputs`.
+        legend: Of the overlay, see `Segmentation.overlay`.
 
     Raises:
         OutputError: A file cannot be written, or there is not enough memory to draw it.
@@ -332,7 +333,7 @@ def write_outputs(result: Segmentation, outputs: Mapping[str, Path]) -> None:
                     Image.fromarray(result.mask(kind.removeprefix("mask:"))).save(file, format="PNG")
                 else:
                     # A fifth of the time of Pillow's default, which the network may be waiting for; a sixth larger
-                    result.overlay().save(file, format="PNG", compress_level=1)
+                    result.overlay(legend=legend).save(file, format="PNG", compress_level=1)
         except MemoryError as error:
             raise OutputError(
                 f"there is not enough memory for the outputs of {name}; make it smaller, or leave out --overlay"

@@ -274,12 +274,12 @@ def test_images_are_reported_in_order_whichever_is_written_first(
     Path("images/4.png").write_text("<html>")
     write = segment._write
 
-    def slow(result: Any, outputs: Any) -> str:
+    def slow(result: Any, outputs: Any, **options: Any) -> str:
         number = int(result.path.stem)
         time.sleep(0.1 if number % 2 == 0 else 0)
         if number == 5:
             raise isanet.OutputError(f"cannot write the outputs of {result.path}: the disk is full")
-        return write(result, outputs)
+        return write(result, outputs, **options)
 
     monkeypatch.setattr(segment, "_write", slow)
     monkeypatch.setattr(tqdm, "write", lambda line, file: print(line))
@@ -309,10 +309,10 @@ def test_the_network_runs_ahead_of_the_writers_but_not_far(
             far_enough.set()
         return result_of(*arguments)
 
-    def slow(result: Any, outputs: Any) -> str:
+    def slow(result: Any, outputs: Any, **options: Any) -> str:
         nonlocal written
         assert far_enough.wait(60)  # nothing is written until the network is ahead
-        line = write(result, outputs)
+        line = write(result, outputs, **options)
         written += 1
         return line
 
@@ -335,11 +335,11 @@ def test_what_one_image_cannot_have_does_not_stop_the_others(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return result_of(segmenter, read, *prediction)
 
-    def cramped(result: Segmentation) -> Any:
+    def cramped(result: Segmentation, **options: Any) -> Any:
         assert result.path is not None
         if result.path.stem == "5":
             raise MemoryError
-        return overlay(result)
+        return overlay(result, **options)
 
     monkeypatch.setattr(isanet.Segmenter, "_result", full)
     monkeypatch.setattr(Segmentation, "overlay", cramped)
@@ -365,8 +365,8 @@ def test_a_large_image_is_written_before_the_next_is_segmented(
         waiting.add(read.path.stem)
         return result_of(segmenter, read, *prediction)
 
-    def written(result: Any, outputs: Any) -> str:
-        line = write(result, outputs)
+    def written(result: Any, outputs: Any, **options: Any) -> str:
+        line = write(result, outputs, **options)
         waiting.remove(result.path.stem)
         return line
 
@@ -528,18 +528,24 @@ def test_a_rerun_does_not_take_its_outputs_for_images(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no SIGTERM that can be handled")
 def test_a_batch_system_that_ends_it_leaves_no_temporary_files(work: Path, shell: dict[str, str]) -> None:
-    for number in range(200):
+    for number in range(500):  # more lines than the pipe and the reader take, so that it is not done before the signal
         shutil.copy("images/0.png", f"images/more{number}.png")
     call = [sys.executable, "-m", "isanet.cli", "segment", "images", "--model", "isanet_nano_toystreets", "--labels"]
-    environment = {**shell, "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(call, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        call,
+        env={**shell, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        pipesize=4096,
+    ) as process:
         assert process.stdout is not None
         process.stdout.readline()
         process.terminate()
         _, error = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     assert "Traceback" not in error
-    assert 1 <= len(list(Path("segmented").iterdir())) < 203
+    assert 1 <= len(list(Path("segmented").iterdir())) < 503
     assert {path.suffix for path in Path("segmented").iterdir()} == {".png"}
 
 
@@ -619,3 +625,12 @@ def test_what_another_process_has_done_meanwhile_is_kept(
     assert "isanet: 2 segmented, 1 kept" in capsys.readouterr().err
     assert Path("segmented/1_overlay.png").read_text() == "theirs"
     assert len(list(Path("segmented").iterdir())) == 3
+
+
+def test_overlays_of_frames_have_one_size(tiny: FileServer, work: Path) -> None:
+    result = isanet.Segmenter(tiny_zoo.NAME)("images/1.png")
+    for name, legend in segment.LEGENDS.items():
+        call = ("segment", "images/1.png", "--model", tiny_zoo.NAME, "--output", name, "--legend", name)
+        assert run(*call) == 0
+        expected = result.overlay(legend=legend)
+        np.testing.assert_array_equal(np.asarray(Image.open(f"{name}/1_overlay.png")), np.asarray(expected))

@@ -184,8 +184,8 @@ def test_links_lead_somewhere() -> None:
 def test_the_readme_is_short_and_names_every_page() -> None:
     assert len(README.split()) <= MAX_WORDS
     for page in PAGES:
-        if page.startswith("docs/") and page not in ("docs/security.md", "docs/research.md"):
-            # SECURITY.md and docs/design.md lead there
+        if page.startswith("docs/") and page != "docs/security.md":
+            # SECURITY.md leads there
             assert f"({page})" in README
 
 
