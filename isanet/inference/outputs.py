@@ -217,7 +217,10 @@ def plan_outputs(
                 continue  # the same image by another path
             for output in outputs.values():
                 if owner := claimed.get(os.path.realpath(output)):
-                    raise OutputError(f"its output {output} is already taken by {shown(owner)}; use another --output")
+                    raise OutputError(
+                        f"its output {output} is already taken by {shown(owner)}; use another --output, or give the "
+                        "folder that holds both with --recursive"
+                    )
                 if os.path.isdir(output):  # noqa: PTH112
                     raise OutputError(f"its output {output} is a folder; use another --output")
         except (ImageError, OutputError) as error:
