@@ -307,8 +307,8 @@ TABLE: dict[str, dict[str, Row]] = {
             ("two dimensions", noise(4, 5), "(4, 5)", "np.stack"),
             ("channels first", noise(3, 4, 5), "(3, 4, 5)", "transpose(1, 2, 0)"),
             ("four channels", noise(4, 5, 4), "(4, 5, 4)", "[..., :3]"),
-            ("fractions", noise(4, 5, 3) / np.float32(255), "float32", "astype(np.uint8)"),
-            ("int64", noise(4, 5, 3).astype(np.int64), "int64", "astype(np.uint8)"),
+            ("fractions", noise(4, 5, 3) / np.float32(255), "float32", "value_range=(0, 1)"),
+            ("int64", noise(4, 5, 3).astype(np.int64), "int64", "value_range=(0, 255)"),
             ("a tensor", torch.zeros(3, 4, 5), "torch", "permute(1, 2, 0)"),
         )
     },
