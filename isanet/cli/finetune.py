@@ -138,6 +138,7 @@ def _recipe(source: str | None, settings: Sequence[str]) -> Recipe | dict[str, A
 
 
 def _check_masks(options: argparse.Namespace) -> int:
+    from isanet.datasets.folder import read_classes
     from isanet.datasets.importing import survey
     from isanet.datasets.mask_check import check_masks
     from isanet.datasets.opening import export_layouts, folder_options, open_parts
@@ -147,6 +148,8 @@ def _check_masks(options: argparse.Namespace) -> int:
     if images is None and folder.is_dir():
         names = {"images": "images", "masks": "masks", **folder_options(folder, {})}
         if all((folder / name).is_dir() for name in names.values()):
+            if options.classes is None and (folder / "classes.txt").is_file():
+                options.classes = read_classes(folder / "classes.txt")[0]
             folder, images = folder / names["masks"], folder / names["images"]
         elif "mask_suffix" in names or export_layouts(folder):
             if options.output is not None or options.classes is not None:

@@ -67,7 +67,10 @@ def in_options(text: str, parser: argparse.ArgumentParser | None = None) -> str:
         return match[1] if match[1].split()[0] in options else match[0]
 
     text = _ARGUMENT.sub(worded, _BOTH.sub(the_option, text)) if options else text
-    return re.sub(r"(--[a-z-]+) \(\1\)", r"\1", text)
+    text = re.sub(r"(--[a-z-]+) \(\1\)", r"\1", text)
+    return re.sub(
+        r"--set \S+(?: --set \S+)+", lambda each: "--set" + each[0].replace("--set", "").replace("  ", " "), text
+    )
 
 
 def _typed(value: str, *, in_json: bool = False) -> str:
@@ -98,6 +101,6 @@ def megabytes(size: int) -> str:
 
 def _clean_lines(text: str) -> str:
     return "\n".join(
-        " " * (len(line) - len(line.lstrip(" "))) + shortened(line, MAX_LINE)
+        re.sub(r"\S+(?:\s\S+)*", lambda words: shortened(words[0], MAX_LINE), line)[:MAX_LINE]  # columns stay apart
         for line in without_trace(text).splitlines()
     )

@@ -61,7 +61,7 @@ def few_images_recipe(
     side = min(model.preprocessing["short_edge"], 320 if device.type == "cpu" else 512)
     batch = given.get("batch_size", BATCH)
     epochs = given.get("epochs", max(20, -(-STEPS * batch // num_images)))
-    steps = -(-epochs * num_images // batch)
+    steps, every = -(-epochs * num_images // batch), max(1, epochs // 10)
     present = pixels[pixels > 0]
     rarest = int(torch.where(pixels > 0, pixels, pixels.sum()).argmin())
     share = (present.min() / pixels.sum()).item()
@@ -75,7 +75,7 @@ def few_images_recipe(
         ({"class_weights": "balanced" if weighted else None},
          f"{shortened(model.classes[rarest])} has {percent(share)} of the pixels"),
         ({"freeze_batch_norm": _has_statistics(model)}, f"statistics of {batch} crops are poorer than the model's own"),
-        ({"validate_every": max(1, epochs // 10)}, "ten validations in all"),
+        ({"validate_every": every}, f"{plural(-(-epochs // every), 'validation')} in all"),
     ]  # fmt: skip
     fields = {name: value for chosen, _ in choices for name, value in chosen.items()} | dict(given)
     recipe = Recipe(**fields)

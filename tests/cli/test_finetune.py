@@ -214,3 +214,11 @@ def test_what_the_check_of_masks_knows_is_in_the_error(
     arguments = re.search(rf"What all masks hold: .*({option}[\w ,-]*)", error)
     assert arguments is not None, error
     assert run(*call, *arguments[1].split(), *settings) == 0  # they read the masks
+
+
+def test_check_masks_knows_the_names_in_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_data(tmp_path / "data")
+    assert run("check-masks", data) == 0
+    assert "Class indices as expected: 0-2, of 3 classes" in capsys.readouterr().out
+    assert run("check-masks", data, "--classes", "2") == 0
+    assert "Class indices as expected" not in capsys.readouterr().out

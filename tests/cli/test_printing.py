@@ -31,3 +31,8 @@ def test_lines_are_cut() -> None:
     record = logging.LogRecord("isanet", logging.INFO, "", 0, "a %s\nb", ("x" * 60_000,), None)
     assert [len(line) for line in LogFormatter().format(record).splitlines()] == [MAX_LINE + len("isanet: "), 1]
     assert len(error_text(ValueError("x" * 60_000))) == MAX_LINE
+
+
+def test_columns_of_a_table_stay_apart() -> None:
+    record = logging.makeLogRecord({"msg": "%s", "args": ("shares\nCLASS      PIXELS\nsky   5.00 %\x1b",)})
+    assert LogFormatter().format(record) == "isanet: shares\nCLASS      PIXELS\nsky   5.00 %\ufffd"

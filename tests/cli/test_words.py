@@ -71,7 +71,7 @@ def test_there_are_messages() -> None:
 def test_no_message_names_an_argument_that_is_an_option(command: str) -> None:
     for place, text in MESSAGES:
         shown = in_options(text, COMMANDS[command])
-        for name in ARGUMENT.findall(CALL.sub("", re.sub(r"--set \S+", "", shown))):
+        for name in ARGUMENT.findall(CALL.sub("", re.sub(r"--set \S+(?: \w+=\S+)*", "", shown))):
             option = COMMANDS[command]._option_string_actions.get(f"--{name.replace('_', '-')}")
             assert option is None or option.nargs == 0, (place, shown)
             assert command != "finetune" or name not in Recipe.__dataclass_fields__, (place, shown)
@@ -129,6 +129,7 @@ WORDS = {
     "force first": ("segment", "kept; --force (overwrite=True) replaces it", "kept; --force replaces it"),
     "both words": ("evaluate", "unlabeled='ignored' (--unlabeled ignored) does", "--unlabeled ignored does"),
     "a field of the recipe": ("finetune", "precision='bfloat16' or", "--set precision=bfloat16 or"),
+    "several fields": ("finetune", "  optimizer=adamw lr=0.003: fewer", "  --set optimizer=adamw lr=0.003: fewer"),
     "true": ("finetune", "use freeze_batch_norm=True", "use --set freeze_batch_norm=true"),
     "a size": ("finetune", "crop=(256, 256)", "--set crop=[256,256]"),
     "an option of the same name": ("segment", "use precision='float32'", "use --precision float32"),
