@@ -129,7 +129,7 @@ WORDS = {
     "force first": ("segment", "kept; --force (overwrite=True) replaces it", "kept; --force replaces it"),
     "both words": ("evaluate", "unlabeled='ignored' (--unlabeled ignored) does", "--unlabeled ignored does"),
     "a field of the recipe": ("finetune", "precision='bfloat16' or", "--set precision=bfloat16 or"),
-    "several fields": ("finetune", "  optimizer=adamw lr=0.003: fewer", "  --set optimizer=adamw lr=0.003: fewer"),
+    "several fields": ("finetune", "optimizer=adamw lr=0.003: fewer", "--set optimizer=adamw lr=0.003: fewer"),
     "true": ("finetune", "use freeze_batch_norm=True", "use --set freeze_batch_norm=true"),
     "a size": ("finetune", "crop=(256, 256)", "--set crop=[256,256]"),
     "an option of the same name": ("segment", "use precision='float32'", "use --precision float32"),
