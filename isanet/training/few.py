@@ -141,14 +141,15 @@ def findings(
             if truth[index] == 0:
                 continue
             taken = confusion[index] / truth[index]
-            other = int(torch.where(torch.arange(len(taken)) == index, -1, taken).argmax()) if len(taken) > 1 else index
+            right, taken[index] = taken[index].item(), 0
+            other = int(taken.argmax())
             if confusion[:, index].sum() == 0:
                 weights = "" if recipe.class_weights else "class_weights=balanced, "
                 result.append(
                     f"{name} is never predicted: {percent(shares[index].item())} of the pixels; try {weights}"
                     "more epochs, or more images of it"
                 )
-            elif taken[other] > max(0.25, taken[index].item() / 2):
+            elif taken[other] > max(0.25, right / 2):
                 result.append(
                     f"{name} is taken for {shortened(report.classes[other])} in {percent(taken[other].item(), 0)} of "
                     "its pixels: compare their masks, and add images that show both"

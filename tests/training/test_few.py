@@ -172,6 +172,10 @@ def test_a_class_that_is_taken_for_another_is_found() -> None:
     assert findings(square([[90, 0, 0], [0, 60, 0], [0, 20, 80]]), FLAT, Recipe(), {}) == ()
 
 
+def test_a_single_class_is_taken_for_no_other() -> None:
+    assert findings(square([[50]]), FLAT, Recipe(), {}) == ()
+
+
 def test_a_validation_that_still_rises_is_found() -> None:
     report = square([[90, 0], [0, 60]])
     rising = steps(*[0.3 + 0.03 * number for number in range(10)])
