@@ -37,7 +37,7 @@ from isanet.inference.predict import (
     prepare,
 )
 from isanet.inference.segmentation import Segmentation
-from isanet.inference.sources import are_several, name_of, read_source, sources
+from isanet.inference.sources import name_of, read_source, several, sources
 from isanet.labels import named_classes
 from isanet.model import ISANet, unwrapped
 from isanet.protocols import Protocol
@@ -262,8 +262,8 @@ class Segmenter:
             IsanetError: The network gave logits that are not finite, or there is not enough memory for an image.
         """
         source: Any = image
-        if are_several(source):
-            return list(self.stream(source, confidence=confidence))
+        if (images := several(source)) is not None:
+            return list(self.stream(images, confidence=confidence))
         (result,) = self._segment([self._read(source)], confidence)
         if isinstance(result, IsanetError):
             raise result

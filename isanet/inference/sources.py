@@ -41,11 +41,12 @@ def sources(images: Iterable[Source] | str | os.PathLike[str]) -> Iterable[Sourc
     return (source for image in images for source in _found(image))
 
 
-def are_several(images: object) -> bool:
-    """Whether it is a list, tuple or iterator, a folder, or a glob pattern that is no file: what gives a list."""
+def several(images: Any) -> Iterable[Source] | None:
+    """The images of a list, tuple or iterator, a folder, or a glob pattern that is no file; None of a single one."""
     if isinstance(images, list | tuple | Iterator):
-        return not is_open_file(images)
-    return isinstance(images, str | os.PathLike) and _found(images) != [images]
+        return None if is_open_file(images) else images
+    found = _found(images)
+    return None if found == [images] else found
 
 
 def _found(image: Any) -> Iterable[Source]:

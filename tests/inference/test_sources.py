@@ -158,3 +158,13 @@ def test_folders_patterns_lists_and_generators_mean_the_same_everywhere(
             segmenter(wrong)
     with Path("day/a.png").open("rb") as file:
         assert segmenter(file).path is None  # it is an iterator too, of lines
+
+
+def test_a_folder_is_looked_through_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Image.fromarray(halves()).save(tmp_path / "a.png")
+    (tmp_path / "b.mp4").write_bytes(b"")
+    segmenter = make()
+    for call in (segmenter, segmenter.stream):
+        caplog.clear()
+        assert len(list(call(str(tmp_path)))) == 1
+        assert len([line for line in caplog.messages if "not read" in line]) == 1
