@@ -14,6 +14,7 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
 from isanet._text import shortened
@@ -130,6 +131,24 @@ def write_output(path: Path, content: bytes | memoryview | str) -> None:
         content = content.encode("utf-8", "backslashreplace")
     with output_errors(path), atomic_write(path) as file:
         file.write(content)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder, which becomes the one that the user asked for once the body has ended without an error.
+
+    Raises:
+        OutputError: `path` exists and is not an empty folder, or it cannot be written; nothing is left of it then.
+    """
+    with output_errors(path):
+        if os.path.lexists(path) and (not path.is_dir() or any(path.iterdir())):
+            raise OutputError(f"{path} exists and was kept; give a folder that does not exist, or an empty one")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".isanet-", dir=path.parent) as temporary:
+            folder = Path(temporary) / "folder"
+            folder.mkdir()
+            yield folder
+            folder.replace(path)
 
 
 @contextmanager

@@ -139,6 +139,12 @@ _NAME_AND_COLOR = re.compile(r"(.*\S)[\s,]+(?:(#[0-9a-fA-F]{6})|(\d{1,3})[\s,]+(
 _LABELMAP = re.compile(r"[^:]+:\d+,\d+,\d+:.*:.*")
 
 
+def write_classes(path: Path, space: LabelSpace) -> None:
+    """Write names and colors of the classes, as `read_classes` reads them."""
+    colors = zip(space.classes, space.palette, strict=True)
+    path.write_text("".join(f"{name} #{bytes(color).hex()}\n" for name, color in colors), "utf-8")
+
+
 def read_classes(path: Path) -> tuple[list[str], list[Color | None]]:
     """Names and colors of the classes in a list, see `Folder`.
 

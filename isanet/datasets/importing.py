@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from isanet._files import given_path, output_errors
+from isanet._files import given_path, new_folder
 from isanet._text import aligned, clean, listed, percent, plural
 from isanet.datasets.base import SegmentationDataset
 from isanet.datasets.exported import Exported
+from isanet.datasets.folder import write_classes
 from isanet.datasets.listing import PathLike
 from isanet.datasets.opening import open_parts
 from isanet.errors import DatasetError, OutputError
@@ -171,21 +171,12 @@ def import_masks(
     dest = given_path(dest, OutputError).expanduser()
     parts = open_parts(source, hold_out=hold_out, seed=seed, **options)
     first = next(iter(parts.values()))
-    with output_errors(dest):
-        if os.path.lexists(dest) and (not dest.is_dir() or any(dest.iterdir())):
-            raise OutputError(f"{dest} exists and was kept; give a folder that does not exist, or an empty one")
-        dest.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".isanet-", dir=dest.parent) as temporary:
-            folder = Path(temporary) / "folder"
-            for name in ("images", "masks"):
-                (folder / name).mkdir(parents=True)
-            found = survey(parts, folder)
-            lines = [
-                f"{name} #{bytes(color).hex()}\n" for name, color in zip(first.classes, first.palette, strict=True)
-            ]
-            (folder / "classes.txt").write_text("".join(lines), "utf-8")
-            _sheet(first).save(folder / "overlays.png")
-            folder.replace(dest)
+    with new_folder(dest) as folder:
+        for name in ("images", "masks"):
+            (folder / name).mkdir()
+        found = survey(parts, folder)
+        write_classes(folder / "classes.txt", first.label_space)
+        _sheet(first).save(folder / "overlays.png")
     return found
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,9 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from isanet._files import output_errors
+from isanet._files import new_folder
 from isanet.datasets import ToyStreets
-from isanet.errors import OutputError
+from isanet.datasets.folder import write_classes
 from isanet.evaluation.metrics import ConfusionMatrix
 from isanet.inference.segmentation import Segmentation
 from isanet.inference.segmenter import Segmenter
@@ -85,21 +83,13 @@ def write_dataset(folder: Path, count: int = 20) -> None:
     scenes = ToyStreets(count=count, seed=20, size=(240, 320))
     space, index_of = merged(scenes.label_space, GROUPS)
     lookup = np.array(index_of, np.uint8)
-    with output_errors(folder):
-        if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
-            raise OutputError(f"{folder} exists and was kept; give a folder that does not exist, or an empty one")
-        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".isanet-", dir=folder.absolute().parent) as temporary:
-            made = Path(temporary) / "dataset"
-            for name in ("images", "masks"):
-                (made / name).mkdir(parents=True)
-            for number in range(count):
-                image, labels = scenes.read(number)
-                Image.fromarray(image).save(made / "images" / f"street_{number + 1:02}.png")
-                mask = Image.fromarray(lookup[labels])
-                mask.putpalette([value for color in space.palette for value in color])
-                mask.save(made / "masks" / f"street_{number + 1:02}.png")
-            colors = zip(space.classes, space.palette, strict=True)
-            lines = [f"{name} #{bytes(color).hex()}\n" for name, color in colors]
-            (made / "classes.txt").write_text("".join(lines), "utf-8")
-            made.replace(folder)
+    with new_folder(folder) as made:
+        for name in ("images", "masks"):
+            (made / name).mkdir()
+        for number in range(count):
+            image, labels = scenes.read(number)
+            Image.fromarray(image).save(made / "images" / f"street_{number + 1:02}.png")
+            mask = Image.fromarray(lookup[labels])
+            mask.putpalette([value for color in space.palette for value in color])
+            mask.save(made / "masks" / f"street_{number + 1:02}.png")
+        write_classes(made / "classes.txt", space)
