@@ -212,11 +212,12 @@ def plan_outputs(
         try:
             if not is_address(path) and not os.path.exists(path):  # noqa: PTH110  Path's raises for a name too long
                 raise ImageError("there is no such file")
-            owners = {claimed.get(os.path.realpath(output)) for output in outputs.values()}
+            real = {os.path.realpath(output): output for output in outputs.values()}
+            owners = {claimed.get(name) for name in real}
             if owners and all(owner != path and _is_same(owner, path) for owner in owners):
                 continue  # the same image by another path
-            for output in outputs.values():
-                if owner := claimed.get(os.path.realpath(output)):
+            for name, output in real.items():
+                if owner := claimed.get(name):
                     raise OutputError(
                         f"its output {output} is already taken by {shown(owner)}; use another --output, or give the "
                         "folder that holds both with --recursive"
@@ -226,7 +227,7 @@ def plan_outputs(
         except (ImageError, OutputError) as error:
             plan.failures[path] = str(error)
             continue
-        claimed.update((os.path.realpath(output), path) for output in outputs.values())
+        claimed.update(dict.fromkeys(real, path))
         plan.outputs[path] = outputs if overwrite else missing_outputs(outputs)
     done = [path for path, missing in plan.outputs.items() if not missing] if kinds else []
     if len(done) < len(plan.outputs) or not all(map(os.path.lexists, files)):

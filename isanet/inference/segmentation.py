@@ -228,7 +228,8 @@ class Segmentation:
             raise ValueError(f"legend must be True, False or 'fixed', got {legend!r}")
         if skip is None:
             skip = [name for name in self.classes if name.lower() in NOT_PAINTED]
-        skipped = {self._space().index(name) for name in ([skip] if isinstance(skip, str) else skip)}
+        space = self._space()
+        skipped = {space.index(name) for name in ([skip] if isinstance(skip, str) else skip)}
         if legend == "fixed":
             shown = [(index, "") for index in range(len(self.classes))]
         else:
