@@ -24,7 +24,11 @@ from isanet.weights.manifest import load_manifest
 from isanet.weights.torchfile import Opaque
 from tests.helpers import hostile, stand_in, tiny_zoo
 
-LISTINGS = sorted(path.name.removesuffix(".keys.json") for path in stand_in.DATA.glob("*.keys.json"))
+LISTINGS = sorted(
+    path.name.removesuffix(".keys.json")
+    for layout in convert.LAYOUTS
+    for path in stand_in.DATA.glob(f"{layout}_*.keys.json")
+)
 RELEASED = {
     f"sssegmentation_{name.removeprefix('isanet_')}": weights
     for name, weights in load_manifest().items()
@@ -44,8 +48,8 @@ def inverse(layout: str) -> dict[str, str]:
     return {ours: theirs for theirs, ours in convert.LAYOUTS[layout].items()}
 
 
-def test_there_are_ten_listings_and_six_of_them_are_the_zoos() -> None:
-    assert len(LISTINGS) == 10
+def test_there_are_listings_of_every_layout_and_six_of_them_are_the_zoos() -> None:
+    assert len(LISTINGS) == 13
     assert set(RELEASED) < set(LISTINGS)
     assert len(RELEASED) == 6
 
