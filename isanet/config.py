@@ -5,25 +5,44 @@ Standard library only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, Literal, NamedTuple, get_args
 
 from isanet.labels import LABEL_SPACES
+from isanet.protocols import PROTOCOLS
 
-BACKBONES: dict[str, tuple[int, int, int, int]] = {
-    "resnet14": (1, 1, 1, 1),
-    "resnet26": (2, 2, 2, 2),
-    "resnet50": (3, 4, 6, 3),
-    "resnet101": (3, 4, 23, 3),
+
+class Blocks(NamedTuple):
+    """The blocks of a ResNet.
+
+    Attributes:
+        expansion: Output channels of a block, in multiples of its inner width: 4 of bottlenecks, 1 of basic blocks.
+        counts: Blocks in each of the four stages.
+    """
+
+    expansion: int
+    counts: tuple[int, int, int, int]
+
+
+BACKBONES: dict[str, Blocks] = {
+    "resnet14": Blocks(4, (1, 1, 1, 1)),
+    "resnet18": Blocks(1, (2, 2, 2, 2)),
+    "resnet26": Blocks(4, (2, 2, 2, 2)),
+    "resnet50": Blocks(4, (3, 4, 6, 3)),
+    "resnet101": Blocks(4, (3, 4, 23, 3)),
 }
-"""Bottleneck blocks in each of the four stages; a depth counts three convolutions a block, and two more."""
+"""A depth counts three convolutions a bottleneck, two a basic block, and two more."""
 
-EXPANSION = 4
-"""Output channels of a bottleneck, in multiples of its inner width."""
+LogitsResize = Literal["half_pixel", "corners", "asymmetric"]
+"""How logits are resized to an image, bilinearly; see `isanet.model.resize_logits`."""
 
-PREPROCESSING = {"short_edge", "long_edge", "mean", "std"}
-"""What `isanet.images.preprocess.preprocess` must be told."""
+MAX_INPUT_PIXELS = 2**25
+"""Most pixels of a preprocessed image that a configuration may ask for: they need about a gigabyte."""
+
+MAX_EDGE = 2**14
+"""Longest edge in pixels to which a configuration may resize or pad images; the published models have 2049."""
 
 MAX_BLOCK = 128
 """Largest block, in positions along an axis: 1024 pixels. A map is padded to whole blocks, so it bounds memory too."""
@@ -48,14 +67,22 @@ class ISANetConfig:
     Args:
         num_classes: K, the number of classes; may be left out if `classes` is given.
         backbone: A key of `BACKBONES`.
-        width: Channels of the stem's output; 64 in all published models, fewer make a small network.
+        width: Inner width of the first stage; 64 in all published models, fewer make a small network.
+        stem_channels: Channels of the stem's three convolutions; half, half and all of `width` if left out. 64, 64 and
+            128 in openseg.pytorch.
+        maxpool_ceil: Whether the size after the stem's pooling is rounded up (openseg.pytorch).
+        full_dilation: Whether the first block of a dilated stage has all of its dilation (PaddleSeg), not half.
+        average_pool_shortcut: Whether the shortcut of a block of stride 2 averages 2x2 positions before a 1x1
+            convolution (PaddleSeg's ResNet-vd), which has the stride itself otherwise.
         head_channels: Channels of the attention and of the fused map.
         key_channels: Channels of keys and queries.
-        aux_channels: Hidden channels of the auxiliary head: 512 (sssegmentation) or 256 (mmsegmentation).
+        aux_channels: Hidden channels of the auxiliary head: 512 (sssegmentation), 256 (mmsegmentation) or 64 (BPKD).
+        leaky_slope: Slope below zero of the activations of both heads: 0 is ReLU, 0.01 openseg.pytorch's InPlaceABN.
         value_bias: Whether the value projection has a bias (mmsegmentation).
         fusion_kernel: Kernel size of the convolution over context and residual: 3 (sssegmentation) or 1.
         residual_first: Concatenate `[residual, context]` (openseg.pytorch), not `[context, residual]`.
-        align_corners: How logits are resized; True for mmsegmentation's 769x769 models and openseg.pytorch.
+        logits_resize: How logits are resized: "half_pixel"; "corners" aligned (mmsegmentation's 769x769 models,
+            openseg.pytorch, PaddleSeg's for VOC); or "asymmetric" (PaddleSeg's for Cityscapes).
         block_size: Positions of a block along each axis.
         attention_order: One or both of `ATTENTIONS`, in the order in which they are applied; each of them has weights
             only if it is named.
@@ -65,7 +92,9 @@ class ISANetConfig:
         classes: Names of the classes; "class 0", "class 1", ... if left out.
         palette: One (red, green, blue) of 0..255 for each class; a gray ramp if left out.
         label_space: Name of the known label space of exactly these classes, a key of `isanet.labels.LABEL_SPACES`.
-        preprocessing: Arguments of `isanet.images.preprocess.preprocess`: `short_edge`, `long_edge`, `mean`, `std`.
+        preprocessing: Arguments of `isanet.images.preprocess.preprocess`; see `check_preprocessing`.
+        protocol: The protocol that the model is meant for, by which its figure was measured: a key of
+            `isanet.protocols.PROTOCOLS`.
 
     Raises:
         ValueError: An argument is out of its range, or two contradict each other.
@@ -75,13 +104,18 @@ class ISANetConfig:
     num_classes: int = _DERIVED
     backbone: str = "resnet50"
     width: int = 64
+    stem_channels: Sequence[int] = _DERIVED
+    maxpool_ceil: bool = False
+    full_dilation: bool = False
+    average_pool_shortcut: bool = False
     head_channels: int = 512
     key_channels: int = 256
     aux_channels: int = 512
+    leaky_slope: float = 0.0
     value_bias: bool = False
     fusion_kernel: int = 3
     residual_first: bool = False
-    align_corners: bool = False
+    logits_resize: LogitsResize = "half_pixel"
     block_size: int = 8
     attention_order: Sequence[str] = ATTENTIONS
     dropout: float = 0.1
@@ -90,6 +124,7 @@ class ISANetConfig:
     palette: Sequence[Sequence[int]] = _DERIVED
     label_space: str | None = None
     preprocessing: Mapping[str, Any] | None = None
+    protocol: str = "whole"
 
     def __post_init__(self) -> None:
         self._check_classes()
@@ -107,8 +142,8 @@ class ISANetConfig:
         check_class_count(len(names or ()) if count is None else count)
         names = numbered_classes(count or 0) if names is None else list(names)
         count = len(names) if count is None else count
-        if not all(isinstance(name, str) for name in (*names, self.backbone, self.label_space or "")):
-            raise ValueError("classes, backbone and label_space must be texts")
+        if not all(isinstance(name, str) for name in (*names, self.backbone, self.protocol, self.label_space or "")):
+            raise ValueError("classes, backbone, protocol and label_space must be texts")
         if not 1 <= len(names) == count or len(set(names)) != count:
             what = "classes" if len(names) == count else f"num_classes={count} contradicts classes, which"
             raise ValueError(f"{what} must be {count} different names, got {len(names)}: {', '.join(names)}")
@@ -129,21 +164,33 @@ class ISANetConfig:
     def _check_architecture(self) -> None:
         if self.backbone not in BACKBONES:
             raise ValueError(f"unknown backbone {self.backbone!r}; known are {', '.join(BACKBONES)}")
-        channels = (self.width, self.head_channels, self.key_channels, self.aux_channels)
+        if self.stem_channels is None and type(self.width) is int:
+            object.__setattr__(self, "stem_channels", [self.width // 2, self.width // 2, self.width])
+        stem = self.stem_channels if isinstance(self.stem_channels, list | tuple) else []
+        channels = (self.width, *stem, self.head_channels, self.key_channels, self.aux_channels)
         sizes = (*channels, self.fusion_kernel, self.block_size)
-        if any(type(size) is not int for size in sizes):
-            raise ValueError(f"width, channel counts, fusion_kernel and block_size must be whole numbers, got {sizes}")
-        flags = (self.value_bias, self.residual_first, self.align_corners, self.gradient_checkpointing)
+        if len(stem) != 3 or any(type(size) is not int for size in sizes):
+            raise ValueError(
+                f"width, three stem_channels, channel counts, fusion_kernel and block_size must be whole numbers, got "
+                f"{sizes}"
+            )
+        flags = [self.value_bias, self.residual_first, self.gradient_checkpointing, self.maxpool_ceil]
+        flags += [self.full_dilation, self.average_pool_shortcut]
         if any(type(flag) is not bool for flag in flags) or not 0 <= self.dropout <= 1:
             raise ValueError(f"flags must be true or false and dropout from 0 to 1, got {flags} and {self.dropout!r}")
+        if not 0 <= self.leaky_slope < 1:
+            raise ValueError(f"leaky_slope must be from 0 (ReLU) to below 1, got {self.leaky_slope!r}")
+        if self.logits_resize not in get_args(LogitsResize):
+            raise ValueError(f"logits_resize must be {', '.join(get_args(LogitsResize))}, got {self.logits_resize!r}")
+        if self.protocol not in PROTOCOLS:
+            raise ValueError(f"protocol must be {', '.join(PROTOCOLS)}, got {self.protocol!r}")
         order = self.attention_order
         if not isinstance(order, list | tuple) or tuple(order) not in (ATTENTIONS, ATTENTIONS[::-1], *zip(ATTENTIONS)):
             raise ValueError(f"attention_order must be a list of {' and '.join(ATTENTIONS)}, or of one, got {order!r}")
         if self.fusion_kernel < 1 or self.fusion_kernel % 2 != 1:
             raise ValueError(f"fusion_kernel must be a positive odd number, got {self.fusion_kernel}")
-        if self.preprocessing is not None and set(self.preprocessing) != PREPROCESSING:
-            given = sorted(self.preprocessing)
-            raise ValueError(f"preprocessing must have exactly {sorted(PREPROCESSING)}, got {given}")
+        if self.preprocessing is not None and (wanted := check_preprocessing(self.preprocessing)):
+            raise ValueError(f"preprocessing must have {wanted}, got {self.preprocessing!r}")
         if self.width % 2 or min(*channels, self.block_size) < 1:
             raise ValueError("width must be even, and all channel counts and block_size positive")
         if (block := self.block_size) > MAX_BLOCK:
@@ -152,17 +199,71 @@ class ISANetConfig:
     def to_dict(self) -> dict[str, Any]:
         """The arguments, ready for JSON, in the order in which they are declared; the caller may change them.
 
-        `attention_order` is left out unless it was changed, so that earlier versions of isanet read the file too.
+        Those by which few published ISANets differ are left out where they have their default.
         """
         values = {field.name: getattr(self, field.name) for field in fields(self)} | {
+            "stem_channels": list(self.stem_channels),
             "attention_order": list(self.attention_order),
             "classes": list(self.classes),
             "palette": [list(color) for color in self.palette],
             "preprocessing": None if self.preprocessing is None else dict(self.preprocessing),
         }
-        if tuple(self.attention_order) == ATTENTIONS:
-            del values["attention_order"]
+        derived = {"stem_channels": [self.width // 2, self.width // 2, self.width], "attention_order": [*ATTENTIONS]}
+        for name in RARE:
+            if values[name] == derived.get(name, _DEFAULTS[name]):
+                del values[name]
         return values
+
+
+_DEFAULTS = {field.name: field.default for field in fields(ISANetConfig) if field.default is not MISSING}
+
+RARE = (
+    *("stem_channels", "maxpool_ceil", "full_dilation", "average_pool_shortcut", "leaky_slope", "logits_resize"),
+    *("attention_order", "protocol"),
+)
+"""Arguments that config.json has only where they differ from their default."""
+
+
+def check_preprocessing(value: object) -> str:
+    """What is wrong with the arguments of `isanet.images.preprocess.preprocess`, as what is expected; empty if nothing.
+
+    >>> check_preprocessing({"short_edge": 512, "long_edge": 2048, "mean": [0, 0, 0], "std": [1, 1, 1]})
+    ''
+    >>> check_preprocessing({"mean": [0, 0, 0], "std": [1, 1, 0]})
+    "'std' of three positive numbers"
+    """
+    if not isinstance(value, Mapping):
+        return "'mean' and 'std', in an object"
+    if unknown := sorted(map(str, set(value) - {"mean", "std", "channels", *_EDGES, *_PADDING})):
+        return f"no {unknown[0][:80]!r}; known are mean, std, channels, short_edge, long_edge, pad_to and pad_color"
+    if not _is_triple(value.get("mean"), -1e6, 1e6):
+        return "'mean' of three numbers"
+    if not _is_triple(value.get("std"), 0, 1e6) or min(value["std"]) <= 0:
+        return "'std' of three positive numbers"
+    if value.get("channels", "RGB") not in ("RGB", "BGR"):
+        return "'channels' that are 'RGB' or 'BGR'"
+    sizes: Any
+    for names, sizes in ((_EDGES, [value.get(name) for name in _EDGES]), (_PADDING, value.get("pad_to"))):
+        given = [name for name in names if name in value]
+        if not given:
+            continue
+        whole = isinstance(sizes, list | tuple) and len(sizes) == 2 and all(type(size) is int for size in sizes)
+        if len(given) == 1 or not whole or not 0 < min(sizes) <= max(sizes) <= MAX_EDGE:
+            return f"{names[0]!r} and {names[1]!r} together, of whole sizes from 1 to {MAX_EDGE:,} pixels"
+        if math.prod(sizes) > MAX_INPUT_PIXELS:
+            return f"sizes of at most {MAX_INPUT_PIXELS:,} pixels together"
+    if "pad_color" in value and not _is_triple(value["pad_color"], 0, 255):
+        return "'pad_color' of three numbers 0..255"
+    return ""
+
+
+_EDGES, _PADDING = ("short_edge", "long_edge"), ("pad_to", "pad_color")
+
+
+def _is_triple(value: object, low: float, high: float) -> bool:
+    """Whether it is three finite numbers in a range."""
+    whole = isinstance(value, list | tuple) and len(value) == 3
+    return whole and all(type(x) in (int, float) and low <= x <= high for x in value)  # type: ignore[attr-defined]
 
 
 def check_class_count(count: int) -> None:

@@ -25,88 +25,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  the field's name for it
 
+from isanet.attention import AttentionMaps, ConvBNReLU, GroupedAttention, block_padding
 from isanet.backbone import ResNet, checkpointed
-from isanet.config import ATTENTIONS, BACKBONES, EXPANSION, ISANetConfig
+from isanet.config import ATTENTIONS, BACKBONES, ISANetConfig, LogitsResize
 from isanet.labels import named_classes
-
-
-class ConvBNReLU(nn.Module):
-    """Convolution without bias, batch norm, ReLU; size-preserving."""
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
-        self.bn = nn.BatchNorm2d(out_channels)
-        self.relu = nn.ReLU(inplace=True)
-
-    def forward(self, x_NCHW: Tensor) -> Tensor:
-        """(N, in_channels, H, W) -> (N, out_channels, H, W)."""
-        return self.relu(self.bn(self.conv(x_NCHW)))  # type: ignore[no-any-return]
-
-
-class GroupedAttention(nn.Module):
-    """Self-attention inside groups of positions, long-range or short-range (paper, section 3.2).
-
-    Projections work position by position, and batch norm averages over all positions: both are applied to the map
-    before it is regrouped, so that only queries, keys and values are.
-    """
-
-    def __init__(self, config: ISANetConfig, grouping: str) -> None:
-        super().__init__()
-        channels, key_channels = config.head_channels, config.key_channels
-        self.block_size = config.block_size
-        # Where the dimensions of x_NCPRQS go: N, the two that make G, the two that make L, C.
-        self.order = (0, 3, 5, 2, 4, 1) if grouping == "long_range" else (0, 2, 4, 3, 5, 1)
-        self.query_project, self.key_project = (
-            nn.Sequential(ConvBNReLU(channels, key_channels, 1), ConvBNReLU(key_channels, key_channels, 1))
-            for _ in range(2)
-        )
-        self.value_project = nn.Conv2d(channels, channels, 1, bias=config.value_bias)
-        self.output_project = ConvBNReLU(channels, channels, 1)
-
-    def forward(self, x_NCHW: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W); H and W are multiples of the block size."""
-        query_NGLC = self.group(self.query_project(x_NCHW))
-        key_NGLC = self.group(self.key_project(x_NCHW))
-        value_NGLC = self.group(self.value_project(x_NCHW))
-        context_NGLC = F.scaled_dot_product_attention(query_NGLC, key_NGLC, value_NGLC)  # scale: key_channels ** -0.5
-        return self.output_project(self.ungroup(context_NGLC, x_NCHW))  # type: ignore[no-any-return]
-
-    def weights(self, x_NCHW: Tensor, index: int) -> Tensor:
-        """(N, C, H, W) -> (N, G, L): how much each group's position number `index` attends to those of its group."""
-        query_NGC = self.group(self.query_project(x_NCHW))[:, :, index]
-        key_NGLC = self.group(self.key_project(x_NCHW))
-        scores_NGL: Tensor = (key_NGLC @ query_NGC[..., None])[..., 0] * query_NGC.shape[-1] ** -0.5
-        return scores_NGL.softmax(dim=-1)
-
-    def group(self, x_NCHW: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, G, L, C)."""
-        N, C, H, W = x_NCHW.shape
-        R = S = self.block_size
-        if torch.compiler.is_exporting() and not torch.onnx.is_in_onnx_export():
-            # The same view. Of a reshape, torch.export cannot prove that it is one, and asks for a divisor of the size
-            x_NCPRQS = x_NCHW.unfold(2, R, R).unfold(3, S, S).transpose(3, 4)
-        else:
-            x_NCPRQS = x_NCHW.reshape(N, C, H // R, R, W // S, S)
-        x = x_NCPRQS.permute(self.order)  # N, G's two, L's two, C
-        return x.reshape(N, x.shape[1] * x.shape[2], x.shape[3] * x.shape[4], C)
-
-    def ungroup(self, x_NGLC: Tensor, like_NCHW: Tensor) -> Tensor:
-        """(N, G, L, C) -> (N, C, H, W), the shape of the map that was grouped."""
-        N, C, H, W = like_NCHW.shape
-        R = S = self.block_size
-        sizes_NCPRQS = (N, C, H // R, R, W // S, S)
-        x = x_NGLC.reshape([sizes_NCPRQS[dim] for dim in self.order])
-        x_NCPRQS = x.permute([self.order.index(dim) for dim in range(6)])
-        return x_NCPRQS.reshape(N, C, H, W)
 
 
 class Features(NamedTuple):
     """Feature maps of one forward pass of an ISANet; h = H/8 and w = W/8, rounded up.
 
     Attributes:
-        stages: The maps of the backbone's four stages, of strides 4, 8, 8, 8: (N, 4 * width, H/4, W/4), and
-            (N, 8 * width, h, w), (N, 16 * width, h, w), (N, 32 * width, h, w); width is 64 in all published models.
+        stages: The maps of the backbone's four stages, of strides 4, 8, 8, 8: (N, C, H/4, W/4), and (N, 2 * C, h, w),
+            (N, 4 * C, h, w), (N, 8 * C, h, w); C is 256 in all published models but ResNet-18, where it is 64.
         residual: (N, head_channels, h, w): the last stage reduced, which is the input of attention.
         context: (N, head_channels, h, w): what attention makes of it.
     """
@@ -114,37 +44,6 @@ class Features(NamedTuple):
     stages: tuple[Tensor, Tensor, Tensor, Tensor]
     residual: Tensor
     context: Tensor
-
-
-class AttentionMaps(NamedTuple):
-    """What one position attends to; see `ISANet.attention`.
-
-    Each map is (N, height, width) over the feature map padded to whole blocks, and sums to 1: zeros of the padding take
-    part in attention. `maps.product[:, *maps.inside]` is the part that lies inside the image.
-
-    Attributes:
-        long_range: In the long range: one position of each block, 0 elsewhere; None of a model without long range.
-        short_range: In the short range: the position's own block, 0 elsewhere; None of a model without short range.
-        product: In both, one after the other: the share of every position in the position's context. Attention matrices
-            multiplied, that is; the layers between them are left out.
-        inside: (rows, columns) of the feature map in the maps.
-        position: (row, column) of the position in the maps.
-        block_size: Of the model; blocks begin in the corner of the maps.
-    """
-
-    long_range: Tensor | None
-    short_range: Tensor | None
-    product: Tensor
-    inside: tuple[slice, slice]
-    position: tuple[int, int]
-    block_size: int
-
-
-def block_padding(size: int, block_size: int) -> tuple[int, int, int]:
-    """(before, after, blocks): zeros on each side that make `size` a whole number of blocks; the odd one goes after."""
-    blocks = (size + block_size - 1) // block_size
-    padding = blocks * block_size - size
-    return padding // 2, padding - padding // 2, blocks
 
 
 STRIDE = 8
@@ -176,6 +75,27 @@ def unwrapped(model: nn.Module) -> Any:
     return network
 
 
+def resize_logits(logits_NKHW: Tensor, size: tuple[int, int], how: LogitsResize) -> Tensor:
+    """(N, K, H, W) -> (N, K, *size), bilinear.
+
+    Position x along an axis of the result, of `size` positions, samples the H positions of the logits at
+
+    * "half_pixel": (x + 1/2) H / size - 1/2, as `torch.nn.functional.interpolate` does without `align_corners`,
+    * "corners": x (H - 1) / (size - 1), as with them,
+    * "asymmetric": x H / size (Paddle's `align_mode=1`); beyond the last position its value is taken again.
+    """
+    if how != "asymmetric":
+        return F.interpolate(logits_NKHW, size=size, mode="bilinear", align_corners=how == "corners")
+    for dim in (2, 3):
+        length, target = logits_NKHW.shape[dim], size[dim - 2]
+        positions = torch.arange(target, dtype=logits_NKHW.dtype, device=logits_NKHW.device) * (length / target)
+        before = positions.floor().long().clamp(max=length - 1)
+        share = (positions - before).view(-1, *[1] * (3 - dim))
+        first, second = (logits_NKHW.index_select(dim, index) for index in (before, (before + 1).clamp(max=length - 1)))
+        logits_NKHW = torch.lerp(first, second, share)
+    return logits_NKHW
+
+
 class ISANet(nn.Module):
     """Interlaced Sparse Self-Attention Network; keyword-only, every argument a plain value that survives JSON.
 
@@ -191,8 +111,8 @@ class ISANet(nn.Module):
 
     Attributes:
         config: All arguments, ready for JSON.
-        classes, palette, label_space, preprocessing, align_corners, residual_first, block_size, attention_order: As the
-            arguments.
+        classes, palette, label_space, preprocessing, protocol, logits_resize, residual_first, block_size,
+            attention_order: As the arguments.
         provenance: Where the weights came from, as far as it is known; `isanet.from_pretrained` fills it in.
 
     Raises:
@@ -211,21 +131,23 @@ class ISANet(nn.Module):
         self.palette = tuple((red, green, blue) for red, green, blue in config.palette)
         self.label_space = config.label_space
         self.preprocessing = self.config["preprocessing"]
-        self.align_corners = config.align_corners
+        self.protocol = config.protocol
+        self.logits_resize = config.logits_resize
         self.residual_first = config.residual_first
         self.block_size = config.block_size
         self.attention_order = tuple(config.attention_order)
 
-        channels, stage4_channels = config.head_channels, 8 * EXPANSION * config.width
-        self.backbone = ResNet(BACKBONES[config.backbone], config.width)
-        self.reduce = ConvBNReLU(stage4_channels, channels, 3)
+        channels, slope = config.head_channels, config.leaky_slope
+        stage3_channels = 4 * BACKBONES[config.backbone].expansion * config.width
+        self.backbone = ResNet(config)
+        self.reduce = ConvBNReLU(2 * stage3_channels, channels, 3, slope)
         for name in ATTENTIONS:  # not in their order, so that a seed gives the same weights in either
             if name in self.attention_order:
                 self.add_module(name, GroupedAttention(config, name))
-        self.fuse = ConvBNReLU(2 * channels, channels, config.fusion_kernel)
+        self.fuse = ConvBNReLU(2 * channels, channels, config.fusion_kernel, slope)
         self.dropout = nn.Dropout2d(config.dropout)
         self.classifier = nn.Conv2d(channels, config.num_classes, 1)
-        self.aux_reduce = ConvBNReLU(stage4_channels // 2, config.aux_channels, 3)
+        self.aux_reduce = ConvBNReLU(stage3_channels, config.aux_channels, 3, slope)
         self.aux_classifier = nn.Conv2d(config.aux_channels, config.num_classes, 1)
         self.gradient_checkpointing = config.gradient_checkpointing
         self._initialize()
@@ -239,6 +161,11 @@ class ISANet(nn.Module):
         for classifier in (self.classifier, self.aux_classifier):
             nn.init.normal_(classifier.weight, std=0.01)
             nn.init.zeros_(classifier.bias)  # type: ignore[arg-type]
+
+    @property
+    def align_corners(self) -> bool:
+        """Whether `logits_resize` is "corners"."""
+        return self.logits_resize == "corners"
 
     @property
     def gradient_checkpointing(self) -> bool:
@@ -397,12 +324,12 @@ class ISANet(nn.Module):
         return F.pad(x, (-left, -right, -top, -bottom))
 
     def resize(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
-        """(N, K, h, w) -> (N, K, *size), bilinear, corners aligned as the model was trained.
+        """(N, K, h, w) -> (N, K, *size), by `resize_logits` as the model was trained.
 
         >>> model.resize(model.coarse_logits(images), (480, 640)).shape
         torch.Size([2, 11, 480, 640])
         """
-        return F.interpolate(logits, size=size, mode="bilinear", align_corners=self.align_corners)
+        return resize_logits(logits, size, self.logits_resize)
 
     def extra_repr(self) -> str:
         """The first line of the network's `repr`: its classes.

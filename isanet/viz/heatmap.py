@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from isanet.images.reading import RGBImage
 
 if TYPE_CHECKING:
-    from isanet.model import AttentionMaps
+    from isanet.attention import AttentionMaps
 
 WIDTH = 512
 """The longer side of a panel's image, in pixels."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from isanet._text import clean, listed
-from isanet.config import BACKBONES, EXPANSION, ISANetConfig, check_class_count
+from isanet.config import BACKBONES, ISANetConfig, check_class_count
 from isanet.errors import CheckpointFormatError, CheckpointMismatchError
 from isanet.weights.torchfile import Opaque, unsafe
 
@@ -395,13 +395,15 @@ def infer_architecture(state: Mapping[str, Tensor]) -> dict[str, Any]:
         blocks = tuple(
             len({name.split(".")[2] for name in state if name.startswith(f"backbone.layer{i}.")}) for i in (1, 2, 3, 4)
         )
-        backbone = next((name for name, known in BACKBONES.items() if known == blocks), None)
+        kind = 4 if "backbone.layer1.0.conv3.weight" in state else 1, blocks
+        backbone = next((name for name, known in BACKBONES.items() if known == kind), None)
         if backbone is None:
-            raise CheckpointMismatchError(f"no known backbone has {blocks} blocks; known are {BACKBONES}")
+            what = "bottlenecks" if kind[0] == 4 else "basic blocks"
+            raise CheckpointMismatchError(f"no known backbone has {blocks} {what}; known are {', '.join(BACKBONES)}")
         check_class_count(num_classes := state["classifier.weight"].shape[0])
         channels = {
             "num_classes": num_classes,
-            "width": state["backbone.layer1.0.conv3.weight"].shape[0] // EXPANSION,
+            "width": state["backbone.layer1.0.conv1.weight"].shape[0],
             "head_channels": value[0],
             "key_channels": state[f"{ranges[0]}.key_project.0.conv.weight"].shape[0],
             "fusion_kernel": state["fuse.conv.weight"].shape[-1],

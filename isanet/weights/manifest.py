@@ -18,18 +18,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
+from isanet.config import check_preprocessing
 from isanet.errors import ManifestError
 from isanet.protocols import PROTOCOLS
 from isanet.weights.url import file_name
 
 SCHEMA = 1
 """Version of weights.json's schema that this code reads."""
-
-MAX_INPUT_PIXELS = 2**25
-"""Most pixels of a preprocessed image that a configuration may ask for: they need about a gigabyte."""
-
-MAX_EDGE = 2**14
-"""Longest edge in pixels to which a configuration may resize images; the published models use 2048."""
 
 PACKAGE = Path(__file__).parents[1]
 """The folder of the package; packaged models are under assets/."""
@@ -323,26 +318,16 @@ def _is_metrics(value: Any) -> bool:
     return all(isinstance(miou, float) and 0 <= miou <= 1 for miou in (value["miou"], *subsets.values()))
 
 
-def _is_triple(value: Any) -> bool:
-    is_list = isinstance(value, list) and len(value) == 3
-    return is_list and all(type(x) in (int, float) and abs(x) < 1e6 for x in value)
-
-
-def _is_preprocessing(value: Any) -> bool:
-    if not isinstance(value, dict) or set(value) != {"short_edge", "long_edge", "mean", "std"}:
-        return False
-    short, long, std = value["short_edge"], value["long_edge"], value["std"]
-    edges = _is_positive(short) and _is_positive(long) and max(short, long) <= MAX_EDGE
-    return edges and short * long <= MAX_INPUT_PIXELS and all(map(_is_triple, (value["mean"], std))) and min(std) > 0
-
-
 CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "architecture": (
         lambda v: isinstance(v, dict) and _is_positive(v.get("num_classes")) and _is_text(v.get("backbone")),
         "an object with at least 'backbone' and 'num_classes'",
     ),
     "label_space": (_is_text, "the name of a label space"),
-    "preprocessing": (_is_preprocessing, "'short_edge', 'long_edge', and 'mean' and 'std' of three numbers each"),
+    "preprocessing": (
+        lambda v: not check_preprocessing(v),
+        "arguments of isanet.images.preprocess.preprocess, as isanet.config.check_preprocessing takes them",
+    ),
     "layout": (_is_text, "the name of a layout"),
     "packaged": (lambda v: isinstance(v, bool), "true or false"),
     "backbone": (_is_text, "the name of a network"),

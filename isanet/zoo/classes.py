@@ -9,10 +9,9 @@ from typing import Any
 import torch
 
 from isanet._text import listed
-from isanet.config import ISANetConfig, are_numbered
+from isanet.config import ISANetConfig, are_numbered, check_preprocessing
 from isanet.labels import LABEL_SPACES, LabelSpace, generic_palette
 from isanet.model import ISANet
-from isanet.weights.manifest import CHECKS
 from isanet.zoo.networks import fill, meta_model
 
 HEADS = ("classifier", "aux_classifier")
@@ -82,9 +81,8 @@ def with_preprocessing(model: ISANet, preprocessing: Mapping[str, Any]) -> ISANe
     Raises:
         ValueError: These are no arguments of `isanet.images.preprocess.preprocess`.
     """
-    fits, wanted = CHECKS["preprocessing"]
-    if not isinstance(preprocessing, Mapping) or not fits(dict(preprocessing)):
-        raise ValueError(f"preprocessing must be {wanted}, got {preprocessing!r}")
+    if wanted := check_preprocessing(preprocessing):
+        raise ValueError(f"preprocessing must have {wanted}, got {preprocessing!r}")
     rebuilt = _rebuilt(model, {**model.config, "preprocessing": dict(preprocessing)}, {})
     return _without_note(rebuilt, "preprocessing")
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from isanet.backbone import ResNet
-from isanet.config import BACKBONES
+from isanet.config import ISANetConfig
 from isanet.labels import LABEL_SPACES
 from isanet.model import ISANet
 from isanet.weights import checkpoint
@@ -51,7 +51,7 @@ def meta_network(released: Released) -> nn.Module:
     """The network, on the meta device, of a released model or backbone."""
     if isinstance(released, Backbone):
         with torch.device("meta"):
-            return ResNet(BACKBONES[released.backbone])
+            return ResNet(ISANetConfig(num_classes=1, backbone=released.backbone))
     return meta_model(model_config(released))
 
 

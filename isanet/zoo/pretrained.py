@@ -19,7 +19,7 @@ from isanet.errors import CheckpointFormatError, IntegrityError
 from isanet.labels import generic_palette, label_space_for
 from isanet.model import ISANet
 from isanet.weights import cache, checkpoint, convert, hub
-from isanet.weights.manifest import CHECKS, Weights, load_backbones, load_manifest, unknown_model
+from isanet.weights.manifest import Weights, load_backbones, load_manifest, unknown_model
 from isanet.weights.torchfile import MAX_DESCRIPTION_BYTES, File
 from isanet.zoo import released
 from isanet.zoo.classes import (
@@ -276,7 +276,7 @@ def _inferred_config(state: Mapping[str, Tensor], raw: object) -> tuple[dict[str
     """
     config = convert.infer_architecture(state)
     if convert.notes_align_corners(raw):
-        config["align_corners"] = True
+        config["logits_resize"] = "corners"
     noted = convert.notes_classes(raw, config["num_classes"])
     space = label_space_for(config["num_classes"])
     if noted is not None and space is not None and list(space.classes) != noted[0]:
@@ -291,7 +291,7 @@ def _inferred_config(state: Mapping[str, Tensor], raw: object) -> tuple[dict[str
     if noted is not None:
         config |= {"classes": noted[0], "palette": noted[1] or config["palette"]}
     log.info(
-        "a bare file: assumed %s with %d classes (%s), align_corners=%s, images resized to a short edge of %d",
+        "a bare file: assumed %s with %d classes (%s), logits resized by %s, images resized to a short edge of %d",
         config["backbone"],
         config["num_classes"],
         space.name
@@ -299,7 +299,7 @@ def _inferred_config(state: Mapping[str, Tensor], raw: object) -> tuple[dict[str
         else "as it notes"
         if noted
         else "numbered; from_pretrained(..., classes=[...]) names them",
-        config.get("align_corners", False),
+        config.get("logits_resize", "half_pixel"),
         config["preprocessing"]["short_edge"],
     )
     sources = {"preprocessing": "assumed"}
@@ -316,10 +316,9 @@ def _configured(place: str, text: str | bytes) -> ISANet:
         config = json.loads(text)
         if not isinstance(config, dict):
             raise ValueError("expected an object")
+        if config.pop("align_corners", False) is True:  # its name in config.json before logits_resize
+            config["logits_resize"] = "corners"
         network = meta_model(config)
-        fits, wanted = CHECKS["preprocessing"]
-        if network.preprocessing is not None and not fits(network.preprocessing):
-            raise ValueError(f"preprocessing: expected {wanted}")
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # a RecursionError is a RuntimeError
         message = clean(str(error))[:500]  # it may quote the config
         raise CheckpointFormatError(f"{place} is not the configuration of an ISANet: {message}") from error

@@ -43,7 +43,7 @@ from torch.nn import functional as F  # noqa: N812  the field's name for it
 from torch.utils.flop_counter import FlopCounterMode
 
 import isanet
-from isanet.model import GroupedAttention
+from isanet.attention import GroupedAttention
 from isanet.viz import charts
 from tests.benchmarks.cost import cost
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from isanet.backbone import ResNet
-from isanet.config import BACKBONES
+from isanet.config import ISANetConfig
 from isanet.labels import LABEL_SPACES
 from isanet.model import ISANet
 from isanet.weights import convert, manifest
@@ -68,7 +68,7 @@ def manifest_of_one(path: Path, **changes: Any) -> Path:
 def backbone_state(backbone: str = "resnet14") -> dict[str, Tensor]:
     """Stand-in weights of a ResNet-V1c under mmcv's names, with ImageNet's classifier."""
     with torch.device("meta"):
-        ours = ResNet(BACKBONES[backbone]).state_dict()
+        ours = ResNet(ISANetConfig(num_classes=1, backbone=backbone)).state_dict()
     shapes = {name: tuple(value.shape) for name, value in ours.items()} | {
         "fc.weight": (1000, 2048),
         "fc.bias": (1000,),
@@ -87,7 +87,7 @@ def publish_backbone(
     file_name = f"{backbone}_v1c-{digits}.pth"
     files[f"/{file_name}"] = data
     with torch.device("meta"):
-        state = ResNet(BACKBONES[backbone]).state_dict()
+        state = ResNet(ISANetConfig(num_classes=1, backbone=backbone)).state_dict()
     document = json.loads(manifest_file.read_text())
     document["backbones"][f"{backbone}_v1c"] = {
         "backbone": backbone,

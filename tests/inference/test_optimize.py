@@ -65,8 +65,8 @@ def close(got: Tensor, expected: Tensor, bound: float) -> None:
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "sssegmentation": {},
-    "mmsegmentation": {"value_bias": True, "fusion_kernel": 1, "align_corners": True},
-    "openseg": {"residual_first": True, "fusion_kernel": 1, "align_corners": True},
+    "mmsegmentation": {"value_bias": True, "fusion_kernel": 1, "logits_resize": "corners"},
+    "openseg": {"residual_first": True, "fusion_kernel": 1, "logits_resize": "corners"},
     "small blocks": {"block_size": 3, "backbone": "resnet14"},
     "short range first": {"attention_order": ["short_range", "long_range"], "backbone": "resnet14"},
     "long range alone": {"attention_order": ["long_range"], "backbone": "resnet14"},

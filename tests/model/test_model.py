@@ -10,7 +10,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from isanet.model import ISANet, block_padding
+from isanet.attention import block_padding
+from isanet.model import ISANet
 from isanet.weights import convert
 from tests.helpers import stand_in
 
@@ -353,7 +354,7 @@ def test_config_survives_json() -> None:
         value_bias=True,
         fusion_kernel=1,
         residual_first=True,
-        align_corners=True,
+        logits_resize="corners",
     )
     again = ISANet(**json.loads(json.dumps(model.config)))
     assert again.config == model.config
@@ -375,7 +376,7 @@ def test_order_of_concatenation_is_a_swap_of_the_fusion_kernels_halves() -> None
 
 
 def test_align_corners_keeps_the_corners() -> None:
-    model = tiny(align_corners=True)
+    model = tiny(logits_resize="corners")
     image = torch.randn(1, 3, 64, 80)
     with torch.inference_mode():
         coarse, full = model.coarse_logits(image), model(image)

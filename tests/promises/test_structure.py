@@ -18,7 +18,7 @@ PACKAGE = ROOT / "isanet"
 FLOORS = (
     ("errors", "labels", "protocols", "config", "_version", "_files", "_text", "_processes"),
     ("images", "weights"),
-    ("backbone", "model"),
+    ("attention", "backbone", "model"),
     ("viz", "toystreets"),
     ("zoo", "datasets"),
     ("inference", "export"),

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from isanet import viz
-from isanet.model import AttentionMaps
+from isanet.attention import AttentionMaps
 from isanet.viz.heatmap import GRID, WIDTH
 from tests.model.test_model import ORDERS, tiny
 

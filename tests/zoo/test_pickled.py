@@ -29,7 +29,7 @@ ARGUMENTS: dict[str, Any] = {
     "classes": ["road", "person", "sky"],
     "palette": [[1, 2, 3], [4, 5, 6], [7, 8, 9]],
     "preprocessing": PREPROCESSING,
-    "align_corners": True,
+    "logits_resize": "corners",
     "residual_first": True,
     "block_size": 4,
 }

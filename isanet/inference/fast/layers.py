@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  the field's name for it
 
+from isanet.attention import ConvBNReLU, GroupedAttention
 from isanet.backbone import Bottleneck
-from isanet.model import ConvBNReLU, GroupedAttention
 
 PART_BYTES = 64 << 20
 """Bytes of attention's maps that are computed at a time."""
@@ -87,7 +87,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """`isanet.model.GroupedAttention` on a map with channels last."""
+    """`isanet.attention.GroupedAttention` on a map with channels last."""
 
     def __init__(self, attention: GroupedAttention) -> None:
         super().__init__()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  the field's name for it
 
+from isanet.attention import block_padding
 from isanet.backbone import Bottleneck
 from isanet.inference.fast.layers import (
     PART_BYTES,
@@ -26,7 +27,7 @@ from isanet.inference.fast.layers import (
     folded,
     pair,
 )
-from isanet.model import STRIDE, ISANet, block_padding, check_images
+from isanet.model import STRIDE, ISANet, check_images
 
 
 class FastISANet(nn.Module):
