@@ -42,10 +42,7 @@ class GroupedAttention(nn.Module):
         # Where the dimensions of x_NCPRQS go: N, the two that make G, the two that make L, C.
         self.order = (0, 3, 5, 2, 4, 1) if grouping == "long_range" else (0, 2, 4, 3, 5, 1)
         self.query_project, self.key_project = (
-            nn.Sequential(
-                ConvBNReLU(channels, keys, 1, slope), ConvBNReLU(keys, keys, 1, slope)
-            )
-            for _ in range(2)
+            nn.Sequential(ConvBNReLU(channels, keys, 1, slope), ConvBNReLU(keys, keys, 1, slope)) for _ in range(2)
         )
         self.value_project = nn.Conv2d(channels, channels, 1, bias=config.value_bias)
         self.output_project = ConvBNReLU(channels, channels, 1, slope)

@@ -19,14 +19,14 @@ from isanet.config import BACKBONES, ISANetConfig
 
 
 class Block(nn.Module):
-    """What is common to both kinds of block: the shortcut, and the ReLU after it.
+    """The shortcut of both kinds of block, and their ReLU.
 
     Where the shape changes, the shortcut is a 1x1 convolution, which has the stride; or with `average_pool` a pooling
     has the stride, and the convolution after it none. In ceil mode: at the edges it averages over what exists.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, stride: int, average_pool: bool) -> None:
-        super().__init__()
+    def add_shortcut(self, in_channels: int, out_channels: int, *, stride: int, average_pool: bool) -> None:
+        """Called last, so that the parameters are in torchvision's order."""
         self.relu = nn.ReLU(inplace=True)
         self.pool: nn.Module | None = None
         self.downsample: nn.Module | None = None
@@ -46,13 +46,14 @@ class Bottleneck(Block):
     """1x1, 3x3, 1x1 with a shortcut; the 3x3 carries both stride and dilation."""
 
     def __init__(self, in_channels: int, width: int, *, stride: int, dilation: int, average_pool: bool = False) -> None:
-        super().__init__(in_channels, 4 * width, stride=stride, average_pool=average_pool)
+        super().__init__()
         self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, stride, padding=dilation, dilation=dilation, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(4 * width)
+        self.add_shortcut(in_channels, 4 * width, stride=stride, average_pool=average_pool)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, 4 * width, H / stride, W / stride)."""
@@ -65,11 +66,12 @@ class BasicBlock(Block):
     """3x3, 3x3 with a shortcut; the first carries both stride and dilation, the second neither."""
 
     def __init__(self, in_channels: int, width: int, *, stride: int, dilation: int, average_pool: bool = False) -> None:
-        super().__init__(in_channels, width, stride=stride, average_pool=average_pool)
+        super().__init__()
         self.conv1 = nn.Conv2d(in_channels, width, 3, stride, padding=dilation, dilation=dilation, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
+        self.add_shortcut(in_channels, width, stride=stride, average_pool=average_pool)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, width, H / stride, W / stride)."""

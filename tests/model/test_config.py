@@ -38,7 +38,8 @@ def test_config_is_its_own_json() -> None:
 def test_another_order_of_attention_is_written_and_the_published_one_is_not(order: list[str]) -> None:
     values = ISANetConfig(num_classes=2, attention_order=tuple(order)).to_dict()
     assert values["attention_order"] == order
-    assert list(values) == [field.name for field in dataclasses.fields(ISANetConfig)]
+    names = [field.name for field in dataclasses.fields(ISANetConfig)]
+    assert list(values) == [name for name in names if name not in RARE or name == "attention_order"]
     assert ISANetConfig(**json.loads(json.dumps(values))).to_dict() == values
     assert "attention_order" not in ISANetConfig(num_classes=2, attention_order=["long_range", "short_range"]).to_dict()
 

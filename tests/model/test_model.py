@@ -396,7 +396,7 @@ def test_align_corners_keeps_the_corners() -> None:
         ({"classes": "road"}, "list of names"),
         ({"num_classes": 2, "palette": [(0, 0, 0)]}, "palette"),
         ({"num_classes": 1, "palette": [(0, 0, 256)]}, "palette"),
-        ({"num_classes": 2, "backbone": "resnet18"}, "resnet50, resnet101"),
+        ({"num_classes": 2, "backbone": "resnet152"}, "resnet50, resnet101"),
         ({"num_classes": 2, "fusion_kernel": 2}, "odd"),
         ({"num_classes": 2, "width": 7}, "even"),
         ({"num_classes": 2, "fusion_kernel": -1}, "odd"),

@@ -494,13 +494,13 @@ OURS = convert.convert(STATE, "sssegmentation")
         ({"fuse.conv.weight": torch.tensor(1.0)}, "no usable tensor"),
         ({"long_range.value_project.weight": torch.tensor(1.0)}, "no usable tensor"),
         ({"aux_classifier.weight": torch.ones(1)}, "no usable tensor"),
-        ({"backbone.layer3.1.conv1.weight": torch.ones(1)}, r"no known backbone has \(1, 1, 2, 1\) blocks"),
+        ({"backbone.layer3.1.conv1.weight": torch.ones(1)}, r"no known backbone has \(1, 1, 2, 1\) bottlenecks"),
         # shapes that only a tensor without elements can have, and that would be made in earnest
         ({"classifier.weight": torch.empty(1 << 40, 0, 1, 1)}, "from 1 to 4096, got 1099511627776"),
         ({"classifier.weight": torch.empty(0, 16, 1, 1)}, "sizes: num_classes = 0"),
         ({"aux_classifier.weight": torch.empty(0, 1 << 50)}, "sizes: aux_channels"),
         ({"fuse.conv.weight": torch.empty(0, 1 << 50)}, "sizes: fusion_kernel"),
-        ({"backbone.layer1.0.conv3.weight": torch.ones(3)}, "sizes: width = 0"),
+        ({"backbone.layer1.0.conv1.weight": torch.empty(0)}, "sizes: width = 0"),
         (
             {"long_range.value_project.weight": torch.empty(0), "long_range.key_project.0.conv.weight": torch.empty(0)},
             "sizes: head_channels = 0, key_channels = 0",

@@ -107,7 +107,7 @@ def test_names_and_preprocessing_that_were_assumed_are_warned_of(
         isanet.Segmenter(named, device="cpu", classes=NINETEEN, weights="ema")
     with pytest.raises(TypeError, match="presicion"):
         isanet.Segmenter(path, device="cpu", presicion="float32")
-    with pytest.raises(ValueError, match="preprocessing must be"):
+    with pytest.raises(ValueError, match="preprocessing must have"):
         isanet.from_pretrained(path, preprocessing={"short_edge": 1})
 
 

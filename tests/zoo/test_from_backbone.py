@@ -112,7 +112,7 @@ def test_it_says_where_the_backbone_came_from(good: str, tiny: FileServer, tmp_p
         ({"label_space": "voc21"}, ValueError, "3 different names"),
         ({"num_classes": None, "label_space": "voc21", "classes": ["a"]}, ValueError, "leave out"),
         ({"palette": [(0, 0, 0)]}, ValueError, "3 colors"),
-        ({"preprocessing": {"mean": 0}}, ValueError, "preprocessing must have exactly"),
+        ({"preprocessing": {"mean": 0}}, ValueError, "preprocessing must have"),
         ({"heads": 2}, TypeError, "heads"),
     ],
 )

@@ -137,7 +137,7 @@ ITSELF.append(ITSELF)
         ({"classes": ["a\x1b[2J", "a\x1b[2J", "c"]}, r"3 different names, got 3: a\S*2J, "),
         ({"num_classes": 1 << 40}, "from 1 to 4096"),
         ({"palette": [[1, 2, "x"]] * 3}, "invalid literal"),
-        ({"preprocessing": {**PREPROCESSING, "std": [0, 0, 0]}}, "preprocessing: expected"),
+        ({"preprocessing": {**PREPROCESSING, "std": [0, 0, 0]}}, "preprocessing must have"),
         ({"width": 1 << 40}, "is not the configuration"),
         ({"classes": ["a", "b"], "num_classes": 2, "palette": None}, "classifier.weight has shape"),
     ],
