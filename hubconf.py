@@ -13,12 +13,4 @@ dependencies = [
     "tqdm",
 ]
 
-from isanet.zoo.builders import (
-    isanet_nano_toystreets,
-    isanet_r50_ade20k,
-    isanet_r50_cityscapes,
-    isanet_r50_voc,
-    isanet_r101_ade20k,
-    isanet_r101_cityscapes,
-    isanet_r101_voc,
-)
+from isanet.zoo.builders import *  # noqa: F403  one for each model of the zoo

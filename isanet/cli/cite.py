@@ -8,7 +8,7 @@ import unicodedata
 from isanet._text import latex_text
 from isanet._version import __version__
 from isanet.cli.options import AddCommand
-from isanet.weights.manifest import ReleasedFile, load_backbones, load_released, model_info
+from isanet.weights.manifest import Backbone, Released, load_backbones, load_released, model_info
 
 PAPER = """@misc{huang2019interlaced,
   title = {Interlaced Sparse Self-Attention for Semantic Segmentation},
@@ -34,6 +34,35 @@ TOOLBOXES = {
   archivePrefix = {arXiv}
 }
 """,
+    "mmsegmentation": """@misc{mmseg2020,
+  title = {{MMSegmentation: OpenMMLab} Semantic Segmentation Toolbox and Benchmark},
+  author = {{MMSegmentation Contributors}},
+  year = {2020},
+  howpublished = {\\url{https://github.com/open-mmlab/mmsegmentation}}
+}
+""",
+    "paddleseg": """@misc{liu2021paddleseg,
+  title = {{PaddleSeg}: A High-Efficient Development Toolkit for Image Segmentation},
+  author = {Liu, Yi and Chu, Lutao and Chen, Guowei and Wu, Zewu and Chen, Zeyu and Lai, Baohua and Hao, Yuying},
+  year = {2021},
+  eprint = {2101.06175},
+  archivePrefix = {arXiv}
+}
+""",
+    "openseg": """@misc{openseg,
+  title = {openseg.pytorch},
+  author = {{openseg-group}},
+  howpublished = {\\url{https://github.com/openseg-group/openseg.pytorch}}
+}
+""",
+    "bpkd": """@misc{liu2023bpkd,
+  title = {{BPKD}: Boundary Privileged Knowledge Distillation For Semantic Segmentation},
+  author = {Liu, Liyang and Wang, Zihan and Phan, Minh Hieu and Zhang, Bowen and Ge, Jinchao and Liu, Yifan},
+  year = {2023},
+  eprint = {2306.08075},
+  archivePrefix = {arXiv}
+}
+""",
     "mmcv_v1c": """@misc{mmcv2018,
   title = {{MMCV: OpenMMLab} Computer Vision Foundation},
   author = {{MMCV Contributors}},
@@ -42,7 +71,7 @@ TOOLBOXES = {
 }
 """,
 }
-"""Where weights come from, by their layout; titles as their authors spell them."""
+"""Where weights come from, by family, and backbones by layout; titles as their authors spell them."""
 
 
 def add_commands(add_command: AddCommand) -> None:
@@ -53,24 +82,26 @@ def add_commands(add_command: AddCommand) -> None:
 
 
 def _cite(options: argparse.Namespace) -> int:
-    released: list[ReleasedFile] = list(load_released().values())
+    released: list[Released] = list(load_released().values())
     if options.name is not None:
         released = [load_backbones().get(options.name) or model_info(options.name)]
-    toolboxes = [TOOLBOXES[weights.layout] for weights in released if weights.layout in TOOLBOXES]
-    files = [_weights(weights) for weights in released if weights.urls]
+    sources = [weights.layout if isinstance(weights, Backbone) else weights.family for weights in released]
+    toolboxes = [TOOLBOXES[source] for source in sources if source in TOOLBOXES]
+    files = [_weights(weights) for weights in released if not weights.packaged]
     print("\n".join(dict.fromkeys([PAPER, *toolboxes, *files, SOFTWARE])), end="")
     return 0
 
 
-def _weights(weights: ReleasedFile) -> str:
+def _weights(weights: Released) -> str:
     """The entry of a released file; its addresses have no braces."""
+    url = (*weights.urls, *(page["url"] for page in weights.pages))[0]
     facts = {
         "title": f"Weights {{{_ascii(weights.name)}}}",
-        "howpublished": f"\\url{{{weights.urls[0]}}}",
+        "howpublished": f"\\url{{{url}}}",
         "note": f"License: {_ascii(weights.license)}",
     }
     fields = ",\n".join(f"  {key} = {{{value}}}" for key, value in facts.items())
-    return f"@misc{{{weights.name},\n{fields}\n}}\n"
+    return f"@misc{{{weights.name.replace('.', '_')},\n{fields}\n}}\n"
 
 
 def _ascii(text: str) -> str:

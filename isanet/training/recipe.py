@@ -119,7 +119,8 @@ class Recipe:
         """
         values: dict[str, Any] = dict(model_info(name).recipe)
         ignore_index = values.get("ignore_index", IGNORED)
-        if values.get("schedule") != "poly" or ignore_index != IGNORED or "optimizer" not in values:
+        missing = {"optimizer", "epochs"} - values.keys()  # others count iterations
+        if values.get("schedule") != "poly" or ignore_index != IGNORED or missing:
             raise ValueError(f"isanet cannot follow the recipe of {name}: {values}")
         values["optimizer"] = values["optimizer"].lower()
         if "sync_batch_norm" in values:

@@ -23,7 +23,7 @@ from isanet.errors import ManifestError
 from isanet.protocols import PROTOCOLS
 from isanet.weights.url import file_name
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of weights.json's schema that this code reads."""
 
 PACKAGE = Path(__file__).parents[1]
@@ -39,6 +39,8 @@ class ReleasedFile:
         layout: Layout of the tensors' names in the file: a key of `isanet.weights.convert.LAYOUTS` or
             `BACKBONE_LAYOUTS`; "isanet" for our own.
         urls: Its addresses, in the order in which they are tried.
+        sha256_prefix: First 8 hexadecimal digits of its sha256, or None if they have not been published. They reveal
+            damage; 32 bits are too few against forgery.
         sha256: Its hash, or None if none has been published.
         size: Its size in bytes, or None.
         tensors: Number of tensors that are kept of it, batch norm's counters included.
@@ -50,6 +52,7 @@ class ReleasedFile:
     name: str
     layout: str
     urls: tuple[str, ...]
+    sha256_prefix: str | None
     sha256: str | None
     size: int | None
     tensors: int
@@ -58,13 +61,13 @@ class ReleasedFile:
 
     @property
     def file_names(self) -> tuple[str, ...]:
-        """Names under which the file is published."""
+        """Names by which the file is known in the cache folder and on a mirror; kept under the first."""
         return tuple(dict.fromkeys(map(file_name, self.urls)))
 
     @property
     def known_digits(self) -> str:
         """The published leading hexadecimal digits of the file's sha256: all 64, 8 or none."""
-        return self.sha256 or ""
+        return self.sha256 or self.sha256_prefix or ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,28 +79,46 @@ class Weights(ReleasedFile):
     ('cityscapes19', 0.8058)
 
     Attributes:
-        architecture: Arguments of `isanet.ISANet` that shape the network.
+        family: Who published it: "sssegmentation", "mmsegmentation", "paddleseg", "openseg" or "bpkd"; "isanet" for our
+            own.
+        architecture: Arguments of `isanet.ISANet` that shape the network; those that are left out have their default.
         label_space: Its classes: a key of `isanet.labels.LABEL_SPACES`.
         preprocessing: Arguments of `isanet.images.preprocess.preprocess`.
         packaged: Whether its file is in the package: `assets/<name>.safetensors`, in our own layout. Then there are no
             `urls`, `sha256` and `size` are known, and floating-point tensors may be float16.
-        log_urls: Addresses of the training log.
+        file_name: The name by which the file is known here, where the names in its addresses are those of other files
+            too, or where it has no addresses; None elsewhere.
+        pages: Addresses that only a person can open, each with a `note` on what is there; the first page is that of
+            the file where there are no `urls`.
+        log_urls: Addresses of the training log; some only open in a browser.
         parameters: Number of parameters, auxiliary head included.
         metrics: `dataset`, `split`, `miou` (0..1) and the `protocol` by which it was measured, a key of
-            `isanet.protocols.PROTOCOLS`; perhaps `subsets`, the mIoU of parts of the split by name.
+            `isanet.protocols.PROTOCOLS`; perhaps `macc`, the mean accuracy; `others`, published mIoUs by the names of
+            their protocols; and `subsets`, the mIoU of parts of the split by name.
         recipe: How it was trained.
+        commercial: Whether the license of the weights themselves allows commercial use; that of the data may not.
+        notes: What else is to be known of it; may be empty.
         paper: Address of the paper.
     """
 
+    family: str
     architecture: Mapping[str, Any]
     label_space: str
     preprocessing: Mapping[str, Any]
     packaged: bool
+    file_name: str | None
+    pages: tuple[Mapping[str, str], ...]
     log_urls: tuple[str, ...]
     parameters: int
     metrics: Mapping[str, Any]
     recipe: Mapping[str, Any]
+    commercial: bool
+    notes: str
     paper: str
+
+    @property
+    def file_names(self) -> tuple[str, ...]:  # noqa: D102  inherited
+        return (self.file_name,) if self.file_name else super().file_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,17 +127,11 @@ class Backbone(ReleasedFile):
 
     Attributes:
         backbone: The network: a key of `isanet.config.BACKBONES`, of width 64.
-        sha256_prefix: First 8 hexadecimal digits of the file's sha256, with which its name ends. They reveal damage; 32
-            bits are too few against forgery.
     """
 
     backbone: str
-    sha256_prefix: str
     packaged: ClassVar[bool] = False
-
-    @property
-    def known_digits(self) -> str:  # noqa: D102  inherited
-        return self.sha256 or self.sha256_prefix
+    pages: ClassVar[tuple[Mapping[str, str], ...]] = ()
 
 
 Released = Weights | Backbone
@@ -216,9 +231,8 @@ def model_info(name: str) -> Weights:
 
 def unknown_model(name: str) -> str:
     """The message for a name that is not in the zoo."""
-    names = list(load_manifest())
-    near = get_close_matches(name, names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names)}"
+    near = get_close_matches(name, load_manifest(), n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else "`isanet list` shows all"
     return f"no model {name!r} in the zoo; {hint}"
 
 
@@ -236,7 +250,7 @@ def _parse(document: Any) -> tuple[dict[str, Weights], dict[str, Backbone]]:
         raise ManifestError("expected an object with the keys 'schema', 'weights' and 'backbones'")
     schema = document["schema"]  # first of all, because a newer one may have other keys
     if type(schema) is not int or schema != SCHEMA:
-        raise ManifestError(f"schema: expected {SCHEMA}, got {schema!r}; a newer isanet may read it")
+        raise ManifestError(f"schema: expected {SCHEMA}, got {schema!r}; another version of isanet may read it")
     if set(document) != {"schema", "weights", "backbones"}:
         raise ManifestError(f"expected exactly the keys 'schema', 'weights' and 'backbones', got {sorted(document)}")
     if wrong := [key for key in ("weights", "backbones") if not isinstance(document[key], dict)]:
@@ -245,24 +259,36 @@ def _parse(document: Any) -> tuple[dict[str, Weights], dict[str, Backbone]]:
     backbones = {name: Backbone(**_entry(name, entry, Backbone)) for name, entry in document["backbones"].items()}
     if both := sorted(set(weights) & set(backbones)):  # they share the cache
         raise ManifestError(f"{both[0]!r} is the name of a model and of a backbone")
+    _check_files(weights, backbones)
+    return weights, backbones
+
+
+def _check_files(weights: Mapping[str, Weights], backbones: Mapping[str, Backbone]) -> None:
+    """Check what several fields say together of the released files."""
     for model in weights.values():
         if model.packaged and (model.urls or None in (model.sha256, model.size) or model.layout != "isanet"):
             raise ManifestError(f"{model.name}.packaged: expected no urls, a sha256, a size and the layout 'isanet'")
-        if not (model.packaged or model.urls):
-            raise ManifestError(f"{model.name}.urls: expected at least one, because the model is not packaged")
+        if not (model.packaged or model.urls or (model.pages and model.file_name)):
+            raise ManifestError(f"{model.name}.urls: expected one, or a page and a file_name; it is not packaged")
     for name, backbone in backbones.items():
         digits = backbone.sha256_prefix
+        if digits is None:
+            raise ManifestError(f"{name}.sha256_prefix: expected 8 lower-case hexadecimal digits")
         if not backbone.urls or not all(file.endswith(f"-{digits}.pth") for file in backbone.file_names):
             raise ManifestError(f"{name}.urls: expected at least one, of files whose names end in -{digits}.pth")
-        if not backbone.known_digits.startswith(digits):
-            raise ManifestError(f"{name}.sha256: expected one that starts with {digits}")
-    return weights, backbones
+    owners: dict[str, str] = {}
+    for released in (*weights.values(), *backbones.values()):
+        if not released.known_digits.startswith(released.sha256_prefix or ""):
+            raise ManifestError(f"{released.name}.sha256: expected one that starts with {released.sha256_prefix}")
+        for file in released.file_names:  # all lie in one folder
+            if (owner := owners.setdefault(file, released.name)) != released.name:
+                raise ManifestError(f"{released.name}.file_name: expected one that is not {owner}'s too: {file!r}")
 
 
 def _entry(name: str, entry: Any, kind: type[ReleasedFile]) -> dict[str, Any]:
     """The checked values of an entry."""
-    if not re.fullmatch(r"[a-z0-9][a-z0-9_]{0,99}", name):
-        raise ManifestError(f"a name has lower-case letters, digits and '_' only, got {name!r}")
+    if len(name) > 100 or not re.fullmatch(r"[a-z0-9][a-z0-9_]*(\.[a-z][a-z0-9_]*)?", name):
+        raise ManifestError(f"a name has lower-case letters, digits and '_', and one '.' at most, got {name!r}")
     expected = {field.name for field in fields(kind)} - {"name"}
     if not isinstance(entry, dict):
         raise ManifestError(f"{name}: expected an object, got {entry!r}")
@@ -296,13 +322,28 @@ def _matches(value: Any, pattern: str) -> bool:
     return isinstance(value, str) and re.fullmatch(pattern, value) is not None
 
 
+_HOST = r"[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]{1,5})?"
+
+
 def _is_url(value: Any) -> bool:
-    host = r"[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]{1,5})?"
-    return _matches(value, rf"https://{host}/([A-Za-z0-9._~%+-]+/)*[A-Za-z0-9_][A-Za-z0-9._-]*")
+    return _matches(value, rf"https://{_HOST}/([A-Za-z0-9._~%+-]+/)*[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
-def _are_urls(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_url, value))
+def _is_page_url(value: Any) -> bool:
+    return _matches(value, rf"https://{_HOST}/[A-Za-z0-9._~%+/-]*(\?[A-Za-z0-9._~%+/=&-]*)?")
+
+
+def _are(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(check, value))
+
+
+def _is_page(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and set(value) == {"url", "note"}
+        and _is_page_url(value["url"])
+        and _is_text(value["note"])
+    )
 
 
 def _is_positive(value: Any) -> bool:
@@ -310,12 +351,16 @@ def _is_positive(value: Any) -> bool:
 
 
 def _is_metrics(value: Any) -> bool:
-    if not isinstance(value, dict) or set(value) - {"subsets"} != {"dataset", "split", "miou", "protocol"}:
+    required, optional = {"dataset", "split", "miou", "protocol"}, {"macc", "others", "subsets"}
+    if not isinstance(value, dict) or not required <= set(value) <= required | optional:
         return False
-    texts, subsets = (value["dataset"], value["split"], value["protocol"]), value.get("subsets", {})
-    if not all(map(_is_text, texts)) or texts[2] not in PROTOCOLS or not isinstance(subsets, dict):
+    groups = [value.get("others", {}), value.get("subsets", {})]
+    if not all(isinstance(group, dict) for group in groups):
         return False
-    return all(isinstance(miou, float) and 0 <= miou <= 1 for miou in (value["miou"], *subsets.values()))
+    texts, shares = (value["dataset"], value["split"]), [value["miou"], value.get("macc", 0.0)]
+    shares += [share for group in groups for share in group.values()]
+    named = all(isinstance(name, str) and name in PROTOCOLS for name in (value["protocol"], *groups[0]))
+    return named and all(map(_is_text, texts)) and all(isinstance(x, float) and 0 <= x <= 1 for x in shares)
 
 
 CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -328,12 +373,21 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: not check_preprocessing(v),
         "arguments of isanet.images.preprocess.preprocess, as isanet.config.check_preprocessing takes them",
     ),
+    "family": (lambda v: _matches(v, "[a-z0-9]+"), "a word in lower-case letters"),
     "layout": (_is_text, "the name of a layout"),
     "packaged": (lambda v: isinstance(v, bool), "true or false"),
     "backbone": (_is_text, "the name of a network"),
-    "urls": (_are_urls, "a list of https addresses, without user, query, fragment or odd file names"),
-    "log_urls": (_are_urls, "a list of https addresses"),
-    "sha256_prefix": (lambda v: _matches(v, "[0-9a-f]{8}"), "8 lower-case hexadecimal digits"),
+    "urls": (_are(_is_url), "a list of https addresses, without user, query, fragment or odd file names"),
+    "file_name": (
+        lambda v: v is None or _matches(v, r"[A-Za-z0-9_][A-Za-z0-9._-]*\.(pth|pdparams)"),
+        "a name that ends in .pth or .pdparams, or null",
+    ),
+    "pages": (_are(_is_page), "a list of objects with 'url', an https address, and 'note', a text"),
+    "log_urls": (_are(_is_page_url), "a list of https addresses"),
+    "sha256_prefix": (
+        lambda v: v is None or _matches(v, "[0-9a-f]{8}"),
+        "8 lower-case hexadecimal digits, or null",
+    ),
     "sha256": (lambda v: v is None or _matches(v, "[0-9a-f]{64}"), "64 lower-case hexadecimal digits, or null"),
     "size": (lambda v: v is None or _is_positive(v), "a number of bytes, or null"),
     "tensors": (_is_positive, "a positive whole number"),
@@ -341,10 +395,13 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "parameters": (_is_positive, "a positive whole number"),
     "metrics": (
         _is_metrics,
-        "texts 'dataset' and 'split', the name of a 'protocol', and 'miou' (and those of 'subsets') between 0 and 1",
+        "texts 'dataset' and 'split', the name of a 'protocol', and 'miou' from 0 to 1; perhaps 'macc', and mIoUs: "
+        "'others' by protocol, 'subsets' by name",
     ),
     "recipe": (lambda v: isinstance(v, dict), "an object of finite values"),
     "license": (_is_text, "a text"),
+    "commercial": (lambda v: isinstance(v, bool), "true or false"),
+    "notes": (lambda v: isinstance(v, str), "a text, which may be empty"),
     "paper": (_is_url, "an https address"),
 }
 """What each field of an entry must be: a predicate, and its description for messages."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from isanet.model import ISANet
-from isanet.weights.manifest import model_info
+from isanet.weights.manifest import list_models, model_info
 from isanet.zoo.classes import requested_classes, with_classes
 from isanet.zoo.networks import model_config
 from isanet.zoo.pretrained import from_pretrained
@@ -22,7 +22,7 @@ def _builder(name: str) -> Callable[..., ISANet]:
         names = requested_classes(options.get("num_classes"), options.get("classes"))
         return ISANet(**(config if names is None else with_classes(config, names)))
 
-    build_model.__name__ = build_model.__qualname__ = name
+    build_model.__name__ = build_model.__qualname__ = name.replace(".", "_")
     build_model.__doc__ = f"""The model {name} of the zoo.
 
     Args:
@@ -32,10 +32,13 @@ def _builder(name: str) -> Callable[..., ISANet]:
     return build_model
 
 
-isanet_r50_voc = _builder("isanet_r50_voc")
-isanet_r101_voc = _builder("isanet_r101_voc")
-isanet_r50_ade20k = _builder("isanet_r50_ade20k")
-isanet_r101_ade20k = _builder("isanet_r101_ade20k")
-isanet_r50_cityscapes = _builder("isanet_r50_cityscapes")
-isanet_r101_cityscapes = _builder("isanet_r101_cityscapes")
-isanet_nano_toystreets = _builder("isanet_nano_toystreets")
+BUILDERS = {name.replace(".", "_"): _builder(name) for name in list_models()}
+"""By the names of the entry points: those of the models, with `_` for a dot."""
+
+__all__ = list(BUILDERS)
+
+
+def __getattr__(name: str) -> Callable[..., ISANet]:
+    if name not in BUILDERS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return BUILDERS[name]

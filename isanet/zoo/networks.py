@@ -27,7 +27,8 @@ Network = TypeVar("Network", bound=nn.Module)
 
 def model_config(weights: Weights) -> dict[str, Any]:
     """The arguments of `isanet.ISANet` for one released model."""
-    return {**weights.architecture, **label_arguments(weights.label_space, weights.preprocessing)}
+    labels = label_arguments(weights.label_space, weights.preprocessing)
+    return {**weights.architecture, **labels, "protocol": weights.metrics["protocol"]}
 
 
 def label_arguments(label_space: str, preprocessing: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from isanet.zoo.networks import meta_model
 MAX_PACKAGED_BYTES = 3_000_000
 """Largest file of a model that travels inside the package: everybody who installs it downloads them all."""
 
-NOT_ARCHITECTURE = {"classes", "palette", "label_space", "preprocessing", "gradient_checkpointing"}
+NOT_ARCHITECTURE = {"classes", "palette", "label_space", "preprocessing", "gradient_checkpointing", "protocol"}
 """Arguments of `isanet.ISANet` that an entry of the manifest keeps elsewhere, or not at all."""
 
 
@@ -72,13 +72,17 @@ def package_model(
     manifest = manifest_path()
     document = json.loads(manifest.read_text(encoding="utf-8"))
     document["weights"][name] = {
+        "family": "isanet",
         "architecture": {key: value for key, value in model.config.items() if key not in NOT_ARCHITECTURE},
         "label_space": space.name,
         "preprocessing": model.preprocessing,
         "layout": "isanet",
         "packaged": True,
         "urls": [],
+        "file_name": None,
+        "pages": [],
         "log_urls": [],
+        "sha256_prefix": None,
         "sha256": sha256(data).hexdigest(),
         "size": len(data),
         "tensors": len(state),
@@ -87,6 +91,8 @@ def package_model(
         "metrics": dict(metrics),
         "recipe": dict(recipe),
         "license": license,
+        "commercial": True,
+        "notes": "",
         "paper": "https://arxiv.org/abs/1907.12273",
     }
     path, text = packaged_path(name), _manifest_text(document, manifest)

@@ -39,12 +39,14 @@ def test_everything_is_cited_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["huang2019interlaced"]["author"].count(" and ") == 5
     assert __version__ in found["isanet"]["note"]
     released = {**load_manifest(), **load_backbones()}
-    assert set(found) == {"huang2019interlaced", "isanet", "jin2023sssegmentation", "mmcv2018"} | {
-        name for name, weights in released.items() if not weights.packaged
+    sources = {"jin2023sssegmentation", "mmseg2020", "liu2021paddleseg", "openseg", "liu2023bpkd", "mmcv2018"}
+    assert set(found) == {"huang2019interlaced", "isanet"} | sources | {
+        name.replace(".", "_") for name, weights in released.items() if not weights.packaged
     }
     # The paper and the toolboxes that the command knows are those of the manifest
     assert {weights.paper for weights in load_manifest().values()} == {"https://arxiv.org/abs/1907.12273"}
-    assert {weights.layout for weights in released.values()} - {"isanet"} == set(cite.TOOLBOXES)
+    families = {weights.family for weights in load_manifest().values()}
+    assert families - {"isanet"} | {weights.layout for weights in load_backbones().values()} == set(cite.TOOLBOXES)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +54,11 @@ def test_everything_is_cited_once(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("isanet_r101_voc", ["huang2019interlaced", "jin2023sssegmentation", "isanet_r101_voc", "isanet"]),
         ("resnet50_v1c", ["huang2019interlaced", "mmcv2018", "resnet50_v1c", "isanet"]),
+        ("isanet_r50_voc.mmseg_20k", ["huang2019interlaced", "mmseg2020", "isanet_r50_voc_mmseg_20k", "isanet"]),
+        (
+            "isanet_r101_cityscapes.openseg",
+            ["huang2019interlaced", "openseg", "isanet_r101_cityscapes_openseg", "isanet"],
+        ),
         ("isanet_nano_toystreets", ["huang2019interlaced", "isanet"]),
     ],
 )
@@ -59,10 +66,11 @@ def test_the_source_of_one_model(capsys: pytest.CaptureFixture[str], name: str, 
     assert run("cite", name) == 0
     found = entries(capsys.readouterr().out)
     assert list(found) == keys
-    if name in found:
-        released = {**load_manifest(), **load_backbones()}[name]
-        assert found[name]["howpublished"] == f"\\url{{{released.urls[0]}}}"
-        assert released.license in found[name]["note"].replace("\\", "")
+    released = {**load_manifest(), **load_backbones()}[name]
+    if not released.packaged:
+        entry = found[name.replace(".", "_")]
+        assert entry["howpublished"] == f"\\url{{{(*released.urls, *(page['url'] for page in released.pages))[0]}}}"
+        assert released.license in entry["note"].replace("\\", "")
 
 
 def test_any_license_is_valid_bibtex() -> None:

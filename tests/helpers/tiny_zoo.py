@@ -61,7 +61,7 @@ def manifest_of_one(path: Path, **changes: Any) -> Path:
         **changes,
     }
     assert entry["label_space"] in LABEL_SPACES
-    path.write_text(json.dumps({"schema": 1, "weights": {NAME: entry}, "backbones": {}}))
+    path.write_text(json.dumps({"schema": 2, "weights": {NAME: entry}, "backbones": {}}))
     return path
 
 

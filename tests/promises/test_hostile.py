@@ -360,7 +360,7 @@ TABLE: dict[str, dict[str, Row]] = {
             ("broken JSON", "}", "", "line 1"),
             ("a key twice", '"sha256": null', '"sha256": null, "sha256": null', "'sha256' appears twice"),
             ("an unknown field", '"sha256": null', '"sha256": null, "md5": null', NAME, "unknown field 'md5'"),
-            ("a newer schema", '"schema": 1', '"schema": 2', "schema", "a newer isanet"),
+            ("a newer schema", '"schema": 2', '"schema": 3', "schema", "another version of isanet"),
             ("half a hash", '"sha256": null', f'"sha256": "{"a" * 32}"', NAME, "sha256"),
             ("plain http", '"https://', '"http://', NAME, "urls"),
             ("a path", f'"{NAME}": ', '"../../etc/passwd": ', "../../etc/passwd"),
