@@ -1,15 +1,21 @@
 """Protocols: in which scales, flips and windows an image goes through the network, and how the results are averaged.
 
-A metric is only comparable under the protocol that it was measured by. Two frameworks published ISANets, and besides
-their options they differ in three ways:
+A metric is only comparable under the protocol that it was measured by. Besides their options, the frameworks that
+published ISANets differ in these ways:
 
 * `sssegmentation` resizes the logits of a whole image once, straight to the image's own size; scales the prepared
   tensor; averages logits.
 * `mmsegmentation` (0.x) resizes the logits of a whole image to the prepared size first and from there to the
   image's own; resizes and normalizes the image again for each scale; and averages probabilities.
+* `paddleseg` resizes the logits to the size of the scaled tensor, then (pixel centers aligned) to that of the prepared
+  one; scales the prepared tensor, its padding included, and rounds its size half up; averages logits.
+
+openseg.pytorch puts the whole image through the network, as sssegmentation does. Images that are padded go through any
+protocol: logits become as large as the padded image, and what is padding is cut off.
 
 Sources: sssegmentation's `BaseSegmentor.inference` and `auginference` (`ssseg/modules/models/segmentors/base/base.py`),
-mmsegmentation 0.x's `EncoderDecoder` (`mmseg/models/segmentors/encoder_decoder.py`) and `MultiScaleFlipAug`.
+mmsegmentation 0.x's `EncoderDecoder` (`mmseg/models/segmentors/encoder_decoder.py`) and `MultiScaleFlipAug`,
+PaddleSeg's `aug_inference` (`paddleseg/core/infer.py`, since 2023-02).
 
 Standard library only, so that `isanet info` is fast.
 """
@@ -19,7 +25,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Framework = Literal["sssegmentation", "mmsegmentation"]
+Framework = Literal["sssegmentation", "mmsegmentation", "paddleseg"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,7 @@ PROTOCOLS: dict[str, Protocol] = {
     known.name: known
     for known in (
         Protocol("whole"),
+        Protocol("flip", flip=True),
         # Windows of the size of training crops, two thirds of a window apart
         Protocol("slide-512", (512, 512), (341, 341)),
         Protocol("slide-512x1024", (512, 1024), (341, 683)),
@@ -88,19 +95,29 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol("mmseg-slide-769", (769, 769), (513, 513), framework="mmsegmentation"),
         Protocol("mmseg-multiscale-flip", scales=_PUBLISHED_SCALES, flip=True, framework="mmsegmentation"),
         Protocol("mmseg-slide-769-multiscale-flip", (769, 769), (513, 513), _PUBLISHED_SCALES, True, "mmsegmentation"),
+        # The scales of its guide's example: those of its figures are not stated
+        Protocol("paddleseg-multiscale-flip", scales=(0.75, 1.0, 1.25), flip=True, framework="paddleseg"),
     )
 }
 """The named protocols, by name."""
 
 
-def protocol(which: str | Protocol) -> Protocol:
+def protocol(which: str | Protocol, own: str = "whole") -> Protocol:
     """Look up a protocol by its name; a `Protocol` is returned as it is.
+
+    >>> protocol("auto", own="flip").text
+    'whole image, single scale, flip'
+
+    Args:
+        which: A name in `PROTOCOLS`, "auto", or a `Protocol`.
+        own: What "auto" stands for: the protocol by which a model is meant to be run, as its configuration names it.
 
     Raises:
         ValueError: There is no protocol of that name; the message lists the names.
     """
     if isinstance(which, Protocol):
         return which
-    if which not in PROTOCOLS:
-        raise ValueError(f"unknown protocol {which!r}; the known ones are: {', '.join(PROTOCOLS)}")
-    return PROTOCOLS[which]
+    name = own if which == "auto" else which
+    if name not in PROTOCOLS:
+        raise ValueError(f"unknown protocol {name!r}; the known ones are: {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[name]

@@ -44,8 +44,11 @@ def add_allow_absent(parser: argparse.ArgumentParser) -> None:
 
 def add_inference_options(parser: argparse.ArgumentParser, precision: str, *, int8: bool = False) -> None:
     """Adds how a model is run: protocol, device, precision with this default, batch size."""
-    protocols = f"how an image goes through the network: {', '.join(PROTOCOLS)}; default: whole"
-    parser.add_argument("--protocol", default="whole", choices=PROTOCOLS, metavar="NAME", help=protocols)
+    protocols = f"how an image goes through the network: auto (what the model is meant for), {', '.join(PROTOCOLS)}"
+    choices = ("auto", *PROTOCOLS)
+    parser.add_argument(
+        "--protocol", default="auto", choices=choices, metavar="NAME", help=f"{protocols}; default: auto"
+    )
     parser.add_argument("--device", default="auto", help=DEVICE)
     precisions = ("auto", *PRECISIONS[: 4 if int8 else 3])
     parser.add_argument("--precision", default=precision, choices=precisions, help=f"default: {precision}")

@@ -30,7 +30,7 @@ def evaluate(
     model: ISANet | str | os.PathLike[str],
     dataset: SegmentationDataset | Dataset[Any],
     *,
-    protocol: str | Protocol = "whole",
+    protocol: str | Protocol = "auto",
     mapping: Groups | None = None,
     limit: int | None = None,
     boundary: bool = False,
@@ -58,7 +58,8 @@ def evaluate(
         model: An ISANet, which is moved to the device, or anything `isanet.from_pretrained` takes.
         dataset: One of `isanet.datasets`, with masks; a `torch.utils.data.Subset` of one; or any map-style dataset of
             pairs (PIL image, PIL mask) that has `classes`, see `isanet.datasets.Wrapped`.
-        protocol: How an image becomes a label map: a name in `isanet.protocols.PROTOCOLS`, or a Protocol.
+        protocol: As for `isanet.Segmenter`: by default the one that the model is meant for, by which its published
+            figure was measured.
         mapping: For a model and a dataset with different classes: which are merged, such as
             `{"vehicle": ["car", "bus"], "fountain": None}`, applied to both sides; None ignores a class. Classes are
             then matched by name: each of the dataset's must be one of the model's; the model's others cannot be
@@ -99,7 +100,7 @@ def evaluate(
     if batch_size < 1 or (limit is not None and limit < 1):
         raise ValueError(f"batch_size and limit must be at least 1, got batch_size={batch_size} and limit={limit}")
     workers = checked_workers(workers)
-    protocol = find_protocol(protocol)
+    find_protocol(protocol)  # an unknown one is an error before the model is loaded
     modules = () if isinstance(model, str | os.PathLike) else unwrapped(model).modules()
     modes = [(module, module.training) for module in modules]
     processes = Processes()
@@ -137,7 +138,7 @@ def label_maps(
     dataset: SegmentationDataset,
     folder: str | os.PathLike[str],
     *,
-    protocol: str | Protocol = "whole",
+    protocol: str | Protocol = "auto",
     overwrite: bool = False,
     batch_size: int = 1,
     device: str | torch.device = "auto",

@@ -68,6 +68,7 @@ class Report:
         model: Name of the model.
         protocol: Name of the inference protocol, such as "whole".
         protocol_text: The protocol in words, such as "whole image, single scale, no flip".
+        protocol_reason: Why it was taken: "the model's own" or "as asked"; empty if it is not known.
         precision: Number format of the computation, such as "float32".
         device: Where it ran.
         seconds: Wall time.
@@ -102,6 +103,7 @@ class Report:
     incomparable: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     boundary: Mapping[str, float] | None = None
+    protocol_reason: str = ""
 
     def __post_init__(self) -> None:
         count = len(self.classes)
@@ -255,6 +257,7 @@ class Report:
         speed = f", {self.num_images / self.seconds:.2f} images/s" if self.num_images and self.seconds > 0 else ""
         nothing = "" if counted else ": nothing was measured"
         where = f"{self.dataset} {self.split}".rstrip()
+        reason = f" ({self.protocol_reason})" if self.protocol_reason else ""
         mean_boundary = self.mean_boundary
         comparison, remarks = self._compared(where)
         return ReportContent(
@@ -263,7 +266,7 @@ class Report:
                 ("model", self.model),
                 ("dataset", f"{where}, {self._images()}"),
                 ("classes", f"{len(self.classes)} of {self.label_space}"),
-                ("protocol", f"{self.protocol}: {self.protocol_text}"),
+                ("protocol", f"{self.protocol}: {self.protocol_text}{reason}"),
                 ("computed", f"on {self.device} in {self.precision}, {duration(self.seconds)}{speed}"),
                 ("pixels", f"{counted:,} counted, {self.ignored_pixels:,} ignored{nothing}"),
                 *(("note", note) for note in self.notes),
@@ -339,6 +342,7 @@ class Report:
         if document.get("schema") != SCHEMA:
             raise ValueError(f"schema: expected {SCHEMA}, got {document.get('schema')!r}; a newer isanet may read it")
         try:
+            document = {"protocol_reason": "", **document}  # earlier versions did not write it
             values = {field.name: document[field.name] for field in fields(cls)}
             values |= {name: tuple(values[name]) for name in ("classes", "incomparable", "notes")}
             values["confusion"] = torch.tensor(values["confusion"], dtype=torch.int64)

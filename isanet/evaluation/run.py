@@ -37,7 +37,7 @@ from isanet.evaluation.page import ImageScore, WorstImage
 from isanet.evaluation.report import REPORT_FILES, Report
 from isanet.images.masks import open_mask
 from isanet.images.reading import RGBImage
-from isanet.inference.predict import not_finite, prepare
+from isanet.inference.predict import Prepared, not_finite, prepare
 from isanet.inference.segmentation import Segmentation
 from isanet.inference.segmenter import Segmenter
 from isanet.labels import Groups
@@ -66,7 +66,7 @@ class EvaluationRun:
         dataset: SegmentationDataset,
         processes: Processes,
         *,
-        protocol: Protocol,
+        protocol: str | Protocol,
         mapping: Groups | None,
         limit: int | None,
         boundary: bool,
@@ -246,6 +246,7 @@ class EvaluationRun:
             model=self.name or model.config["backbone"],
             protocol=protocol.name,
             protocol_text=protocol.text,
+            protocol_reason=segmenter.protocol_reason,
             precision=segmenter.precision,
             device=str(segmenter.device),
             seconds=counts.seconds,
@@ -300,11 +301,11 @@ def exact_float32(segmenter: Segmenter) -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class PreparedImage:
-    """One image, ready for the network: `tensors` from `prepare`, `ground_truth` (H, W) in the compared classes."""
+    """One image, `prepared` for the network, and its `ground_truth`, (H, W) in the compared classes."""
 
     index: int
     key: str
-    tensors: tuple[Tensor, ...]
+    prepared: Prepared
     ground_truth: Tensor
 
 
@@ -329,8 +330,8 @@ class PreparedImages(Dataset[PreparedImage | IsanetError]):
         image, mask = self.dataset.read(index)
         assert mask is not None
         ground_truth = torch.from_numpy(self.match.compared_mask(mask))
-        tensors = prepare(image, self.preprocessing, self.protocol)
-        return image, PreparedImage(index, self.dataset.keys[index], tensors, ground_truth)
+        prepared = prepare(image, self.preprocessing, self.protocol)
+        return image, PreparedImage(index, self.dataset.keys[index], prepared, ground_truth)
 
 
 def _predicted(
@@ -338,11 +339,7 @@ def _predicted(
 ) -> Iterator[tuple[PreparedImage, Tensor]]:
     """Each image and its prediction, (H, W) class indices of the model, on its device."""
     for batch in _batches(images, batch_size):
-        predictions = segmenter.predict(
-            [image.tensors for image in batch],
-            [(image.ground_truth.shape[0], image.ground_truth.shape[1]) for image in batch],
-            keep=keep,
-        )
+        predictions = segmenter.predict([image.prepared for image in batch], keep=keep)
         for image, prediction in zip(batch, predictions, strict=True):
             if prediction is None:
                 raise not_finite(image.key, segmenter.precision)
@@ -355,11 +352,10 @@ def _batches(images: Iterable[PreparedImage | IsanetError], batch_size: int) -> 
     for image in images:
         if isinstance(image, IsanetError):
             raise image
-        shapes = tuple(tensor.shape for tensor in image.tensors)
-        group = waiting.setdefault(shapes, [])
+        group = waiting.setdefault(image.prepared.shapes, [])
         group.append(image)
         if len(group) == batch_size:
-            yield waiting.pop(shapes)
+            yield waiting.pop(image.prepared.shapes)
         elif sum(map(len, waiting.values())) >= 2 * batch_size:
             yield waiting.pop(max(waiting, key=lambda key: len(waiting[key])))
     yield from waiting.values()

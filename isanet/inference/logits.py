@@ -17,7 +17,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812  the field's name for it
+
+from isanet.config import LogitsResize
+from isanet.model import resize_logits
 
 # Bytes of full-size logits made at a time. On a processor what fits its cache is several times faster than all at once;
 # on an accelerator fewer, larger steps are.
@@ -47,32 +49,32 @@ def stored(logits_KHW: Tensor) -> LogitsMap:
     return LogitsMap((K, H, W), logits_KHW.new_empty(0), 0, lambda start, stop: logits_KHW[:, start:stop])
 
 
-def resized(source: LogitsMap, size: tuple[int, int], *, align_corners: bool) -> LogitsMap:
-    """`F.interpolate(source, size, mode="bilinear", align_corners=...)`, up to rounding.
+def resized(source: LogitsMap, size: tuple[int, int], how: LogitsResize) -> LogitsMap:
+    """`isanet.model.resize_logits` of a map, up to rounding.
 
     Args:
         source: (K, H, W).
         size: (height, width) of the result.
-        align_corners: As in `torch.nn.functional.interpolate`.
+        how: See `resize_logits`.
     """
-    K, H, _ = source.shape
+    K, H, W = source.shape
     height, width = size
+    if size == (H, W):
+        return source
     # Positions as torch computes them (aten/src/ATen/native/UpSample.h), in the logits' precision too: columns are
-    # resized by F.interpolate, rows are blended here.
+    # resized by `resize_logits`, rows are blended here.
     y = torch.arange(height, dtype=source.like.dtype)
-    y = y * ((H - 1) / max(height - 1, 1)) if align_corners else ((y + 0.5) * (H / height) - 0.5).clamp(min=0)
+    if how == "corners":
+        y = y * ((H - 1) / max(height - 1, 1))
+    else:
+        y = y * (H / height) if how == "asymmetric" else ((y + 0.5) * (H / height) - 0.5).clamp(min=0)
     above = y.long().clamp(max=H - 1)
     share = (y - above).to(source.like.device)[:, None]
     first_of: list[int] = above.tolist()  # the upper of the two source rows that a row is blended from
 
     def rows(start: int, stop: int) -> Tensor:
         first, last = first_of[start], min(first_of[stop - 1] + 1, H - 1)
-        wide = F.interpolate(
-            source.rows(first, last + 1)[None],
-            size=(last + 1 - first, width),
-            mode="bilinear",
-            align_corners=align_corners,
-        )[0]
+        wide = resize_logits(source.rows(first, last + 1)[None], (last + 1 - first, width), how)[0]
         band = wide.new_empty(K, stop - start, width)
         row = start
         while row < stop:  # rows between the same two together: three times faster than gathering both for each
@@ -86,6 +88,23 @@ def resized(source: LogitsMap, size: tuple[int, int], *, align_corners: bool) ->
 
     values_per_row = max(width, math.ceil(source.values_per_row * H / height))
     return LogitsMap((K, height, width), source.like, values_per_row, rows)
+
+
+def cropped(source: LogitsMap, size: tuple[int, int]) -> LogitsMap:
+    """The part of a map, (height, width), that begins at its top left."""
+    K, H, W = source.shape
+    if size == (H, W):
+        return source
+    return source._replace(
+        shape=(K, *size),
+        values_per_row=max(W, source.values_per_row),
+        rows=lambda start, stop: source.rows(start, stop)[..., : size[1]],
+    )
+
+
+def mirrored(source: LogitsMap) -> LogitsMap:
+    """A map with left and right exchanged."""
+    return source._replace(rows=lambda start, stop: source.rows(start, stop).flip(2))
 
 
 def averaged(
@@ -124,8 +143,8 @@ def averaged(
 def resized_bands(
     maps: Sequence[LogitsMap],
     size: tuple[int, int],
+    how: LogitsResize,
     *,
-    align_corners: bool,
     average_probabilities: bool = False,
     band_bytes: int = 0,
 ) -> Iterator[tuple[slice, Tensor]]:
@@ -134,17 +153,17 @@ def resized_bands(
     Args:
         maps: One or more, of K classes each.
         size: (height, width) of the result.
-        align_corners: As in `torch.nn.functional.interpolate`.
+        how: See `resized`.
         average_probabilities: Average the softmax of each map, not the logits.
         band_bytes: Size of a band; 0: what suits the device.
 
     Yields:
         The rows, and (K, rows, width) of averaged logits (or probabilities), of about `band_bytes`.
     """
-    full = [resized(source, size, align_corners=align_corners) for source in maps]
+    full = [resized(source, size, how) for source in maps]
     (K, height, _), like = full[0].shape, full[0].like
     band_bytes = band_bytes or _BAND_BYTES.get(like.device.type, _BAND_BYTES_ELSEWHERE)
-    step = max(1, band_bytes // (like.element_size() * K * max(source.values_per_row for source in full)))
+    step = max(1, band_bytes // (like.element_size() * K * max(size[1], *(source.values_per_row for source in full))))
     for start in range(0, height, step):
         stop = min(start + step, height)
         parts = (source.rows(start, stop) for source in full)
@@ -152,5 +171,5 @@ def resized_bands(
             parts = (part.softmax(dim=0) for part in parts)
         band_KHW = next(parts)
         for part in parts:
-            band_KHW += part
+            band_KHW = band_KHW + part  # not in place: it may be a part of a map in memory
         yield slice(start, stop), band_KHW if len(full) == 1 else band_KHW.div_(len(full))

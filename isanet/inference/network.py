@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor, nn
 
+from isanet.config import LogitsResize
+
 if TYPE_CHECKING:
     from isanet.model import ISANet
 
@@ -17,7 +19,7 @@ class Network(Protocol):
 
     Attributes:
         classes: The K names.
-        align_corners: How logits are resized; see `torch.nn.functional.interpolate`.
+        logits_resize: How logits are resized; see `isanet.model.resize_logits`.
         device: Where images should lie.
     """
 
@@ -25,7 +27,7 @@ class Network(Protocol):
     def classes(self) -> tuple[str, ...]: ...  # noqa: D102
 
     @property
-    def align_corners(self) -> bool: ...  # noqa: D102
+    def logits_resize(self) -> LogitsResize: ...  # noqa: D102
 
     @property
     def device(self) -> torch.device: ...  # noqa: D102
@@ -41,7 +43,7 @@ class EagerNetwork:
     """A loaded model as it is, by `torch.autocast` in half precision; its memory is not limited.
 
     Args:
-        model: In evaluation mode: an ISANet, or what has its `coarse_logits`, `classes` and `align_corners`.
+        model: In evaluation mode: an ISANet, or what has its `coarse_logits`, `classes` and `logits_resize`.
         precision: float32 (the model's own, if that is another), bfloat16 or float16.
     """
 
@@ -56,9 +58,9 @@ class EagerNetwork:
         return self.model.classes
 
     @property
-    def align_corners(self) -> bool:
+    def logits_resize(self) -> LogitsResize:
         """As of the model."""
-        return self.model.align_corners
+        return self.model.logits_resize
 
     @property
     def device(self) -> torch.device:

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  the field's name for it
 
 from isanet import protocols
+from isanet.config import LogitsResize
 from isanet.errors import IsanetError
-from isanet.images.preprocess import preprocess
-from isanet.images.reading import RGBImage
-from isanet.inference.logits import LogitsMap, averaged, resized, resized_bands, stored
+from isanet.images.preprocess import content_size, preprocess, scaled
+from isanet.images.reading import RGBImage, check_array
+from isanet.inference.logits import LogitsMap, averaged, cropped, mirrored, resized, resized_bands, stored
 from isanet.inference.network import Network
 from isanet.protocols import Protocol
 
@@ -32,9 +33,28 @@ log = logging.getLogger("isanet")
 # --- from images to labels
 
 
-def prepare(
-    image: RGBImage, preprocessing: Mapping[str, Any], protocol: str | Protocol = "whole"
-) -> tuple[Tensor, ...]:
+class Prepared(NamedTuple):
+    """An image, ready for the network.
+
+    Attributes:
+        size: Its own (height, width), which its labels will have.
+        tensors: (3, h, w) each, float32, on the CPU: one for each scale where the protocol resizes the image itself
+            (mmsegmentation's arithmetic, both edges times the scale, rounded down), else a single one.
+        contents: For each tensor the (height, width) of its top left part that is the image; empty if images are not
+            padded.
+    """
+
+    size: tuple[int, int]
+    tensors: tuple[Tensor, ...]
+    contents: tuple[tuple[int, int], ...]
+
+    @property
+    def shapes(self) -> tuple[torch.Size, ...]:
+        """Of the tensors; images of equal shapes can go through the network together."""
+        return tuple(tensor.shape for tensor in self.tensors)
+
+
+def prepare(image: RGBImage, preprocessing: Mapping[str, Any], protocol: str | Protocol = "whole") -> Prepared:
     """Turn an image into network inputs; cheap to call in loader threads and processes.
 
     Args:
@@ -42,25 +62,24 @@ def prepare(
         preprocessing: Arguments of `isanet.images.preprocess.preprocess`.
         protocol: The one that `predict` will follow.
 
-    Returns:
-        Tensors (3, h, w), float32, on the CPU: one for each scale where the protocol resizes the image itself
-        (mmsegmentation's arithmetic, both edges times the scale, rounded down), else a single one.
-
     Raises:
         ImageError: `image` is not a uint8 array (H, W, 3).
-        ValueError: An unknown protocol, or an argument that `preprocess` refuses, such as an edge scaled to zero.
+        ValueError: An unknown protocol, or an argument that `preprocess` refuses.
     """
     protocol = protocols.protocol(protocol)
+    check_array(image, None)
+    size = image.shape[0], image.shape[1]
     scales = protocol.scales if protocol.framework == "mmsegmentation" else (1,)
-    edges = [{edge: int(preprocessing[edge] * scale) for edge in ("short_edge", "long_edge")} for scale in scales]
-    return tuple(preprocess(image, **{**preprocessing, **scaled}) for scaled in edges)
+    each = [scaled(preprocessing, scale, size) for scale in scales]
+    tensors = tuple(preprocess(image, **arguments) for arguments in each)
+    padded = preprocessing.get("pad_to") is not None
+    return Prepared(size, tensors, tuple(content_size(*size, arguments) for arguments in each if padded))
 
 
 @torch.no_grad()  # not inference_mode: labels may be worked on in place
 def predict(
     network: Network,
-    prepared: Sequence[tuple[Tensor, ...]],
-    sizes: Sequence[tuple[int, int]],
+    prepared: Sequence[Prepared],
     protocol: str | Protocol = "whole",
     *,
     keep: Sequence[int] | None = None,
@@ -77,7 +96,6 @@ def predict(
         network: In evaluation mode; the computation takes place on its device. Labels are always made from float32
             logits (float64 for a double model), whatever its precision.
         prepared: For each image what `prepare` made of it, by the same protocol.
-        sizes: For each image its own (height, width), which its labels will have.
         protocol: A name in `isanet.protocols.PROTOCOLS`, or your own `Protocol`.
         keep: Only these classes can be predicted, as if the network had no others; labels are still indices into the
             full list. None: all.
@@ -98,8 +116,8 @@ def predict(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     kept = None if keep is None else _kept_classes(keep, len(network.classes)).to(network.device)
     groups: dict[tuple[torch.Size, ...], list[int]] = {}
-    for index, tensors in enumerate(prepared):
-        groups.setdefault(tuple(tensor.shape for tensor in tensors), []).append(index)
+    for index, one in enumerate(prepared):
+        groups.setdefault(one.shapes, []).append(index)
     results: list[Prediction | None] = [None] * len(prepared)
     for indices in groups.values():
         together = [prepared[index] for index in indices]
@@ -108,13 +126,23 @@ def predict(
             if maps is not None:
                 results[index] = label_map(
                     maps,
-                    sizes[index],
-                    align_corners=network.align_corners,
+                    prepared[index].size,
+                    _last_resize(network, prepared[index], protocol),
                     average_probabilities=protocol.framework == "mmsegmentation",
                     keep=kept,
                     confidence=confidence,
                 )
     return results
+
+
+def _last_resize(network: Network, prepared: Prepared, protocol: Protocol) -> LogitsResize:
+    """How logits become as large as the image itself.
+
+    As the image became as large as the network's input, pixel centers aligned; but networks that align corners do it
+    here too, in the frameworks that resize logits in one step or in the same way twice.
+    """
+    corners = network.logits_resize == "corners" and protocol.framework != "paddleseg" and not prepared.contents
+    return "corners" if corners else "half_pixel"
 
 
 def not_finite(name: object, precision: str) -> IsanetError:
@@ -173,7 +201,7 @@ def window_starts(size: int, window: int, stride: int) -> list[int]:
 @torch.no_grad()
 def logits_maps(
     network: Network,
-    prepared: Sequence[tuple[Tensor, ...]],
+    prepared: Sequence[Prepared],
     protocol: Protocol,
     *,
     keep: Tensor | None = None,
@@ -190,26 +218,42 @@ def logits_maps(
 
     Returns:
         For each image its maps, or None if the network gave logits that are not finite. A map may have any size:
-        coarse, or that of the prepared image. It is to be resized to the image's own.
+        coarse, or that of the prepared image, without its padding. It is to be resized to the image's own.
 
     Raises:
         ValueError: Another number of tensors than the protocol has.
     """
-    prepared_by_scale = protocol.framework == "mmsegmentation"
-    if any(len(tensors) != (len(protocol.scales) if prepared_by_scale else 1) for tensors in prepared):
+    by_scale = protocol.framework == "mmsegmentation"
+    if any(len(one.tensors) != (len(protocol.scales) if by_scale else 1) for one in prepared):
         raise ValueError(f"the images were not prepared for the protocol {protocol.name!r}; pass it to prepare() too")
+    at_once = protocol.framework == "sssegmentation" and not any(one.contents for one in prepared)
+    at_once = at_once and network.logits_resize != "asymmetric"  # which is defined by the size of the input
     result: list[list[LogitsMap | None]] = [[] for _ in prepared]
     for step, scale in enumerate(protocol.scales):
-        images = torch.stack([tensors[step if prepared_by_scale else 0] for tensors in prepared]).to(network.device)
-        if not prepared_by_scale and scale != 1:
-            # By factor, not by size: where the size is rounded down, the two sample at different positions. A side that
-            # would vanish stays as it is.
-            factors = [float(scale) if int(side * scale) else 1.0 for side in images.shape[2:]]
-            images = F.interpolate(images, scale_factor=factors, mode="bilinear", align_corners=network.align_corners)
+        index = step if by_scale else 0
+        images = torch.stack([one.tensors[index] for one in prepared]).to(network.device)
+        size = images.shape[2], images.shape[3]
+        if not by_scale and scale != 1:
+            images = _scaled(network, images, scale, protocol)
         for flipped in (False, True) if protocol.flip else (False,):
-            for maps, view in zip(result, _view(network, images, protocol, flipped, keep, batch_size), strict=True):
+            views = _view(network, images, protocol, flipped, at_once, keep, batch_size)
+            for maps, view, one in zip(result, views, prepared, strict=True):
+                if view is not None and not at_once:
+                    view = resized(view, size, "half_pixel")
+                    view = cropped(view, one.contents[index]) if one.contents else view
                 maps.append(view)
     return [None if None in maps else [view for view in maps if view is not None] for maps in result]
+
+
+def _scaled(network: Network, images_N3HW: Tensor, scale: float, protocol: Protocol) -> Tensor:
+    if protocol.framework == "paddleseg":
+        sides = [max(1, int(side * scale + 0.5)) for side in images_N3HW.shape[2:]]
+        return F.interpolate(images_N3HW, sides, mode="bilinear")
+    # By factor, not by size: where the size is rounded down, the two sample at different positions. A side that would
+    # vanish stays as it is.
+    factors = [float(scale) if int(side * scale) else 1.0 for side in images_N3HW.shape[2:]]
+    corners = network.logits_resize == "corners"
+    return F.interpolate(images_N3HW, scale_factor=factors, mode="bilinear", align_corners=corners)
 
 
 def _view(
@@ -217,10 +261,14 @@ def _view(
     images_N3HW: Tensor,
     protocol: Protocol,
     flipped: bool,
+    at_once: bool,
     keep: Tensor | None,
     batch_size: int | None,
 ) -> list[LogitsMap | None]:
-    """A map of each image at one scale, mirrored or not; None where logits are not finite."""
+    """A map of each image at one scale, mirrored or not; None where logits are not finite.
+
+    It has the size of the images, or with `at_once` is coarse where an image is not cut into windows.
+    """
     N, _, height, width = images_N3HW.shape
     window, (down, right), fade = (height, width), protocol.stride or (height, width), (0, 0)
     if protocol.window is not None:
@@ -242,18 +290,18 @@ def _view(
         finite[index].append(torch.isfinite(coarse_KHW).all())
         if keep is not None:
             coarse_KHW = coarse_KHW.index_select(0, keep.long())
-        if flipped:  # turned back while they are small: resizing and mirroring commute
-            coarse_KHW, left = coarse_KHW.flip(2), width - left - window[1]
         windows[index].append((top, left, stored(coarse_KHW)))
     result: list[LogitsMap | None] = []
     for own, flags in zip(windows, finite, strict=True):
         if not bool(torch.stack(flags).all()):
             result.append(None)
-        elif len(own) == 1 and protocol.window is None and protocol.framework == "sssegmentation":
-            result.append(own[0][2])  # coarse, to be resized once
+            continue
+        if at_once and len(own) == 1 and protocol.window is None:
+            view = own[0][2]  # coarse, to be resized once
         else:
-            full = [(top, left, resized(one, window, align_corners=network.align_corners)) for top, left, one in own]
-            result.append(averaged(full, (height, width), fade=fade))
+            full = [(top, left, resized(one, window, network.logits_resize)) for top, left, one in own]
+            view = full[0][2] if len(full) == 1 else averaged(full, (height, width), fade=fade)
+        result.append(mirrored(view) if flipped else view)
     return result
 
 
@@ -295,8 +343,8 @@ def _largest_window(network: Network, height: int, width: int) -> tuple[int, int
 def label_map(
     maps: Sequence[LogitsMap],
     size: tuple[int, int],
+    how: LogitsResize,
     *,
-    align_corners: bool,
     average_probabilities: bool = False,
     keep: Tensor | None = None,
     confidence: bool = False,
@@ -306,7 +354,7 @@ def label_map(
     Args:
         maps: One or more, finite, of K classes each.
         size: (height, width) of the image.
-        align_corners: As in `torch.nn.functional.interpolate`.
+        how: See `isanet.model.resize_logits`.
         average_probabilities: Average the softmax of each map, not the logits.
         keep: (K,) the labels that stand for 0, 1, ... in the result, which has its dtype; None: the same.
         confidence: Also give the softmax probability of the label.
@@ -319,9 +367,7 @@ def label_map(
     dtype = _label_type(K) if keep is None else keep.dtype
     labels = torch.empty(size, dtype=dtype, device=like.device)
     probabilities = torch.empty(size, device=like.device) if confidence else None
-    for rows, band_KHW in resized_bands(
-        maps, size, align_corners=align_corners, average_probabilities=average_probabilities
-    ):
+    for rows, band_KHW in resized_bands(maps, size, how, average_probabilities=average_probabilities):
         highest, label = band_KHW.max(dim=0)
         labels[rows] = label.to(dtype) if keep is None else keep[label]
         if probabilities is not None:

@@ -30,6 +30,7 @@ from isanet.inference.fast.optimize import PRECISIONS, has_bfloat16, optimize, w
 from isanet.inference.network import EagerNetwork, ModelState
 from isanet.inference.predict import (
     Prediction,
+    Prepared,
     is_out_of_memory,
     not_enough_memory,
     not_finite,
@@ -71,9 +72,8 @@ class Segmenter:
             in it natively (on CPUs, if the model can be optimized), float16 on other CUDA devices, else float32.
             On photographs, bfloat16 gave the labels of float32 at 99.6 % of the pixels, int8 at 98.6 %; int8
             needs a CPU with VNNI.
-        protocol: How an image goes through the network: a name in `isanet.protocols.PROTOCOLS`, or your own
-            `Protocol`. It is never chosen by the model: weights from mmsegmentation need "mmseg-..." to give exactly
-            its labels.
+        protocol: How an image goes through the network: a name in `isanet.protocols.PROTOCOLS`, your own `Protocol`,
+            or "auto": the one that the model is meant for, by which its figure was measured.
         max_pixels: Larger images are refused, before they are decoded.
         value_range: The values of images of more than 8 bits that become black and white, such as (0, 4095), see
             `isanet.images.reading.read_image`.
@@ -92,6 +92,7 @@ class Segmenter:
         device: `torch.device` in use.
         precision: Name of the precision in use.
         protocol: The `Protocol` in use.
+        protocol_reason: Why it is in use: "the model's own" or "as asked".
         max_pixels: As given.
         value_range: As given.
         max_memory: As given; may be set at any time.
@@ -108,7 +109,7 @@ class Segmenter:
         device: str | torch.device = "auto",
         *,
         precision: str = "auto",
-        protocol: str | Protocol = "whole",
+        protocol: str | Protocol = "auto",
         max_pixels: int = MAX_PIXELS,
         value_range: ValueRange | None = None,
         calibration: Iterable[Source] | str | os.PathLike[str] = (),
@@ -119,7 +120,7 @@ class Segmenter:
         self.device = find_device(device)
         if precision not in ("auto", *PRECISIONS):
             raise ValueError(f"unknown precision {precision!r}; valid are auto, {', '.join(PRECISIONS)}")
-        self.protocol = protocols.protocol(protocol)
+        protocols.protocol(protocol)  # an unknown one is an error before the model is loaded
         check_range(value_range)
         self.max_pixels, self.value_range, self.max_memory = max_pixels, value_range, max_memory
         if isinstance(model, str | os.PathLike):
@@ -131,11 +132,13 @@ class Segmenter:
         network: ISANet = unwrapped(model)
         if not network.preprocessing:
             raise ValueError(
-                "the model does not say how its images are prepared; build it with preprocessing={'short_edge': ..., "
-                "'long_edge': ..., 'mean': ..., 'std': ...}, the values it was trained with, or give them to "
+                "the model does not say how its images are prepared; build it with preprocessing={'mean': ..., "
+                "'std': ..., 'short_edge': ..., 'long_edge': ...}, the values it was trained with, or give them to "
                 "`isanet convert --preprocessing`"
             )
         self.model: ISANet = network.to(self.device).eval()
+        self.protocol = protocols.protocol(protocol, network.protocol)
+        self.protocol_reason = "the model's own" if protocol == "auto" else "as asked"
         if next(network.parameters()).dtype in (torch.float16, torch.bfloat16):
             network.float()  # as `precision` says: half precision is computed by autocast
         self.precision = _auto_precision(self.device, network) if precision == "auto" else precision
@@ -143,7 +146,7 @@ class Segmenter:
         self._calibration = [
             tensor[None]
             for source in (islice(sources(calibration), MAX_CALIBRATION_IMAGES) if precision == "int8" else ())
-            for tensor in self._read(source).tensors
+            for tensor in self._read(source).prepared.tensors
         ]
         self._lock = Lock()  # around what makes the network
         self._state: ModelState
@@ -157,8 +160,8 @@ class Segmenter:
             self.precision,
             "the default for this device" if precision == "auto" else "as asked",
             ""
-            if self.protocol == protocols.PROTOCOLS["whole"]
-            else f" by protocol {self.protocol.name}: {self.protocol.text}",
+            if protocol == "auto" and self.protocol.name == "whole"
+            else f" by protocol {self.protocol.name}: {self.protocol.text} ({self.protocol_reason})",
         )
 
     @property
@@ -193,8 +196,8 @@ class Segmenter:
             log.warning("this process was forked after a network had run: it computes in one thread; spawn it instead")
         _ran_in.add(os.getpid())
         with self._lock:
-            align_corners = self.model.align_corners
-            if self._network is None or self._state.changed() or self._network.align_corners != align_corners:
+            logits_resize = self.model.logits_resize
+            if self._network is None or self._state.changed() or self._network.logits_resize != logits_resize:
                 self._network = None  # not two of them in memory
                 self._state = ModelState(self.model.eval())
                 self._network = self._make_network()
@@ -217,17 +220,15 @@ class Segmenter:
             raise ValueError(f"this network cannot be optimized, as int8 and compile need: {reason}")
         return EagerNetwork(self.model, PRECISIONS[self.precision])
 
-    def predict(
-        self, prepared: Sequence[tuple[Tensor, ...]], sizes: Sequence[tuple[int, int]], **options: Any
-    ) -> list[Prediction | None]:
+    def predict(self, prepared: Sequence[Prepared], **options: Any) -> list[Prediction | None]:
         """`isanet.inference.predict.predict` with the network and protocol of this segmenter.
 
         >>> from isanet.inference.predict import prepare
         >>> prepared = prepare(result.image, model.preprocessing, segmenter.protocol)
-        >>> segmenter.predict([prepared], [result.labels.shape])[0][0].shape
+        >>> segmenter.predict([prepared])[0][0].shape
         torch.Size([128, 256])
         """
-        return predict(self.network(), prepared, sizes, self.protocol, **options)
+        return predict(self.network(), prepared, self.protocol, **options)
 
     @overload
     def __call__(
@@ -385,9 +386,7 @@ class Segmenter:
 
     @torch.inference_mode()
     def _segment_together(self, reads: Sequence[_Read], confidence: bool) -> list[Segmentation | IsanetError]:
-        predictions = self.predict(
-            [read.tensors for read in reads], [read.image.shape[:2] for read in reads], confidence=confidence
-        )
+        predictions = self.predict([read.prepared for read in reads], confidence=confidence)
         return [
             not_finite(read.name, self.precision) if prediction is None else self._result(read, *prediction)
             for read, prediction in zip(reads, predictions, strict=True)
@@ -407,12 +406,12 @@ class Segmenter:
 
 @dataclass(frozen=True, eq=False)
 class _Read:
-    """An image that was read, and the network inputs made of it."""
+    """An image that was read, and what was made of it for the network."""
 
     name: str  # for messages
     path: Path | None
     image: RGBImage
-    tensors: tuple[Tensor, ...]
+    prepared: Prepared
 
 
 def find_device(wanted: str | torch.device) -> torch.device:

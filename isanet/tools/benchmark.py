@@ -22,14 +22,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from torch import Tensor
 from tqdm import tqdm
 
 from isanet.datasets import ToyStreets
 from isanet.images.reading import RGBImage
 from isanet.inference.fast import int8
 from isanet.inference.fast.optimize import has_bfloat16
-from isanet.inference.predict import prepare
+from isanet.inference.predict import Prepared, prepare
 from isanet.inference.segmentation import Segmentation
 from isanet.inference.segmenter import Segmenter, find_device
 from isanet.model import ISANet
@@ -104,12 +103,12 @@ def benchmark(
     total = len(sizes) * (len(variants) + 1) * len(images) * (repeats + 1)
     disable = None if progress is None else not progress
     preprocessing = model.preprocessing
+    sizing = {"short_edge", "long_edge", "pad_to", "pad_color"}
+    model.preprocessing = {name: value for name, value in (preprocessing or {}).items() if name not in sizing}
     try:
         with tqdm(total=total, unit="image", disable=disable, leave=False) as bar:
             for height, width in sizes:
                 resized = [np.asarray(ImageOps.fit(Image.fromarray(image), (width, height))) for image in images]
-                edges = {"short_edge": min(height, width), "long_edge": max(height, width)}
-                model.preprocessing = {**(preprocessing or {}), **edges}
                 measured += _measure(model, resized, variants, device, repeats, bar)
     finally:
         model.preprocessing = preprocessing
@@ -143,7 +142,9 @@ def _measure(
     for variant in (None, *variants):
         started = time.perf_counter()
         precision, compiled = variant or ("float32", False)
-        segmenter = Segmenter(model, device=device, precision=precision, compile=compiled, calibration=images)
+        segmenter = Segmenter(
+            model, device=device, precision=precision, protocol="whole", compile=compiled, calibration=images
+        )
         run = partial(_colored_labels, segmenter, variant is not None)
         run(*inputs[0])
         startup.append(time.perf_counter() - started)
@@ -171,19 +172,18 @@ def _measure(
     ]
 
 
-def _colored_labels(segmenter: Segmenter, optimized: bool, image: RGBImage, prepared: tuple[Tensor, ...]) -> _Labels:
+def _colored_labels(segmenter: Segmenter, optimized: bool, image: RGBImage, prepared: Prepared) -> _Labels:
     """The labels of an image, after they were colored too."""
-    size = image.shape[:2]
     with torch.inference_mode():
         if optimized:
-            (prediction,) = segmenter.predict([prepared], [size])
+            (prediction,) = segmenter.predict([prepared])
             if prediction is None:
                 raise ValueError(
                     f"in {segmenter.precision} the network returned values that are not finite; use another one"
                 )
             labels: _Labels = prediction[0].cpu().numpy()
         else:
-            logits = segmenter.model(prepared[0][None].to(segmenter.device), size=size)
+            logits = segmenter.model(prepared.tensors[0][None].to(segmenter.device), size=prepared.size)
             labels = logits.argmax(1)[0].to(torch.uint8 if logits.shape[1] <= 256 else torch.int32).cpu().numpy()
     Segmentation(labels, segmenter.model.classes, segmenter.model.palette, image).colored().convert("RGB")
     return labels

@@ -280,7 +280,7 @@ def _binding(weights: Weights) -> dict[str, str]:
 
 def _input_facts(segmenter: Segmenter) -> dict[str, str]:
     """The network's input, which is bit-exactly the same on every machine."""
-    (tensor, *_) = predict.prepare(street(), segmenter.model.preprocessing, segmenter.protocol)
+    tensor = predict.prepare(street(), segmenter.model.preprocessing, segmenter.protocol).tensors[0]
     shape = "x".join(map(str, tensor.shape[1:]))
     return {"input_shape": shape, "input_sha256": sha256(tensor.numpy().tobytes()).hexdigest()}
 
@@ -290,8 +290,8 @@ def _cause(segmenter: Segmenter, name: str, answer: Answer, agreement: float) ->
     given = _input_facts(segmenter)
     if given["input_shape"] != answer.facts["input_shape"]:
         return (
-            f"images are resized to {given['input_shape']} for the network, where {answer.facts['input_shape']} was "
-            "recorded (height x width); see short_edge and long_edge"
+            f"images are {given['input_shape']} for the network, where {answer.facts['input_shape']} was recorded "
+            "(height x width); see short_edge, long_edge and pad_to"
         )
     with suppress(IsanetError):  # values that are not finite, whatever the image
         swapped, _ = _differences(_segment(segmenter, street()[..., ::-1]), answer)

@@ -20,7 +20,7 @@ from torch import Generator, Tensor
 from torchvision.transforms import InterpolationMode  # type: ignore[import-untyped]
 from torchvision.transforms.v2 import functional as F  # type: ignore[import-untyped]  # noqa: N812
 
-from isanet.images.preprocess import target_size
+from isanet.images.preprocess import content_size, scaled
 from isanet.labels import IGNORED
 from isanet.training.recipe import Recipe
 
@@ -52,12 +52,12 @@ def augment(
         mask: Of the same size, mode L or P: class indices, or `isanet.labels.IGNORED`.
         recipe: Its crop, scale_range, flip, photometric and max_class_share. An image that is smaller than the crop is
             padded on all sides: with the mean, which is 0 after normalization, and its mask with IGNORED.
-        preprocessing: The model's: short_edge, long_edge, mean and std.
+        preprocessing: The model's: arguments of `isanet.images.preprocess.preprocess`. Only crops are padded.
         generator: Source of random numbers; torch's global generator by default.
 
     Returns:
-        The image, (3, *crop) float32, normalized as by `isanet.images.preprocess.preprocess`, and the mask, (*crop)
-        uint8.
+        The image, (3, *crop) float32, normalized and in the order of channels as by
+        `isanet.images.preprocess.preprocess`, and the mask, (*crop) uint8.
 
     Raises:
         ValueError: Image and mask differ in size, or have another mode.
@@ -68,8 +68,8 @@ def augment(
             f"{image.mode} {image.width}x{image.height} and {mask.mode} {mask.width}x{mask.height}"
         )
     crop, scale = recipe.crop, _uniform(*recipe.scale_range, generator)
-    edges = {name: max(1, int(preprocessing[name] * scale)) for name in ("short_edge", "long_edge")}
-    size = target_size(image.height, image.width, **edges)
+    own = image.height, image.width
+    size = content_size(*own, scaled(preprocessing, scale, own))
     # No antialiasing, as in inference. Masks are resized by NEAREST_EXACT, which samples at pixel centers like the
     # image's interpolation; OpenCV, and plain NEAREST, sample at corners, which is off by up to half a pixel.
     pixels_3HW = F.resize(F.pil_to_tensor(image), list(size), InterpolationMode.BILINEAR, antialias=False)
@@ -82,6 +82,8 @@ def augment(
         pixels_3HW, mask_1HW = F.horizontal_flip(pixels_3HW), F.horizontal_flip(mask_1HW)
 
     colored_3HW = change_colors(pixels_3HW.float(), recipe.photometric, generator)
+    if preprocessing.get("channels") == "BGR":
+        colored_3HW = colored_3HW.flip(0)
     image_3HW = F.normalize(colored_3HW, preprocessing["mean"], preprocessing["std"])
     above, before = (crop[0] - height) // 2, (crop[1] - width) // 2
     padding = [before, above, crop[1] - width - before, crop[0] - height - above]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from isanet._text import listed, percent, plural, shortened
 from isanet.evaluation.report import Report
+from isanet.images.preprocess import content_size
 from isanet.model import ISANet
 from isanet.training.preflight import step_memory
 from isanet.training.recipe import Recipe
@@ -58,7 +59,10 @@ def few_images_recipe(
     assert model.preprocessing is not None
     if image is not None:
         _enlarge_input(model.preprocessing, min(*image.size, LARGEST))
-    side = min(model.preprocessing["short_edge"], 320 if device.type == "cpu" else 512)
+    seen = model.preprocessing.get("pad_to", (LARGEST, LARGEST))
+    if image is not None:
+        seen = content_size(image.height, image.width, model.preprocessing)
+    side = min(model.preprocessing.get("short_edge", min(seen)), 320 if device.type == "cpu" else LARGEST)
     batch = given.get("batch_size", BATCH)
     epochs = given.get("epochs", max(20, -(-STEPS * batch // num_images)))
     steps, every = -(-epochs * num_images // batch), max(1, epochs // 10)
@@ -92,8 +96,8 @@ def few_images_recipe(
 
 
 def _enlarge_input(preprocessing: dict[str, Any], edge: int) -> None:
-    """Show images at a short edge of at least so many pixels."""
-    if (factor := edge / preprocessing["short_edge"]) > 1:
+    """Show images at a short edge of at least so many pixels, if they are resized at all."""
+    if (factor := edge / preprocessing.get("short_edge", edge)) > 1:
         preprocessing |= {"short_edge": edge, "long_edge": round(factor * preprocessing["long_edge"])}
         log.info("  short edge of the images that the model sees, in pixels: %d, as the first one has", edge)
 

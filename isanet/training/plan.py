@@ -93,8 +93,8 @@ def plan_training(
         match_classes(network, val.label_space, None)
     if not network.preprocessing:
         raise ValueError(
-            "the model has no preprocessing; build it with preprocessing={'short_edge': ..., 'long_edge': ..., "
-            "'mean': ..., 'std': ...}"
+            "the model has no preprocessing; build it with preprocessing={'mean': ..., 'std': ..., 'short_edge': ..., "
+            "'long_edge': ...}"
         )
     shares, few = None, given is not None and len(train) < FEW
     if few or recipe.class_weights == "balanced":

@@ -41,7 +41,8 @@ NUM_DIFFERENT = 10
 class Trivial(nn.Module):
     """Predicts the nearest class color of each 8x8 cell."""
 
-    classes, palette, label_space, align_corners = SPACE.classes, SPACE.palette, SPACE.name, False
+    classes, palette, label_space = SPACE.classes, SPACE.palette, SPACE.name
+    logits_resize, protocol = "half_pixel", "whole"
     preprocessing = {"short_edge": 1024, "long_edge": 2048, "mean": (127.5,) * 3, "std": (127.5,) * 3}  # noqa: RUF012
 
     def __init__(self) -> None:

@@ -51,10 +51,10 @@ def forwards(segmenter: isanet.Segmenter, folder: Path) -> float:
     total = 0.0
     for path in images_in(folder):
         image = read_image(path)
-        tensors = prepare(image, segmenter.model.preprocessing, segmenter.protocol)
+        prepared = prepare(image, segmenter.model.preprocessing, segmenter.protocol)
         start = time.perf_counter()
         with torch.inference_mode():
-            ((labels, _),) = predict(network, [tensors], [image.shape[:2]])  # type: ignore[misc]
+            ((labels, _),) = predict(network, [prepared])  # type: ignore[misc]
             labels.cpu()
         total += time.perf_counter() - start
     return total

@@ -21,6 +21,7 @@ from isanet.evaluation import run as run_module
 from isanet.evaluation.counting import Counts, Progress
 from isanet.evaluation.metrics import ConfusionMatrix
 from isanet.evaluation.report import Report
+from isanet.inference.predict import Prepared
 from tests.helpers.evaluating import InterruptedCityscapes, quick_evaluate
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +35,8 @@ def test_batches_have_equal_sizes_and_every_image_once(sizes: list[tuple[int, in
     def loader() -> Any:
         for index, size in enumerate(sizes):
             waiting.append(index)
-            yield run_module.PreparedImage(index, str(index), (torch.zeros(3, *size),), torch.zeros(size))
+            prepared = Prepared(size, (torch.zeros(3, *size),), ())
+            yield run_module.PreparedImage(index, str(index), prepared, torch.zeros(size))
 
     waiting: list[int] = []
     seen: list[int] = []

@@ -60,5 +60,5 @@ def test_protocols_are_found_by_name() -> None:
     for name, known in PROTOCOLS.items():
         assert protocol(name) is known is protocol(known)
         assert known.name == name
-    with pytest.raises(ValueError, match=r"'slide'.*whole, slide-512"):
+    with pytest.raises(ValueError, match=r"'slide'.*whole, flip, slide-512"):
         protocol("slide")

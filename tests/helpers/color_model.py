@@ -14,7 +14,7 @@ from isanet.labels import LabelSpace
 class ColorModel(nn.Module):
     """Stands in for an ISANet. Cells are 4x4 pixels, so that it errs at edges, differently in each image."""
 
-    align_corners = False
+    logits_resize, protocol = "half_pixel", "whole"
 
     def __init__(self, space: LabelSpace, name: str = "", short_edge: int = 40) -> None:
         super().__init__()

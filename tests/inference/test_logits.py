@@ -7,26 +7,29 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812  the field's name for it
 
-from isanet.inference.logits import LogitsMap, averaged, resized, resized_bands, stored
+from isanet.config import LogitsResize
+from isanet.inference.logits import LogitsMap, averaged, cropped, mirrored, resized, resized_bands, stored
+from isanet.model import resize_logits
+
+KINDS: list[LogitsResize] = ["half_pixel", "corners", "asymmetric"]
 
 
-@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("how", KINDS)
 @pytest.mark.parametrize(
     ("coarse", "size"),
     [((8, 12), (64, 96)), ((64, 86), (1000, 150)), ((13, 15), (101, 117)), ((64, 64), (20, 20)), ((1, 1), (9, 5)),
      ((1, 32), (1, 500)), ((32, 1), (500, 1)), ((5, 7), (1, 1)), ((128, 3), (9001, 5))],
 )  # fmt: skip
-def test_bands_equal_the_whole(coarse: tuple[int, int], size: tuple[int, int], align_corners: bool) -> None:
+def test_bands_equal_the_whole(coarse: tuple[int, int], size: tuple[int, int], how: LogitsResize) -> None:
     logits = torch.randn(6, *coarse, generator=torch.Generator().manual_seed(0)) * 10
     for dtype, heights in ((torch.float32, (1, 7, 10**6)), (torch.float64, (10**6,))):
         logits = logits.to(dtype)
         bound = rounding(logits)
-        whole = F.interpolate(logits[None], size=size, mode="bilinear", align_corners=align_corners)[0]
+        whole = resize_logits(logits[None], size, how)[0]
         for rows_per_band in heights:
             band_bytes = logits.element_size() * 6 * size[1] * rows_per_band
-            bands = list(resized_bands([stored(logits)], size, align_corners=align_corners, band_bytes=band_bytes))
+            bands = list(resized_bands([stored(logits)], size, how, band_bytes=band_bytes))
             assert [row for rows, _ in bands for row in range(size[0])[rows]] == list(range(size[0]))
             together = torch.cat([band for _, band in bands], dim=1)
             assert (together - whole).abs().max() <= bound
@@ -56,7 +59,7 @@ def rounding(logits_KHW: Tensor) -> float:
 
 def test_bands_bound_the_memory() -> None:
     """60 classes at 1500x1500 are 540 MB of logits; what one band takes is a small part of that."""
-    bands = resized_bands([stored(torch.randn(60, 8, 8))], (1500, 1500), align_corners=False)
+    bands = resized_bands([stored(torch.randn(60, 8, 8))], (1500, 1500), "half_pixel")
     assert max(band.nbytes for _, band in bands) <= 8 << 20
 
 
@@ -72,20 +75,30 @@ def test_bands_bound_the_memory_of_the_steps_between_too() -> None:
 
         return source._replace(rows=rows)
 
-    prepared = resized(stored(torch.randn(10, 60, 60)), (480, 480), align_corners=False)
+    prepared = resized(stored(torch.randn(10, 60, 60)), (480, 480), "half_pixel")
     for between in (prepared, averaged([(0, 0, prepared)], (480, 480))):
         taken.clear()
-        bands = resized_bands([spied(between)], (24, 24), align_corners=False, band_bytes=10 * 4 * 480 * 60)
+        bands = resized_bands([spied(between)], (24, 24), "half_pixel", band_bytes=10 * 4 * 480 * 60)
         assert len(list(bands)) == len(taken) == 8  # 3 rows, made of 60
         assert max(taken) <= 10 * 4 * 480 * 62
 
 
-@pytest.mark.parametrize("align_corners", [False, True])
-def test_mirroring_and_resizing_commute(align_corners: bool) -> None:
+def test_a_map_is_mirrored_and_cropped_where_it_is_asked_to_be() -> None:
     logits = torch.randn(3, 7, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    after = resized(stored(logits), (31, 50), align_corners=align_corners).rows(0, 31).flip(2)
-    before = resized(stored(logits.flip(2)), (31, 50), align_corners=align_corners).rows(0, 31)
-    torch.testing.assert_close(before, after, rtol=0, atol=1e-13)
+    for how in KINDS:
+        whole = resize_logits(logits[None], (31, 50), how)[0]
+        part = cropped(mirrored(resized(stored(logits), (31, 50), how)), (20, 41))
+        assert part.shape == (3, 20, 41)
+        assert part.values_per_row >= 50  # of the step that makes a row, not of what is left of it
+        torch.testing.assert_close(part.rows(3, 18), whole.flip(2)[:, 3:18, :41], rtol=0, atol=1e-13)
+
+
+def test_maps_in_memory_are_not_changed_by_an_average() -> None:
+    logits = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    before = logits.clone()
+    ((_, band),) = resized_bands([stored(one) for one in logits], (4, 5), "half_pixel")
+    torch.testing.assert_close(band, before.mean(dim=0))
+    assert torch.equal(logits, before)
 
 
 def test_fading_windows_of_one_map_give_the_map() -> None:

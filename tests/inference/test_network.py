@@ -25,7 +25,7 @@ def test_loaded_and_optimized_networks_offer_the_same(make: Callable[[ISANet], N
     for dtype in (torch.float32, torch.float64):
         model = tiny().to(dtype)
         network: Network = make(model)
-        assert (network.classes, network.align_corners) == (model.classes, False)
+        assert (network.classes, network.logits_resize) == (model.classes, "half_pixel")
         assert network.device == torch.device("cpu")
         assert network.fits((1, 3, 64, 64))
         with torch.inference_mode():

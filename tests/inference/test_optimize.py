@@ -165,12 +165,11 @@ def photographs() -> list[np.ndarray[Any, Any]]:
 def kept(model: isanet.ISANet, images: list[Any]) -> dict[str, float]:
     """For each precision the share of labels that the loaded model gives too."""
     inputs = [prepare(np.asarray(image), model.preprocessing or {}) for image in images]
-    sizes = [np.asarray(image).shape[:2] for image in images]
-    expected = [labels for labels, _ in predict(EagerNetwork(model), inputs, sizes)]  # type: ignore[misc]
+    expected = [labels for labels, _ in predict(EagerNetwork(model), inputs)]  # type: ignore[misc]
     result = {}
     for precision in KEPT if int8.is_supported() else list(KEPT)[:2]:
-        fast = optimize(model, precision, images=[tensors[0][None] for tensors in inputs[:4]])
-        given = [labels for labels, _ in predict(fast, inputs, sizes)]  # type: ignore[misc]
+        fast = optimize(model, precision, images=[one.tensors[0][None] for one in inputs[:4]])
+        given = [labels for labels, _ in predict(fast, inputs)]  # type: ignore[misc]
         same = [float((a == b).double().mean()) for a, b in zip(given, expected, strict=True)]
         result[precision] = float(np.mean(same))
     return result
@@ -357,15 +356,15 @@ def test_windows_that_fade_show_no_seam() -> None:
     model = isanet.from_pretrained(NANO)
     image = np.asarray(ToyStreets(1, split="test")[0][0])
     inputs = [prepare(image, model.preprocessing or {})]
-    height, width = inputs[0][0].shape[1:]
+    height, width = inputs[0].tensors[0].shape[1:]
     fast = optimize(model)
-    ((whole, _),) = predict(fast, inputs, [(height, width)])  # type: ignore[misc]
+    ((whole, _),) = predict(fast, inputs)  # type: ignore[misc]
     fast.max_memory = fast._bytes_at_once(1, height // 8, width // 8) * 2 // 3
     assert not fast.fits((1, 3, height, width))
     window = inference._largest_window(fast, height, width)
     assert fast.fits((1, 3, *window))
     assert window != (height, width)
-    ((labels, _),) = predict(fast, inputs, [(height, width)])  # type: ignore[misc]
+    ((labels, _),) = predict(fast, inputs)  # type: ignore[misc]
     same = labels == whole
     # Attention sees less in a window, so that labels differ, but no more so where windows meet than elsewhere
     assert same.float().mean() > 0.9

@@ -10,17 +10,19 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  the field's name for it
 
+from isanet.config import LogitsResize
 from isanet.errors import ImageError, IsanetError
-from isanet.images.preprocess import preprocess
+from isanet.images.preprocess import content_size, preprocess
 from isanet.inference.logits import resized_bands, stored
 from isanet.inference.network import EagerNetwork
-from isanet.inference.predict import label_map, logits_maps, not_finite, predict, prepare, window_starts
+from isanet.inference.predict import Prepared, label_map, logits_maps, not_finite, predict, prepare, window_starts
 from isanet.model import ISANet
 from isanet.protocols import PROTOCOLS, Protocol, protocol
 from isanet.weights import convert
 from tests.helpers import stand_in, tiny_zoo
 
 PREPROCESSING: dict[str, Any] = {"short_edge": 50, "long_edge": 200, "mean": (127.5,) * 3, "std": (60.0,) * 3}
+PADDED: dict[str, Any] = {"pad_to": (64, 96), "pad_color": (200, 100, 0), "mean": (127.5,) * 3, "std": (60.0,) * 3}
 SCALES = (0.75, 1.0, 1.3)
 WINDOWS: dict[str, Any] = {"window": (40, 53), "stride": (25, 41)}
 
@@ -41,7 +43,7 @@ def tiny(**architecture: Any) -> ISANet:
     model.load_state_dict(convert.convert(state, convert.detect_layout(state)))
     model.double().eval()
     with torch.no_grad():
-        logits = model.coarse_logits(prepare(random_image(), PREPROCESSING)[0][None].double())
+        logits = model.coarse_logits(prepare(random_image(), PREPROCESSING).tensors[0][None].double())
         spread, mean = torch.std_mean(logits, dim=(0, 2, 3))
         model.classifier.weight /= spread[:, None, None, None]
         model.classifier.bias.copy_((model.classifier.bias - mean) / spread)
@@ -53,25 +55,26 @@ def random_image(height: int = 45, width: int = 70, seed: int = 0) -> np.ndarray
     return patches.repeat(15, axis=0).repeat(15, axis=1)[:height, :width]
 
 
-def doubles(image: np.ndarray, how: Protocol) -> tuple[Tensor, ...]:
-    return tuple(tensor.double() for tensor in prepare(image, PREPROCESSING, how))
+def doubles(image: np.ndarray, how: Protocol, preprocessing: dict[str, Any] = PREPROCESSING) -> Prepared:
+    prepared = prepare(image, preprocessing, how)
+    return prepared._replace(tensors=tuple(tensor.double() for tensor in prepared.tensors))
 
 
-def result_of(model: ISANet, image: np.ndarray, how: Protocol, band_bytes: int = 0, **options: Any) -> Tensor:
+def result_of(
+    model: ISANet,
+    image: np.ndarray,
+    how: Protocol,
+    preprocessing: dict[str, Any] = PREPROCESSING,
+    last: LogitsResize | None = None,
+    band_bytes: int = 0,
+) -> Tensor:
     """(K, H, W) averaged logits or probabilities, as labels are made of them."""
-    (maps,) = logits_maps(EagerNetwork(model), [doubles(image, how)], how, **options)
+    (maps,) = logits_maps(EagerNetwork(model), [doubles(image, how, preprocessing)], how)
     assert maps is not None
-    arithmetic = {
-        "align_corners": model.align_corners,
-        "average_probabilities": how.framework == "mmsegmentation",
-        "band_bytes": band_bytes,
-    }
-    bands = list(resized_bands(maps, image.shape[:2], **arithmetic))
-    assert [row for rows, _ in bands for row in range(image.shape[0])[rows]] == list(range(image.shape[0]))
+    average = how.framework == "mmsegmentation"
+    size = image.shape[0], image.shape[1]
+    bands = resized_bands(maps, size, last or model.logits_resize, average_probabilities=average, band_bytes=band_bytes)
     return torch.cat([band for _, band in bands], dim=1)
-
-
-# --- the frameworks' own arithmetic: everything at full size, one after the other
 
 
 def slide(model: ISANet, images: Tensor, window: tuple[int, int], stride: tuple[int, int]) -> Tensor:
@@ -118,6 +121,24 @@ def reference_mmsegmentation(model: ISANet, image: np.ndarray, how: Protocol) ->
     return torch.stack(results).mean(dim=0)[0]
 
 
+@torch.inference_mode()
+def reference_paddleseg(model: ISANet, image: np.ndarray, how: Protocol, preprocessing: dict[str, Any]) -> Tensor:
+    prepared = preprocess(image, **preprocessing)[None].double()
+    size, total = prepared.shape[2:], torch.zeros(())
+    for scale in how.scales:
+        scaled = F.interpolate(prepared, size=[int(side * scale + 0.5) for side in size], mode="bilinear")
+        for flip in (False, True)[: 1 + how.flip]:
+            seen = scaled.flip(3) if flip else scaled
+            logits = slide(model, seen, how.window, how.stride) if how.window else model(seen)  # type: ignore[arg-type]
+            logits = logits.flip(3) if flip else logits
+            total = total + F.interpolate(logits, size=size, mode="bilinear")
+    height, width = content_size(*image.shape[:2], preprocessing)
+    total = total[:, :, :height, :width]
+    if (height, width) != image.shape[:2]:
+        total = F.interpolate(total, size=image.shape[:2], mode="bilinear")
+    return total[0] / len(how.scales) / (1 + how.flip)
+
+
 REFERENCES = {"sssegmentation": reference_sssegmentation, "mmsegmentation": reference_mmsegmentation}
 VARIANTS = [
     Protocol("a", **windows, scales=scales, flip=flip, framework=framework)
@@ -127,19 +148,62 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("logits_resize", ["half_pixel", "corners"])
 @pytest.mark.parametrize("how", VARIANTS, ids=lambda how: how.text)
-def test_results_equal_the_frameworks(how: Protocol, align_corners: bool) -> None:
-    model, image = tiny(align_corners=align_corners), random_image()
+def test_results_equal_the_frameworks(how: Protocol, logits_resize: LogitsResize) -> None:
+    model, image = tiny(logits_resize=logits_resize), random_image()
     expected = REFERENCES[how.framework](model, image, how)
-    assert len(expected.argmax(0).unique()) > 5
     assert (result_of(model, image, how) - expected).abs().max() <= 1e-10 * max(1, expected.abs().max())
-    ((labels, confidence),) = predict(
-        EagerNetwork(model), [doubles(image, how)], [image.shape[:2]], how, confidence=True
-    )  # type: ignore[misc]
+    check_labels(model, doubles(image, how), how, expected)
+
+
+def check_labels(model: ISANet, prepared: Prepared, how: Protocol, expected: Tensor) -> None:
+    assert len(expected.argmax(0).unique()) > 3
+    ((labels, confidence),) = predict(EagerNetwork(model), [prepared], how, confidence=True)  # type: ignore[misc]
     assert torch.equal(labels, expected.argmax(0).to(torch.uint8))
     shares = expected if how.framework == "mmsegmentation" else expected.softmax(0)
     torch.testing.assert_close(confidence, shares.amax(0).float(), rtol=1e-5, atol=1e-6)
+
+
+PADDLESEG = [
+    Protocol("b", **windows, scales=scales, flip=flip, framework="paddleseg")
+    for windows in ({}, WINDOWS)
+    for scales, flip in (((1.0,), False), (SCALES, True))
+]
+
+
+@pytest.mark.parametrize("logits_resize", ["half_pixel", "corners", "asymmetric"])
+@pytest.mark.parametrize(
+    "how", [*PADDLESEG, PROTOCOLS["whole"], PROTOCOLS["flip"], Protocol("c", **WINDOWS)], ids=lambda how: how.text
+)
+def test_padded_images_are_cut_out_of_logits_as_by_paddleseg(how: Protocol, logits_resize: LogitsResize) -> None:
+    model = tiny(logits_resize=logits_resize)
+    # One that fits, one as large as the padded size, two that are resized to fit, one of them without padding
+    for size in ((45, 70), (64, 96), (90, 140), (128, 192)):
+        image = random_image(*size)
+        expected = reference_paddleseg(model, image, how, PADDED)
+        given = result_of(model, image, how, PADDED, last="half_pixel")
+        assert (given - expected).abs().max() <= 1e-10 * max(1, expected.abs().max())
+        check_labels(model, doubles(image, how, PADDED), how, expected)
+
+
+def test_asymmetric_logits_have_the_inputs_size_first_even_without_padding() -> None:
+    """PaddleSeg, which alone has them, resizes them nowhere else, and a mirrored map of them differs elsewhere too."""
+    model, image = tiny(logits_resize="asymmetric"), random_image()
+    for how in (PROTOCOLS["whole"], PROTOCOLS["flip"]):
+        expected = reference_paddleseg(model, image, how, PREPROCESSING)
+        check_labels(model, doubles(image, how), how, expected)
+
+
+def test_padding_grows_with_the_scale_where_a_framework_resizes_the_image() -> None:
+    how = Protocol("d", scales=(0.5, 1.0), framework="mmsegmentation")
+    prepared = prepare(random_image(90, 140), PADDED, how)
+    assert [tuple(tensor.shape) for tensor in prepared.tensors] == [(3, 32, 48), (3, 64, 96)]
+    assert prepared.contents == ((31, 48), (62, 96))
+    assert prepared.size == (90, 140)
+    (result,) = predict(EagerNetwork(tiny().float()), [prepared], how)
+    assert result is not None
+    assert result[0].shape == (90, 140)
 
 
 def test_sliding_windows_are_upstreams() -> None:
@@ -152,7 +216,9 @@ def test_sliding_windows_are_upstreams() -> None:
     model.double().eval()
     expected = load_file(stand_in.DATA / f"{listing}_101x117.safetensors")["slide"][0]
     how = Protocol("slide-65", (65, 65), (43, 43), framework="mmsegmentation")
-    (maps,) = logits_maps(EagerNetwork(model), [tuple(stand_in.image(101, 117))], how, batch_size=3)
+    (maps,) = logits_maps(
+        EagerNetwork(model), [Prepared((101, 117), tuple(stand_in.image(101, 117)), ())], how, batch_size=3
+    )
     assert maps is not None
     (full,) = maps
     assert full.shape == (21, 101, 117)
@@ -205,7 +271,9 @@ def shapes_seen(model: ISANet) -> list[tuple[int, ...]]:
 def test_bands_do_not_matter(how: Protocol) -> None:
     model, image = tiny(), random_image()
     whole = result_of(model, image, how, band_bytes=1 << 40)
-    torch.testing.assert_close(result_of(model, image, how, 60_000), whole, rtol=0, atol=1e-12)  # three rows at a time
+    torch.testing.assert_close(
+        result_of(model, image, how, band_bytes=60_000), whole, rtol=0, atol=1e-12
+    )  # three rows at a time
 
 
 @pytest.mark.parametrize("how", [one for one in VARIANTS if one.scales == SCALES], ids=lambda how: how.text)
@@ -213,20 +281,17 @@ def test_batches_do_not_matter(how: Protocol) -> None:
     model = tiny()
     seen = shapes_seen(model)
     images = [random_image(seed=0), random_image(50, 50, seed=1), random_image(seed=2), random_image(90, 140, seed=3)]
-    prepared, sizes = [doubles(image, how) for image in images], [image.shape[:2] for image in images]
-    alone = [
-        predict(EagerNetwork(model), [one], [size], how, confidence=True)
-        for one, size in zip(prepared, sizes, strict=True)
-    ]
+    prepared = [doubles(image, how) for image in images]
+    alone = [predict(EagerNetwork(model), [one], how, confidence=True) for one in prepared]
     # 0, 2 and 3 have one size when prepared
     for batch_size, largest in ((1, 1), (None, 3), (7, 3 if how.window is None else 7)):
         seen.clear()
-        together = predict(EagerNetwork(model), prepared, sizes, how, confidence=True, batch_size=batch_size)
+        together = predict(EagerNetwork(model), prepared, how, confidence=True, batch_size=batch_size)
         assert max(shape[0] for shape in seen) == largest
-        for one, (other,), size in zip(together, alone, sizes, strict=True):
+        for one, (other,), image in zip(together, alone, images, strict=True):
             assert one is not None
             assert other is not None
-            assert one[0].shape == size
+            assert one[0].shape == image.shape[:2]
             assert torch.equal(one[0], other[0])
             torch.testing.assert_close(one[1], other[1], rtol=0, atol=1e-6)
 
@@ -240,7 +305,7 @@ def test_batches_do_not_matter(how: Protocol) -> None:
 def test_label_type_holds_every_class(count: int, dtype: torch.dtype) -> None:
     logits = torch.zeros(count, 2, 2)
     logits[count - 1] = 1
-    labels, probabilities = label_map([stored(logits)], (5, 6), align_corners=False)
+    labels, probabilities = label_map([stored(logits)], (5, 6), "half_pixel")
     assert labels.dtype == dtype
     assert (labels == count - 1).all()
     assert probabilities is None
@@ -252,7 +317,7 @@ def test_only_classes_that_are_kept_are_predicted(framework: Any) -> None:
     how = Protocol("a", **WINDOWS, scales=(1.0, 1.3), flip=True, framework=framework)
     keep = [20, 3, 7, 11]
     ((labels, confidence),) = predict(  # type: ignore[misc]
-        EagerNetwork(model), [doubles(image, how)], [image.shape[:2]], how, keep=keep, confidence=True
+        EagerNetwork(model), [doubles(image, how)], how, keep=keep, confidence=True
     )
     # As if the network had no other classes
     few = ISANet(**{**model.config, "num_classes": 4, "classes": [model.classes[i] for i in keep], "palette": None})
@@ -261,24 +326,24 @@ def test_only_classes_that_are_kept_are_predicted(framework: Any) -> None:
         state[name] = state[name][keep]
     few.load_state_dict(state)
     ((few_labels, few_confidence),) = predict(  # type: ignore[misc]
-        EagerNetwork(few.double().eval()), [doubles(image, how)], [image.shape[:2]], how, confidence=True
+        EagerNetwork(few.double().eval()), [doubles(image, how)], how, confidence=True
     )
     assert labels.dtype == torch.uint8
     assert len(labels.unique()) > 1
     assert torch.equal(labels.long(), torch.tensor(keep)[few_labels.long()])
     torch.testing.assert_close(confidence, few_confidence)
-    ((everything, _),) = predict(EagerNetwork(model), [doubles(image, how)], [image.shape[:2]], how)  # type: ignore[misc]
+    ((everything, _),) = predict(EagerNetwork(model), [doubles(image, how)], how)  # type: ignore[misc]
     assert not set(everything.unique().tolist()) <= set(keep)
 
 
 @pytest.mark.parametrize("keep", [[], [21], [-1], [1, 1]])
 def test_wrong_classes_to_keep_are_refused(keep: Sequence[int]) -> None:
     with pytest.raises(ValueError, match=r"0\.\.20"):
-        predict(EagerNetwork(tiny()), [prepare(random_image(), PREPROCESSING)], [(45, 70)], keep=keep)
+        predict(EagerNetwork(tiny()), [prepare(random_image(), PREPROCESSING)], keep=keep)
 
 
 def test_labels_may_be_worked_on_in_place() -> None:
-    ((labels, _),) = predict(EagerNetwork(tiny()), [prepare(random_image(), PREPROCESSING)], [(45, 70)])  # type: ignore[misc]
+    ((labels, _),) = predict(EagerNetwork(tiny()), [prepare(random_image(), PREPROCESSING)])  # type: ignore[misc]
     labels[labels == labels[0, 0]] = 255
     assert labels[0, 0] == 255
 
@@ -289,9 +354,9 @@ def test_an_image_whose_logits_are_not_finite_has_no_labels(how: Protocol, value
     model = tiny()
     images = [random_image(seed=0), random_image(seed=1), random_image(seed=2)]
     prepared = [doubles(image, how) for image in images]
-    expected = predict(EagerNetwork(model), prepared, [(45, 70)] * 3, how)
+    expected = predict(EagerNetwork(model), prepared, how)
     # A single cell, of a class that is not kept, wherever the mark of the second image is seen
-    prepared[1][-1][:, :, :8] = 1e3
+    prepared[1].tensors[-1][:, :, :8] = 1e3
 
     def spoil(_module: object, inputs: tuple[Tensor], output: Tensor) -> None:
         output[inputs[0].amax(dim=(1, 2, 3)) > 900, 5, -1, -1] = value
@@ -300,11 +365,11 @@ def test_an_image_whose_logits_are_not_finite_has_no_labels(how: Protocol, value
     model.backbone.register_forward_pre_hook(lambda _module, inputs: shown.append(inputs[0]))
     model.classifier.register_forward_hook(lambda module, _inputs, output: spoil(module, (shown[-1],), output))
     for keep in (None, [1, 2]):
-        first, second, third = predict(EagerNetwork(model), prepared, [(45, 70)] * 3, how, keep=keep)
+        first, second, third = predict(EagerNetwork(model), prepared, how, keep=keep)
         assert second is None
         assert first is not None
         assert third is not None
-    first, _, third = predict(EagerNetwork(model), prepared, [(45, 70)] * 3, how)
+    first, _, third = predict(EagerNetwork(model), prepared, how)
     for one, other in ((first, expected[0]), (third, expected[2])):
         assert one is not None
         assert other is not None
@@ -339,7 +404,7 @@ def test_a_line_of_pixels_can_be_seen_at_half_its_size() -> None:
     model = tiny()
     how = Protocol("half", scales=(0.5,), flip=True)
     for size in ((1, 40), (40, 1), (1, 1)):
-        ((labels, _),) = predict(EagerNetwork(model), [(torch.zeros(3, *size),)], [size], how)  # type: ignore[misc]
+        ((labels, _),) = predict(EagerNetwork(model), [Prepared(size, (torch.zeros(3, *size),), ())], how)  # type: ignore[misc]
         assert labels.shape == size
 
 
@@ -350,9 +415,7 @@ def test_a_line_of_pixels_can_be_seen_at_half_its_size() -> None:
 def test_every_named_protocol_runs(name: str) -> None:
     model, images = tiny(), [random_image(), random_image(60, 31)]
     prepared = [prepare(image, PREPROCESSING, name) for image in images]
-    for image, result in zip(
-        images, predict(EagerNetwork(model), prepared, [i.shape[:2] for i in images], name), strict=True
-    ):
+    for image, result in zip(images, predict(EagerNetwork(model), prepared, name), strict=True):
         assert result is not None
         assert result[0].shape == image.shape[:2]
     assert protocol(name) is PROTOCOLS[name] is protocol(PROTOCOLS[name])
@@ -360,18 +423,19 @@ def test_every_named_protocol_runs(name: str) -> None:
 
 
 def test_an_unknown_name_is_told_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"'slide'.*whole, slide-512"):
+    with pytest.raises(ValueError, match=r"'slide'.*whole, flip, slide-512"):
         protocol("slide")
     with pytest.raises(ValueError, match="unknown protocol"):
-        predict(EagerNetwork(tiny()), [], [], "slide")
+        predict(EagerNetwork(tiny()), [], "slide")
 
 
 def test_images_are_prepared_once_or_for_each_scale() -> None:
     image = random_image()
-    (one,) = prepare(image, PREPROCESSING, "multiscale-flip")
-    assert torch.equal(one, preprocess(image, **PREPROCESSING))
+    one = prepare(image, PREPROCESSING, "multiscale-flip")
+    assert one.contents == ()
+    assert torch.equal(one.tensors[0], preprocess(image, **PREPROCESSING))
     several = prepare(image, PREPROCESSING, "mmseg-multiscale-flip")
-    assert [tuple(tensor.shape[1:]) for tensor in several] == [
+    assert [tuple(tensor.shape[1:]) for tensor in several.tensors] == [
         (25, 39),
         (37, 58),
         (50, 78),
@@ -379,12 +443,12 @@ def test_images_are_prepared_once_or_for_each_scale() -> None:
         (75, 117),
         (87, 135),
     ]
-    assert torch.equal(several[1], preprocess(image, **(PREPROCESSING | {"short_edge": 37, "long_edge": 150})))
+    assert torch.equal(several.tensors[1], preprocess(image, **(PREPROCESSING | {"short_edge": 37, "long_edge": 150})))
     with pytest.raises(ImageError, match="uint8"):
         prepare(image.astype(float), PREPROCESSING, "multiscale-flip")
     with pytest.raises(ValueError, match="not prepared for"):
-        predict(EagerNetwork(tiny()), [several], [(45, 70)], "whole")
+        predict(EagerNetwork(tiny()), [several], "whole")
     with pytest.raises(ValueError, match="not prepared for"):
-        predict(EagerNetwork(tiny()), [(one,)], [(45, 70)], "mmseg-multiscale-flip")
+        predict(EagerNetwork(tiny()), [one], "mmseg-multiscale-flip")
     with pytest.raises(ValueError, match="at least 1"):
-        predict(EagerNetwork(tiny()), [(one,)], [(45, 70)], batch_size=0)
+        predict(EagerNetwork(tiny()), [one], batch_size=0)

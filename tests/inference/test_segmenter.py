@@ -41,7 +41,7 @@ class NearestColor(nn.Module):
     classes = CLASSES
     palette = PALETTE
     label_space = "colors"
-    align_corners = False
+    logits_resize, protocol = "half_pixel", "whole"
 
     def __init__(self, gain: float = 1.0) -> None:
         super().__init__()
@@ -288,19 +288,24 @@ def test_protocol_is_followed_and_logged(caplog: pytest.LogCaptureFixture) -> No
         with caplog.at_level(logging.INFO, logger="isanet"):
             segmenter = make(model, protocol=how)
         assert segmenter.protocol == protocols.protocol(how)
-        assert f"by protocol {segmenter.protocol.name}: {segmenter.protocol.text}" in caplog.messages[-1]
+        assert segmenter.protocol_reason == "as asked"
+        assert f"by protocol {segmenter.protocol.name}: {segmenter.protocol.text} (as asked)" in caplog.messages[-1]
         prepared = [prepare(image, model.preprocessing, how)]
-        ((labels, confidence),) = predict(EagerNetwork(model), prepared, [(40, 50)], how, confidence=True)  # type: ignore[misc,arg-type]
+        ((labels, confidence),) = predict(EagerNetwork(model), prepared, how, confidence=True)  # type: ignore[misc,arg-type]
         model.batches.clear()
         results = segmenter([image, image], confidence=True)
         np.testing.assert_array_equal(results[1].labels, labels.numpy())
         np.testing.assert_allclose(results[1].confidence, confidence.numpy(), atol=1e-6)
         assert len(model.batches) > 1
-    with caplog.at_level(logging.INFO, logger="isanet"):
-        assert make(model).protocol.name == "whole"
-    assert "protocol" not in caplog.messages[-1]
+    for own in ("whole", "mmseg-slide-769"):
+        model.protocol = own
+        with caplog.at_level(logging.INFO, logger="isanet"):
+            assert make(model).protocol is protocols.PROTOCOLS[own]
+        text = f"by protocol {own}: {protocols.PROTOCOLS[own].text} (the model's own)"
+        assert (text in caplog.messages[-1]) is (own != "whole")  # which needs no words
+        assert make(model, protocol="whole").protocol.name == "whole"
     assert next(make(model, protocol=windows).stream([image, image], batch_size=2)).labels.shape == (40, 50)
-    with pytest.raises(ValueError, match="whole, slide-512"):
+    with pytest.raises(ValueError, match="whole, flip, slide-512"):
         make(model, protocol="sliding")
 
 

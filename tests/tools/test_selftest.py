@@ -125,7 +125,7 @@ FAULTS: dict[str, tuple[Callable[[isanet.ISANet], None], str]] = {
     "blue-green-red weights": (swap_red_and_blue, "red and blue are swapped"),
     "a random classifier": (randomize_classifier, f"{IN_MEMORY}: classifier.weight, classifier.bias differ"),
     "classes in another order": (other_classifier_of_the_same_size, f"{IN_MEMORY}: classifier.weight differ"),
-    "another resize": (other_resize, "resized to 300x400 for the network, where 320x427 was recorded"),
+    "another resize": (other_resize, "images are 300x400 for the network, where 320x427 was recorded"),
     "another mean": (other_mean, "prepared in another way"),
     "another range": (unit_range, "prepared in another way"),
     "damaged weights": (damage, f"{IN_MEMORY}: fuse."),

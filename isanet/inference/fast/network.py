@@ -27,7 +27,7 @@ from isanet.inference.fast.layers import (
     folded,
     pair,
 )
-from isanet.model import STRIDE, ISANet, check_images
+from isanet.model import STRIDE, ISANet, check_images, resize_logits
 
 
 class FastISANet(nn.Module):
@@ -37,14 +37,14 @@ class FastISANet(nn.Module):
     the model again.
 
     Attributes:
-        config, classes, align_corners: As of the model.
+        config, classes, logits_resize: As of the model.
         max_memory: As given to `optimize`; may be set at any time.
         dtype: Of most of the computation.
     """
 
     def __init__(self, model: ISANet, max_memory: int) -> None:
         super().__init__()
-        self.config, self.classes, self.align_corners = model.config, model.classes, model.align_corners
+        self.config, self.classes, self.logits_resize = model.config, model.classes, model.logits_resize
         self.block_size, self.residual_first, self.max_memory = model.block_size, model.residual_first, max_memory
         backbone = model.backbone
         convs, norms = [m for m in backbone.stem if isinstance(m, nn.Conv2d)], backbone.stem[1::3]
@@ -77,9 +77,8 @@ class FastISANet(nn.Module):
 
     def forward(self, images: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
         """(N, 3, H, W) normalized -> (N, K, *size) logits, of the input's size if left out; as `coarse_logits`."""
-        return F.interpolate(
-            self.coarse_logits(images), size or images.shape[2:], mode="bilinear", align_corners=self.align_corners
-        )
+        height, width = size or images.shape[2:]
+        return resize_logits(self.coarse_logits(images), (height, width), self.logits_resize)
 
     def coarse_logits(self, images: Tensor) -> Tensor:
         """(N, 3, H, W), normalized -> (N, K, H/8, W/8), rounded up; float32 (float64 of a double model)."""
