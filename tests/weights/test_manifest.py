@@ -163,7 +163,7 @@ def test_an_entry_agrees_with_its_family(name: str) -> None:
             assert (mean, std, framework) == ([127.5] * 3, [127.5] * 3, "sssegmentation")
             assert weights.preprocessing["pad_color"] == [127.5] * 3
             assert weights.preprocessing["pad_to"] == ([512, 512] if "voc" in name else [1025, 2049])
-            # others
+            assert set(weights.metrics["others"]) == {"flip", "paddleseg-multiscale-flip"}
             assert len(weights.urls) == 2
             assert files == f"{weights.urls[0].split('/')[-2]}.pdparams"
         case "openseg":
