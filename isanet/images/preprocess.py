@@ -66,6 +66,8 @@ def content_size(height: int, width: int, preprocessing: Mapping[str, Any]) -> t
         raise ValueError(f"short_edge and long_edge go together, got {short_edge} and {long_edge}")
     if short_edge is not None and long_edge is not None:
         height, width = target_size(height, width, short_edge=short_edge, long_edge=long_edge)
+    if pad_to is not None and min(pad_to) < 1:
+        raise ValueError(f"sizes must be at least 1, got pad_to {pad_to}")
     if pad_to is not None and (height > pad_to[0] or width > pad_to[1]):
         scale = min(pad_to[0] / height, pad_to[1] / width)
         height, width = max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))

@@ -14,7 +14,17 @@ from isanet.weights import manifest
 
 
 def test_published_figures_name_their_protocol() -> None:
-    assert {weights.metrics["protocol"] for weights in manifest.load_manifest().values()} == {"whole"}
+    seen: dict[str, set[str]] = {}
+    for weights in manifest.load_manifest().values():
+        seen.setdefault(weights.family, set()).add(weights.metrics["protocol"])
+    assert seen == {
+        "sssegmentation": {"whole"},
+        "mmsegmentation": {"mmseg-whole", "mmseg-slide-769"},
+        "paddleseg": {"whole"},
+        "openseg": {"whole"},
+        "bpkd": {"mmseg-whole"},
+        "isanet": {"whole"},
+    }
     assert PROTOCOLS["whole"] == Protocol("whole", None, None, (1.0,), False, "sssegmentation")
 
 
@@ -24,6 +34,8 @@ def test_protocols_in_words() -> None:
         PROTOCOLS["mmseg-slide-769-multiscale-flip"].text
         == "windows of 769x769 at stride 513x513, scales 0.5, 0.75, 1, 1.25, 1.5, 1.75, flip, as mmsegmentation"
     )
+    assert PROTOCOLS["paddleseg-multiscale-flip"].text == "whole image, scales 0.75, 1, 1.25, flip, as paddleseg"
+    assert PROTOCOLS["flip"].text == "whole image, single scale, flip"
     assert Protocol("half", scales=(0.5,)).text == "whole image, scale 0.5, no flip"
     assert len({known.text for known in PROTOCOLS.values()}) == len(PROTOCOLS)
 
@@ -58,7 +70,8 @@ def test_protocols_do_not_need_torch() -> None:
 
 def test_protocols_are_found_by_name() -> None:
     for name, known in PROTOCOLS.items():
-        assert protocol(name) is known is protocol(known)
+        assert protocol(name) is known is protocol(known) is protocol("auto", name) is protocol(known, "whole")
         assert known.name == name
+    assert protocol("auto") is PROTOCOLS["whole"]
     with pytest.raises(ValueError, match=r"'slide'.*whole, flip, slide-512"):
         protocol("slide")

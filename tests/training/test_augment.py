@@ -114,6 +114,30 @@ def test_scales_are_multiples_of_the_inference_size() -> None:
     assert (fixed != 255).any(dim=1).sum() == 96
 
 
+def test_images_that_are_not_resized_are_scaled_by_their_own_size() -> None:
+    plain = {"mean": VOC["mean"], "std": VOC["std"]}
+    padded = plain | {"pad_to": [60, 100], "pad_color": [0, 0, 0]}
+    # 90x130 fits 60x100 as 60x87; padding is for inference alone
+    for preprocessing, (height, width) in ((plain, (135, 195)), (padded, (90, 130))):
+        photo, mask = scene(90, 130)
+        recipe = replace(STILL, crop=(300, 300), scale_range=(1.5, 1.5))
+        labels = augment(photo, Image.new("L", mask.size), recipe, preprocessing)[1]
+        assert (labels != 255).any(dim=1).sum() == height
+        assert (labels != 255).any(dim=0).sum() == width
+    photo, mask = scene(64, 64)
+    image, _ = augment(photo, mask, STILL, plain)
+    torch.testing.assert_close(image, preprocess(np.asarray(photo), **plain), rtol=1e-6, atol=1e-6)
+
+
+def test_channels_are_in_the_models_order() -> None:
+    photo, mask = scene(64, 64)
+    bgr = {name: VOC[name][::-1] for name in ("mean", "std")} | {"channels": "BGR"}
+    for recipe in (STILL, replace(STILL, photometric=1.0)):  # colors change as they do in RGB
+        image, _ = augment(photo, mask, recipe, {**VOC, **bgr}, generator())
+        expected, _ = augment(photo, mask, recipe, VOC, generator())
+        assert torch.equal(image, expected.flip(0))
+
+
 def test_padding_is_the_mean_is_ignored_and_lies_where_upstreams_does() -> None:
     photo = Image.new("RGB", (100, 64), (255, 255, 255))
     image, mask = augment(photo, Image.new("L", (100, 64)), replace(STILL, crop=(71, 151)), VOC)

@@ -90,6 +90,23 @@ def test_small_inputs_grow_to_the_images_of_the_data() -> None:
         assert recipe.crop == (min(edge, 320),) * 2
 
 
+def test_a_crop_is_as_large_as_images_that_are_not_resized() -> None:
+    def crop(image: tuple[int, int] | None, **preprocessing: Any) -> tuple[int, int]:
+        model = tiny()
+        model.preprocessing = {"mean": [0] * 3, "std": [1] * 3, **preprocessing}
+        before = dict(model.preprocessing)
+        shown = None if image is None else Image.new("RGB", image)
+        recipe = few_images_recipe(model, 20, PIXELS, shown, device=CPU, memory=None, given={})
+        assert model.preprocessing == before
+        return recipe.crop
+
+    assert crop((300, 200)) == (200, 200)
+    assert crop((2000, 1000)) == crop(None) == (320, 320)
+    padding = {"pad_to": [256, 512], "pad_color": [0] * 3}
+    assert crop((2000, 1000), **padding) == crop(None, **padding) == (256, 256)
+    assert crop((300, 200), **padding) == (200, 200)
+
+
 def test_balanced_weights_are_one_over_the_root_of_the_share() -> None:
     weights = torch.tensor(balanced_weights(torch.tensor([9000, 900, 0, 100])), dtype=torch.float64)
     assert weights[2] == 0
