@@ -70,7 +70,8 @@ class ISANetConfig:
         width: Inner width of the first stage; 64 in all published models, fewer make a small network.
         stem_channels: Channels of the stem's three convolutions; half, half and all of `width` if left out. 64, 64 and
             128 in openseg.pytorch.
-        maxpool_ceil: Whether the size after the stem's pooling is rounded up (openseg.pytorch).
+        maxpool_ceil: Whether the stem's pooling is in ceil mode (openseg.pytorch): an axis of 8n or 8n - 1 pixels has
+            n + 1 positions then, n otherwise.
         full_dilation: Whether the first block of a dilated stage has all of its dilation (PaddleSeg), not half.
         average_pool_shortcut: Whether the shortcut of a block of stride 2 averages 2x2 positions before a 1x1
             convolution (PaddleSeg's ResNet-vd), which has the stride itself otherwise.

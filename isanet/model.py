@@ -34,6 +34,8 @@ from isanet.labels import named_classes
 class Features(NamedTuple):
     """Feature maps of one forward pass of an ISANet; h = H/8 and w = W/8, rounded up.
 
+    With `maxpool_ceil` an axis of 8n or 8n - 1 pixels has one position more, n + 1.
+
     Attributes:
         stages: The maps of the backbone's four stages, of strides 4, 8, 8, 8: (N, C, H/4, W/4), and (N, 2 * C, h, w),
             (N, 4 * C, h, w), (N, 8 * C, h, w); C is 256 in all published models but ResNet-18, where it is 64.
@@ -88,11 +90,10 @@ def resize_logits(logits_NKHW: Tensor, size: tuple[int, int], how: LogitsResize)
         return F.interpolate(logits_NKHW, size=size, mode="bilinear", align_corners=how == "corners")
     for dim in (2, 3):
         length, target = logits_NKHW.shape[dim], size[dim - 2]
-        positions = torch.arange(target, dtype=logits_NKHW.dtype, device=logits_NKHW.device) * (length / target)
-        before = positions.floor().long().clamp(max=length - 1)
-        share = (positions - before).view(-1, *[1] * (3 - dim))
+        positions = torch.arange(target, device=logits_NKHW.device) * length  # whole numbers: half precision has 8 bits
+        before, share = positions // target, (positions % target / target).to(logits_NKHW.dtype)
         first, second = (logits_NKHW.index_select(dim, index) for index in (before, (before + 1).clamp(max=length - 1)))
-        logits_NKHW = torch.lerp(first, second, share)
+        logits_NKHW = torch.lerp(first, second, share.view(-1, *[1] * (3 - dim)))
     return logits_NKHW
 
 

@@ -31,6 +31,7 @@ from isanet.weights import convert
 from isanet.zoo.networks import model_config
 from tests.helpers import stand_in
 from tests.helpers.precisions import PRECISIONS, needs_int8
+from tests.helpers.published import PUBLISHED
 
 NANO = "isanet_nano_toystreets"
 
@@ -64,16 +65,15 @@ def close(got: Tensor, expected: Tensor, bound: float) -> None:
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "sssegmentation": {},
-    "mmsegmentation": {"value_bias": True, "fusion_kernel": 1, "logits_resize": "corners"},
-    "openseg": {"residual_first": True, "fusion_kernel": 1, "logits_resize": "corners"},
+    **PUBLISHED,
     "small blocks": {"block_size": 3, "backbone": "resnet14"},
     "short range first": {"attention_order": ["short_range", "long_range"], "backbone": "resnet14"},
     "long range alone": {"attention_order": ["long_range"], "backbone": "resnet14"},
+    "all at once": {**PUBLISHED["openseg"], **PUBLISHED["paddleseg"], **PUBLISHED["bpkd"]},
 }
 
 
-@pytest.mark.parametrize("size", [(1, 1), (33, 200), (130, 97), (192, 256)])
+@pytest.mark.parametrize("size", [(1, 1), (7, 9), (33, 200), (130, 97), (192, 256)])
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.inference_mode()
 def test_float64_is_the_same_but_for_rounding(variant: str, size: tuple[int, int]) -> None:
@@ -92,7 +92,7 @@ def test_bands_of_rows_give_what_the_whole_gives(variant: str, band: int, monkey
     monkeypatch.setattr(fused, "PART_BYTES", 20_000)  # attention in parts too, down to single queries
     fast = optimize(model, max_memory=0)
     monkeypatch.setattr(fast, "_band_rows", lambda _n, _w: band)
-    for size in ((1, 70), (65, 40), (202, 131), (256, 64)):
+    for size in ((1, 70), (7, 9), (65, 40), (202, 131), (256, 64)):
         x = images(2, 3, *size)
         close(fast.coarse_logits(x), model.coarse_logits(x), 1e-11)
 
@@ -247,10 +247,10 @@ def test_wrong_arguments(options: dict[str, Any], message: str) -> None:
 
 
 @needs_int8
-@pytest.mark.parametrize("part", ["layers.0", "layers.4.conv2", "layers.20", "fuse"])
+@pytest.mark.parametrize("part", ["layers.0", "layers.4.convs.1", "layers.20", "fuse"])
 def test_int8_of_damaged_weights_gives_no_labels(part: str) -> None:
     model = tiny(backbone="resnet50")
-    names = {"layers.0": "backbone.stem.0", "layers.4.conv2": "backbone.layer1.0.conv2", "layers.20": "reduce.conv"}
+    names = {"layers.0": "backbone.stem.0", "layers.4.convs.1": "backbone.layer1.0.conv2", "layers.20": "reduce.conv"}
     conv = model.get_submodule(names.get(part, "fuse.conv"))
     for damage in (float("nan"), float("inf")):
         with torch.no_grad():
@@ -264,7 +264,7 @@ import torch
 from isanet.inference.fast import int8
 from isanet.inference.fast.layers import Conv
 from isanet.inference.fast.optimize import has_bfloat16
-conv = Conv(torch.ones(8, 64, 3, 3), torch.zeros(8), torch.nn.Conv2d(64, 8, 3, padding=1), relu=True)
+conv = Conv(torch.ones(8, 64, 3, 3), torch.zeros(8), torch.nn.Conv2d(64, 8, 3, padding=1), slope=0.0)
 print(has_bfloat16(torch.device("cpu")), int8.is_supported())
 if int8.is_supported():
     print(float(int8.Int8Conv(conv, 1 / 255, None)(torch.ones(1, 64, 8, 8))[0, 0, 4, 4]))

@@ -17,12 +17,17 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from isanet.inference.fast.layers import Block, Conv, channels_last
+from isanet.inference.fast.layers import AveragePool, Block, Conv, channels_last
 from isanet.inference.fast.network import FastISANet
 
 NOT_SUPPORTED = (
     "int8 needs a CPU that adds 8-bit products exactly (VNNI), which oneDNN does not find here; use "
     "precision='float32', or 'auto'"
+)
+
+NOT_POSSIBLE = (
+    "int8 is for networks whose maps are outputs of a ReLU, not of a leaky one, and whose shortcuts have no average "
+    "pool; use another precision"
 )
 
 
@@ -50,10 +55,11 @@ class Int8Conv(nn.Module):
     ) -> None:
         super().__init__()
         assert isinstance(conv, Conv)
-        self.stride, self.padding, self.dilation, self.span = conv.stride, conv.padding, conv.dilation, conv.span
+        self.stride, self.padding, self.dilation = conv.stride, conv.padding, conv.dilation
+        self.span, self.ceil = conv.span, conv.ceil
         self.scale, self.out_scale, self.out_zero, self.shortcut = scale, out_scale or 1.0, out_zero, shortcut
         self.dtype = dtype if out_scale is None else torch.uint8
-        self.relu = "relu" if conv.relu else "none"
+        self.relu = "none" if conv.slope is None else "relu"
         weight = torch.cat(list(conv.weights), 1).detach().float()
         if not (weight.isfinite().all() and conv.bias.isfinite().all()):
             raise ValueError("the network has weights that are not finite: they are damaged or not trained")
@@ -106,8 +112,10 @@ def calibrate(fast: FastISANet, batches: Iterable[Tensor]) -> dict[nn.Module, fl
     """The largest input of each convolution; of a shortcut's own, whose output may be negative, its largest output.
 
     Raises:
-        ValueError: There are no images, or maps are not finite.
+        ValueError: There are no images, maps are not finite, or the network cannot be quantized.
     """
+    if any(isinstance(part, AveragePool) or getattr(part, "slope", 0.0) for part in fast.modules()):
+        raise ValueError(NOT_POSSIBLE)
     largest: dict[nn.Module, float] = {}
 
     def record(module: nn.Module, value: Tensor) -> None:
@@ -115,7 +123,7 @@ def calibrate(fast: FastISANet, batches: Iterable[Tensor]) -> dict[nn.Module, fl
             raise ValueError("the network returned values that are not finite: its weights are damaged or not trained")
         largest[module] = max(largest.get(module, 0.0), float(value.abs().max()))
 
-    shortcuts = {block.downsample for block in fast.modules() if isinstance(block, Block)}
+    shortcuts = {conv for block in fast.modules() if isinstance(block, Block) for conv in block.shortcut}
     hooks = [
         conv.register_forward_hook(lambda conv, args, result: record(conv, result if conv in shortcuts else args[0]))
         for conv in fast.modules()
@@ -138,13 +146,14 @@ def quantize(fast: FastISANet, largest: dict[nn.Module, float]) -> None:
 
     blocks = [layer for layer in fast.layers if isinstance(layer, Block)]
     reduce, dtype = fast.layers[-1], fast.dtype
-    scales = [*(scale(block.conv1) for block in blocks), scale(reduce)]
+    scales = [*(scale(block.convs[0]) for block in blocks), scale(reduce)]
     for block, (into, out) in zip(blocks, pairwise(scales), strict=True):
-        second, third, shortcut = scale(block.conv2), scale(block.conv3), (into, 0)
-        if block.downsample is not None:
-            shortcut = largest[block.downsample] / 127, 128
-            block.downsample = Int8Conv(block.downsample, into, shortcut[0], out_zero=shortcut[1])
-        block.conv1, block.conv2 = Int8Conv(block.conv1, into, second), Int8Conv(block.conv2, second, third)
-        block.conv3 = Int8Conv(block.conv3, third, out, shortcut=shortcut)
+        shortcut = into, 0
+        for number, conv in enumerate(block.shortcut):
+            shortcut = largest[conv] / 127, 128
+            block.shortcut[number] = Int8Conv(conv, into, shortcut[0], out_zero=shortcut[1])
+        ends = [into, *(scale(conv) for conv in block.convs[1:]), out]
+        for number, (conv, between) in enumerate(zip(block.convs, pairwise(ends), strict=True)):
+            block.convs[number] = Int8Conv(conv, *between, shortcut=shortcut)
     fast.layers[-1] = Int8Conv(reduce, scales[-1], None, dtype=dtype)
     fast.fuse = Int8Conv(fast.fuse, scale(fast.fuse), None, dtype=dtype)

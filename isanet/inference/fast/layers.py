@@ -5,23 +5,24 @@ Shape legend as in `isanet.model`.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  the field's name for it
 
 from isanet.attention import ConvBNReLU, GroupedAttention
-from isanet.backbone import Bottleneck
+from isanet.backbone import BasicBlock, Bottleneck
 
 PART_BYTES = 64 << 20
 """Bytes of attention's maps that are computed at a time."""
 
 
 class Conv(nn.Module):
-    """Convolution with bias, then ReLU; a shortcut is added in between.
+    """Convolution with bias, then ReLU, leaky with a `slope` below zero; None: neither. A shortcut is added in between.
 
     oneDNN, torch's library for CPUs, slows down by up to a half for 3x3 kernels over more than 512 channels:
     those are computed 512 channels at a time and added up.
@@ -31,12 +32,13 @@ class Conv(nn.Module):
     padding: tuple[int, int]
     dilation: tuple[int, int]
 
-    def __init__(self, weight: Tensor, bias: Tensor, like: nn.Conv2d, *, relu: bool) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, like: nn.Conv2d, *, slope: float | None) -> None:
         super().__init__()
         self.stride, self.padding, self.dilation = pair(like.stride), pair(like.padding), pair(like.dilation)
-        self.span = (like.kernel_size[0] - 1) * self.dilation[0] + 1  # input rows that one output row depends on
-        self.relu = relu
-        self.step = 512 if weight.device.type == "cpu" and self.span > 1 else weight.shape[1]
+        rows = (like.kernel_size[0] - 1) * self.dilation[0] + 1
+        self.span, self.ceil = max(rows, self.stride[0]), rows < self.stride[0]
+        self.slope = slope
+        self.step = 512 if weight.device.type == "cpu" and rows > 1 else weight.shape[1]
         self.weights = nn.ParameterList(channels_last(part) for part in torch.split(weight, self.step, 1))
         self.bias = nn.Parameter(bias)
 
@@ -51,7 +53,7 @@ class Conv(nn.Module):
         assert y is not None
         if shortcut is not None:
             y += shortcut
-        return y.relu_() if self.relu else y
+        return y if self.slope is None else relu(y, self.slope, inplace=True)
 
 
 class MaxPool(nn.Module):
@@ -59,30 +61,56 @@ class MaxPool(nn.Module):
 
     stride, padding, span = (2, 2), (1, 1), 3
 
+    def __init__(self, ceil: bool) -> None:
+        super().__init__()
+        self.ceil = ceil
+
     def forward(self, x: Tensor, *, padded: bool = False) -> Tensor:
         """As `Conv`."""
-        return F.max_pool2d(x, 3, 2, (0, 1) if padded else 1)
+        return F.max_pool2d(x, 3, 2, (0, 1) if padded else 1, ceil_mode=self.ceil)
+
+
+class AveragePool(nn.Module):
+    """That of a shortcut. At the end of an odd number of rows or columns it averages over what exists."""
+
+    stride, padding, span, ceil = (2, 2), (0, 0), 2, True
+
+    def forward(self, x: Tensor, *, padded: bool = False) -> Tensor:
+        """As `Conv`."""
+        return F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
 
 
 class Block(nn.Module):
-    """`isanet.backbone.Bottleneck` with batch norm folded in."""
+    """A block of `isanet.backbone`, of either kind, with batch norm folded in.
 
-    def __init__(self, block: Bottleneck) -> None:
+    Attributes:
+        convs: Its convolutions; the shortcut is added to the last.
+        shortcut: What the shortcut goes through: nothing, a 1x1 convolution, or a pooling before it.
+    """
+
+    def __init__(self, block: Bottleneck | BasicBlock) -> None:
         super().__init__()
-        self.conv1: nn.Module = Conv(*folded(block.conv1, block.bn1), block.conv1, relu=True)
-        self.conv2: nn.Module = Conv(*folded(block.conv2, block.bn2), block.conv2, relu=True)
-        self.conv3: nn.Module = Conv(*folded(block.conv3, block.bn3), block.conv3, relu=True)
-        self.downsample: nn.Module | None = None
-        self.stride = pair(block.conv2.stride)[0]
+        layers = [(block.conv1, block.bn1), (block.conv2, block.bn2)]
+        if isinstance(block, Bottleneck):
+            layers.append((block.conv3, block.bn3))
+        self.convs = nn.ModuleList(Conv(*folded(conv, norm), conv, slope=0.0) for conv, norm in layers)
+        self.stride: tuple[int, int] = max(conv.stride for conv in self.convs if isinstance(conv, Conv))
+        self.shortcut = nn.ModuleList()
+        if block.pool is not None:
+            self.shortcut.append(AveragePool())
         if isinstance(block.downsample, nn.Sequential):
             conv, norm = block.downsample
             assert isinstance(conv, nn.Conv2d)
-            self.downsample = Conv(*folded(conv, norm), conv, relu=False)
+            self.shortcut.append(Conv(*folded(conv, norm), conv, slope=None))
 
     def forward(self, x: Tensor) -> Tensor:
-        """As `isanet.backbone.Bottleneck`; `x` may be overwritten."""
-        shortcut = x if self.downsample is None else self.downsample(x)
-        y: Tensor = self.conv3(self.conv2(self.conv1(x)), shortcut)
+        """As the block that it was; `x` may be overwritten."""
+        shortcut = x
+        for layer in self.shortcut:
+            shortcut = layer(shortcut)
+        for conv in self.convs[:-1]:
+            x = conv(x)
+        y: Tensor = self.convs[-1](x, shortcut)
         return y
 
 
@@ -91,7 +119,7 @@ class Attention(nn.Module):
 
     def __init__(self, attention: GroupedAttention) -> None:
         super().__init__()
-        self.block_size = attention.block_size
+        self.block_size, self.slope = attention.block_size, slope_of(attention.output_project)
         self.long_range = attention.order[1:3] == (3, 5)
         # Where the dimensions of x_NPRQSC go: N, the two that make G, the two that make L, C
         self.order = (0, 2, 4, 1, 3, 5) if self.long_range else (0, 1, 3, 2, 4, 5)
@@ -138,9 +166,10 @@ class Attention(nn.Module):
         x_NGLC = x.reshape(N, sizes[1] * sizes[2], sizes[3] * sizes[4], C)
         projected = F.linear(x_NGLC, self.first, self.first_bias)
         query, key, value = torch.split(projected, [self.query.shape[1], self.key.shape[1], C], -1)
-        query_NGLD = F.linear(query.relu(), self.query, self.query_bias).relu_()
-        key_NGLD = F.linear(key.relu(), self.key, self.key_bias).relu_()
-        context_NGLC = _attention(query_NGLD, key_NGLD, value).add_(self.bias).relu_()
+        query, key = relu(query, self.slope), relu(key, self.slope)
+        query_NGLD = relu(F.linear(query, self.query, self.query_bias), self.slope, inplace=True)
+        key_NGLD = relu(F.linear(key, self.key, self.key_bias), self.slope, inplace=True)
+        context_NGLC = relu(_attention(query_NGLD, key_NGLD, value).add_(self.bias), self.slope, inplace=True)
         back = [self.order.index(dim) for dim in range(6)]
         return context_NGLC.reshape(sizes).permute(back).reshape(N, H, W, C)
 
@@ -173,7 +202,17 @@ def folded(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 def conv_bn_relu(part: ConvBNReLU) -> Conv:
     """Convolution, batch norm and ReLU as one layer."""
-    return Conv(*folded(part.conv, part.bn), part.conv, relu=True)
+    return Conv(*folded(part.conv, part.bn), part.conv, slope=slope_of(part))
+
+
+def slope_of(part: ConvBNReLU) -> float:
+    """Slope of its activation below zero; 0 of a plain ReLU."""
+    return part.relu.negative_slope if isinstance(part.relu, nn.LeakyReLU) else 0.0
+
+
+def relu(x: Tensor, slope: float, *, inplace: bool = False) -> Tensor:
+    """ReLU, leaky with a slope."""
+    return F.leaky_relu(x, slope, inplace) if slope else F.relu(x, inplace)
 
 
 # --- bands of rows --------------------------------------------------------------------------------------------
@@ -181,22 +220,27 @@ def conv_bn_relu(part: ConvBNReLU) -> Conv:
 # A layer that needs a few rows at once can process the image from top to bottom: it keeps the rows that it will need
 # again, and nothing is computed twice. Each layer is a generator from chunks of rows to chunks of rows. Before yielding
 # a chunk it drops its own reference, by way of a list: otherwise every layer would keep its last chunk in memory.
+#
+# Of a layer this needs `stride`, `padding`, `span` (the input rows that one output row depends on, or that it skips)
+# and `ceil`: whether rows at the end, too few for a span, give an output row too.
 
 
-def _windows(chunks: Iterable[Tensor], span: int, stride: int, padding: int) -> Iterator[Tensor]:
+def _windows(layer: Any, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
     """Rows, padded with zeros above and below, in pieces that together contain every window of `span` rows once."""
+    span, stride, padding = layer.span, layer.stride[0], layer.padding[0]
     waiting: Tensor | None = None
     for rows in chain(chunks, [None]):
         if rows is None:  # the end
             if waiting is not None:
                 waiting = F.pad(waiting, (0, 0, 0, padding))
         elif waiting is None:
-            waiting = F.pad(rows, (0, 0, padding, 0))
+            waiting = F.pad(rows, (0, 0, padding, 0)) if padding else rows
         else:
             waiting = torch.cat([waiting, rows], 2)
         if waiting is None:
             return
-        count = (waiting.shape[2] - span) // stride + 1
+        incomplete = stride - 1 if rows is None and layer.ceil else 0
+        count = (waiting.shape[2] - span + incomplete) // stride + 1
         if count > 0:
             ready = [channels_last(waiting[:, :, : (count - 1) * stride + span])]
             waiting, rows = waiting[:, :, count * stride :].clone(), None
@@ -205,35 +249,40 @@ def _windows(chunks: Iterable[Tensor], span: int, stride: int, padding: int) -> 
 
 def conv_rows(layer: Any, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
     """Output rows of a convolution or pooling, from input rows."""
-    for window in _windows(chunks, layer.span, layer.stride[0], layer.padding[0]):
+    for window in chunks if layer.span == 1 else _windows(layer, chunks):
         ready = [layer(window, padded=True)]
         del window
         yield ready.pop()
 
 
 def block_rows(block: Block, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Output rows of a bottleneck, from input rows; rows of the shortcut wait for those of the convolutions."""
-    waiting: list[Tensor] = []
+    """Output rows of a block, from input rows; rows of the shortcut wait for those of the convolutions."""
+    seen: deque[Tensor] = deque()
 
     def first() -> Iterator[Tensor]:
-        seen = 0
         for rows in chunks:
-            skipped = -seen % block.stride  # a shortcut of stride 2 takes every other row of the whole
-            seen += rows.shape[2]
-            if skipped < rows.shape[2]:
-                waiting.append(
-                    rows if block.downsample is None else block.downsample(channels_last(rows[:, :, skipped:]))
-                )
-            ready = [block.conv1(rows)]
+            seen.append(rows)
             del rows
-            yield ready.pop()
+            yield seen[-1]
 
-    for y in conv_rows(block.conv2, first()):
+    def again() -> Iterator[Tensor]:  # the convolutions see all rows that the shortcut needs, so it ends when they have
+        while seen:
+            yield seen.popleft()
+
+    rows, shortcuts, last = first(), again(), cast(Any, block.convs[-1])
+    for layer in block.convs[:-1]:
+        rows = conv_rows(layer, rows)
+    for layer in block.shortcut:
+        shortcuts = conv_rows(layer, shortcuts)
+    waiting: list[Tensor] = []
+    for window in rows if last.span == 1 else _windows(last, rows):
+        count = window.shape[2] - last.span + 1
+        while sum(part.shape[2] for part in waiting) < count:
+            waiting.append(next(shortcuts))
         shortcut = torch.cat(waiting, 2) if len(waiting) > 1 else waiting[0]
-        waiting[:] = [shortcut[:, :, y.shape[2] :].clone()]
-        shortcut = channels_last(shortcut[:, :, : y.shape[2]])
-        ready = [block.conv3(y, shortcut)]
-        del y, shortcut
+        waiting[:] = [shortcut[:, :, count:].clone()]
+        ready = [last(window, channels_last(shortcut[:, :, :count]), padded=True)]
+        del window, shortcut
         yield ready.pop()
 
 

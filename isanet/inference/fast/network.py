@@ -6,14 +6,14 @@ Shape legend as in `isanet.model`. A cell is a position of the map that has an e
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  the field's name for it
 
 from isanet.attention import block_padding
-from isanet.backbone import Bottleneck
+from isanet.backbone import BasicBlock, Bottleneck
 from isanet.inference.fast.layers import (
     PART_BYTES,
     Attention,
@@ -25,7 +25,6 @@ from isanet.inference.fast.layers import (
     conv_bn_relu,
     conv_rows,
     folded,
-    pair,
 )
 from isanet.model import STRIDE, ISANet, check_images, resize_logits
 
@@ -51,9 +50,9 @@ class FastISANet(nn.Module):
         stages = (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4)
         self.layers = nn.ModuleList(
             [
-                *(Conv(*folded(conv, norm), conv, relu=True) for conv, norm in zip(convs, norms, strict=True)),
-                MaxPool(),
-                *(Block(block) for stage in stages for block in stage if isinstance(block, Bottleneck)),
+                *(Conv(*folded(conv, norm), conv, slope=0.0) for conv, norm in zip(convs, norms, strict=True)),
+                MaxPool(backbone.maxpool.ceil_mode),
+                *(Block(block) for stage in stages for block in stage if isinstance(block, Bottleneck | BasicBlock)),
                 conv_bn_relu(model.reduce),
             ]
         )
@@ -61,19 +60,24 @@ class FastISANet(nn.Module):
         self.fuse: nn.Module = conv_bn_relu(model.fuse)
         classifier = copy.deepcopy(model.classifier)
         assert classifier.bias is not None
-        self.classifier = Conv(classifier.weight.detach(), classifier.bias.detach(), classifier, relu=False)
-        self.dtype, self._elements = model.classifier.weight.dtype, _elements(model)
+        self.classifier = Conv(classifier.weight.detach(), classifier.bias.detach(), classifier, slope=None)
+        self.dtype, self._cell_bytes = model.classifier.weight.dtype, _cell_bytes(self.layers)
 
     @property
     def device(self) -> torch.device:
         """Where it is, and where images should lie."""
         return self.classifier.bias.device
 
+    @property
+    def align_corners(self) -> bool:
+        """Whether `logits_resize` is "corners"."""
+        return self.logits_resize == "corners"
+
     def convert_to(self, dtype: torch.dtype) -> None:
         """Convert all but the stem to another dtype."""
         for part in (*self.layers[4:], *self.attentions, self.fuse, self.classifier):
             part.to(dtype)
-        self.dtype = dtype
+        self.dtype, self._cell_bytes = dtype, _cell_bytes(self.layers)
 
     def forward(self, images: Tensor, *, size: tuple[int, int] | None = None) -> Tensor:
         """(N, 3, H, W) normalized -> (N, K, *size) logits, of the input's size if left out; as `coarse_logits`."""
@@ -81,11 +85,11 @@ class FastISANet(nn.Module):
         return resize_logits(self.coarse_logits(images), (height, width), self.logits_resize)
 
     def coarse_logits(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W), normalized -> (N, K, H/8, W/8), rounded up; float32 (float64 of a double model)."""
+        """(N, 3, H, W), normalized -> (N, K, h, w) as the model's; float32 (float64 of a double model)."""
         check_images(images)
         images = images.to(self.layers[0].bias.dtype)  # type: ignore[arg-type]
         N, _, H, W = images.shape
-        h, w = -(-H // STRIDE), -(-W // STRIDE)
+        h, w = self.map_size(H), self.map_size(W)
         if self._bytes_at_once(N, h, w) <= self.max_memory:
             return self._at_once(images)
         band = self._band_rows(N, w)
@@ -116,6 +120,10 @@ class FastISANet(nn.Module):
         logits: Tensor = self.classifier(self.fuse(torch.cat((x, context) if self.residual_first else (context, x), 1)))
         return logits.to(images.dtype)
 
+    def map_size(self, side: int) -> int:
+        """Cells along a side of so many pixels: an eighth, rounded up; in ceil mode one more for 8n and 8n - 1."""
+        return (side + 1) // STRIDE + 1 if self.layers[3].ceil else -(-side // STRIDE)
+
     def _padding(self, h: int, w: int) -> tuple[int, int, int, int]:
         """Cells to the left, right, top and bottom that make whole blocks."""
         return *block_padding(w, self.block_size)[:2], *block_padding(h, self.block_size)[:2]
@@ -128,15 +136,15 @@ class FastISANet(nn.Module):
         A band takes about half a gigabyte more.
         """
         N, _, H, W = shape
-        h, w = -(-H // STRIDE), -(-W // STRIDE)
+        h, w = self.map_size(H), self.map_size(W)
         return min(self._bytes_at_once(N, h, w), self._bytes_in_bands(N, h, w)) <= self.max_memory
 
     def _bytes_at_once(self, N: int, h: int, w: int) -> int:
-        return int(N * h * w * self._elements * self.dtype.itemsize) + self._head_bytes(N, h, w)
+        return N * h * w * self._cell_bytes + self._head_bytes(N, h, w)
 
     def _bytes_in_bands(self, N: int, h: int, w: int) -> int:
         rows = 4 * (self._band_rows(N, w) + 8)  # each layer keeps some for the next band
-        return int(N * rows * w * self._elements * self.dtype.itemsize) + self._head_bytes(N, h, w)
+        return N * rows * w * self._cell_bytes + self._head_bytes(N, h, w)
 
     def _head_bytes(self, N: int, h: int, w: int) -> int:
         C, D = self.config["head_channels"], self.config["key_channels"]
@@ -146,7 +154,7 @@ class FastISANet(nn.Module):
 
     def _band_rows(self, N: int, w: int) -> int:
         """Rows of cells in a band: few, but enough for the matrix products to be large."""
-        return max(4, min(32, (64 << 20) // (N * w * self._elements * self.dtype.itemsize)))
+        return max(4, min(32, (64 << 20) // (N * w * self._cell_bytes)))
 
     def _features(self, images: Tensor, band: int, h: int, w: int) -> Tensor:
         """(N, 3, H, W) -> (N, h, w, C), the input of attention, padded with zeros to whole blocks."""
@@ -164,13 +172,14 @@ class FastISANet(nn.Module):
         return whole
 
 
-def _elements(model: ISANet) -> int:
-    """Values for each cell at the block that needs most: its input, shortcut, output, and two maps in between."""
-    largest, positions = 0, (STRIDE // 4) ** 2  # of a cell; the first block sees a map of a quarter of the resolution
-    for block in model.backbone.modules():
-        if isinstance(block, Bottleneck):
-            before, positions = positions, positions // pair(block.conv2.stride)[0] ** 2
-            copies = 1 if block.downsample is None else 2
-            own = copies * block.conv3.out_channels + 2 * block.conv2.out_channels
-            largest = max(largest, before * block.conv1.in_channels + positions * own)
+def _cell_bytes(layers: Iterable[nn.Module]) -> int:
+    """Bytes of maps for each cell at the layer that needs most: its input, and the outputs of its convolutions."""
+    largest, channels, positions = 0, 3, STRIDE**2  # of a layer's input: channels, and positions in a cell
+    for layer in layers:
+        before, convs = positions * channels, [part for part in layer.modules() if isinstance(part, Conv)]
+        assert isinstance(layer, Conv | MaxPool | Block)
+        positions //= layer.stride[0] ** 2
+        if convs:
+            made = positions * sum(len(conv.bias) for conv in convs)
+            largest, channels = max(largest, (before + made) * convs[0].bias.dtype.itemsize), len(convs[-1].bias)
     return largest
