@@ -40,6 +40,7 @@ import isanet
 from isanet.datasets import ToyStreets
 from isanet.labels import LABEL_SPACES
 from isanet.metrics import ConfusionMatrix
+from isanet.tools.flops import image_gmacs
 from isanet.toystreets.draw import WEATHERS, Scene
 from isanet.toystreets.scene import NUM_TEST_SCENES, SIZE, scene_seed
 from isanet.training.optim import update_average
@@ -280,6 +281,7 @@ def put_into_package(model: isanet.ISANet, steps: int, cooldown: int) -> None:
     package_model(
         model,
         "isanet_nano_toystreets",
+        gmacs=image_gmacs(model.config),
         metrics={
             "dataset": "ToyStreets",
             "split": "test",

@@ -8,8 +8,20 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from isanet.images.preprocess import content_size
 from isanet.images.reading import MAX_PIXELS
+from isanet.inference.predict import window_starts
+from isanet.protocols import PROTOCOLS
 from isanet.zoo.networks import meta_model
+
+IMAGE_SIZES = {
+    "voc21": (375, 500),
+    "ade20k150": (512, 683),
+    "cityscapes19": (1024, 2048),
+    "context59": (375, 500),
+    "toystreets": (256, 512),
+}
+"""(height, width) of a typical image of the dataset of each label space."""
 
 
 class Cost(NamedTuple):
@@ -55,3 +67,22 @@ def forward_cost(config: Mapping[str, Any], height: int, width: int) -> dict[str
     }
     total = Cost(counts["Global"], sum(cost.parameters for cost in parts.values()))
     return {name: cost for name, cost in parts.items() if any(cost)} | {"total": total}
+
+
+def image_gmacs(config: Mapping[str, Any]) -> float:
+    """Billions of multiply-adds of a model for one typical image of the dataset that it was trained on.
+
+    The image is prepared as the model wants it and goes through the network by the model's own protocol, in which
+    overlapping windows count each.
+
+    Args:
+        config: The arguments of `isanet.ISANet`, with a label space of `IMAGE_SIZES` and a preprocessing.
+    """
+    size, protocol = IMAGE_SIZES[config["label_space"]], PROTOCOLS[config.get("protocol", "whole")]
+    height, width = config["preprocessing"].get("pad_to") or content_size(*size, config["preprocessing"])
+    windows = 1
+    if protocol.window and protocol.stride:
+        (high, wide), (down, right) = protocol.window, protocol.stride
+        windows = len(window_starts(height, high, down)) * len(window_starts(width, wide, right))
+        height, width = min(height, high), min(width, wide)
+    return windows * forward_cost(config, height, width)["total"].multiply_adds / 1e9

@@ -92,6 +92,7 @@ class Weights(ReleasedFile):
             the file where there are no `urls`.
         log_urls: Addresses of the training log; some only open in a browser.
         parameters: Number of parameters, auxiliary head included.
+        gmacs: Billions of multiply-adds for one typical image of its dataset, by `isanet.tools.flops.image_gmacs`.
         metrics: `dataset`, `split`, `miou` (0..1) and the `protocol` by which it was measured, a key of
             `isanet.protocols.PROTOCOLS`; perhaps `macc`, the mean accuracy; `others`, published mIoUs by the names of
             their protocols; and `subsets`, the mIoU of parts of the split by name.
@@ -110,6 +111,7 @@ class Weights(ReleasedFile):
     pages: tuple[Mapping[str, str], ...]
     log_urls: tuple[str, ...]
     parameters: int
+    gmacs: float
     metrics: Mapping[str, Any]
     recipe: Mapping[str, Any]
     commercial: bool
@@ -393,6 +395,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "tensors": (_is_positive, "a positive whole number"),
     "payload": (_is_positive, "a number of bytes"),
     "parameters": (_is_positive, "a positive whole number"),
+    "gmacs": (lambda v: isinstance(v, float) and v > 0, "a positive number with a decimal point"),
     "metrics": (
         _is_metrics,
         "texts 'dataset' and 'split', the name of a 'protocol', and 'miou' from 0 to 1; perhaps 'macc', and mIoUs: "

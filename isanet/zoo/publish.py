@@ -42,7 +42,7 @@ def pin(records: Mapping[str, Record], manifest: Path) -> None:
 
 
 def package_model(
-    model: ISANet, name: str, *, metrics: Mapping[str, Any], recipe: Mapping[str, Any], license: str
+    model: ISANet, name: str, *, gmacs: float, metrics: Mapping[str, Any], recipe: Mapping[str, Any], license: str
 ) -> Weights:
     """Put a small model into the package: its file, in float16, and its manifest entry, which is returned.
 
@@ -51,6 +51,7 @@ def package_model(
     Args:
         model: With the classes and colors of a label space of `isanet.labels.LABEL_SPACES`, and its preprocessing.
         name: Its name in the zoo; an entry and a file of the same name are replaced.
+        gmacs: By `isanet.tools.flops.image_gmacs`.
         metrics: As of `isanet.Weights`, and so `recipe` and `license`.
         recipe: How it was trained.
         license: Of the weights and the training data.
@@ -88,6 +89,7 @@ def package_model(
         "tensors": len(state),
         "payload": sum(value.nbytes for value in state.values()),
         "parameters": sum(value.numel() for value in model.parameters()),
+        "gmacs": round(gmacs, 1),
         "metrics": dict(metrics),
         "recipe": dict(recipe),
         "license": license,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
-from isanet.tools.flops import forward_cost
+from isanet.labels import LABEL_SPACES
+from isanet.tools.flops import IMAGE_SIZES, forward_cost, image_gmacs
 from isanet.weights.manifest import load_manifest, model_info
-from isanet.zoo.networks import model_config
+from isanet.zoo.networks import label_arguments, model_config
 
 
 def test_multiply_adds_are_those_of_a_count_by_hand() -> None:
@@ -59,3 +62,49 @@ def test_nothing_is_allocated_or_drawn_at_random() -> None:
 def test_sizes_that_no_image_has_are_refused(size: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="an input has from 1 to"):
         forward_cost({"num_classes": 2}, *size)
+
+
+# --- of an image
+
+
+SAMPLES = (
+    *("isanet_r50_voc", "isanet_r101_voc.paddleseg", "isanet_r18_ade20k.bpkd_bpkd", "isanet_nano_toystreets"),
+    *("isanet_r50_cityscapes.mmseg_769x769_80k", "isanet_r50_cityscapes.paddleseg", "isanet_r101_cityscapes.openseg"),
+    *("isanet_r18_context59.bpkd_plain", "isanet_r101_context59.bpkd"),
+)
+"""Each family, network and way of preparing an image."""
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_the_multiply_adds_of_the_manifest_are_those_of_the_network(name: str) -> None:
+    weights = model_info(name)
+    assert weights.gmacs == round(image_gmacs(model_config(weights)), 1)
+
+
+def test_models_that_differ_in_weights_alone_have_one_cost() -> None:
+    costs: dict[str, set[float]] = {}
+    for weights in load_manifest().values():
+        config = model_config(weights)
+        costs.setdefault(str(sorted(config.items())), set()).add(weights.gmacs)
+    assert all(len(each) == 1 for each in costs.values())
+    assert len(costs) < len(load_manifest()) / 1.5
+    assert {weights.label_space for weights in load_manifest().values()} <= {*IMAGE_SIZES} <= {*LABEL_SPACES}
+
+
+@pytest.mark.parametrize(
+    ("label_space", "preprocessing", "protocol", "height", "width", "windows"),
+    [
+        ("voc21", {}, "whole", 375, 500, 1),  # as it is
+        ("voc21", {"short_edge": 96, "long_edge": 2048}, "whole", 96, 128, 1),
+        ("voc21", {"pad_to": [64, 72], "pad_color": [0, 0, 0]}, "whole", 64, 72, 1),
+        ("voc21", {}, "slide-512", 375, 500, 1),  # one window, as small as the image
+        ("cityscapes19", {}, "slide-512", 512, 512, 3 * 6),  # from 0, 341, 512; and 0, 341, ..., 1364, 1536
+    ],
+)
+def test_an_image_is_prepared_and_cut_into_windows(
+    label_space: str, preprocessing: dict[str, Any], protocol: str, height: int, width: int, windows: int
+) -> None:
+    prepared = label_arguments(label_space, {"mean": [0, 0, 0], "std": [1, 1, 1], **preprocessing})
+    config = {"backbone": "resnet14", "width": 8, "head_channels": 16, "key_channels": 8, "protocol": protocol}
+    one = forward_cost(config | prepared, height, width)["total"].multiply_adds
+    assert image_gmacs(config | prepared) == windows * one / 1e9

@@ -30,6 +30,7 @@ from tests.helpers import stand_in, tiny_zoo
 ROOT = Path(__file__).parents[2]
 NAME = "isanet_stand_in_toystreets"
 FACTS: dict[str, Any] = {
+    "gmacs": 0.25,
     "metrics": {"dataset": "ToyStreets", "split": "test", "miou": 0.5, "protocol": "whole"},
     "recipe": {"train_split": "train", "optimizer": "SGD", "schedule": "poly", "ignore_index": 255},
     "license": "Apache-2.0",
