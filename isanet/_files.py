@@ -187,6 +187,14 @@ _SIGNATURES = {
     b"\xc5\xd0\xd3\xc6": "PostScript (EPS)",
     b"%PDF": "PDF",
 }
+_FILE_STORES = {
+    b"Google Drive": "Google Drive's warning page",
+    b"accounts.google.com": "Google's page for signing in",
+    "\u767e\u5ea6\u7f51\u76d8".encode(): "Baidu's page",  # the name of its file store
+    b"pan.baidu.com": "Baidu's page",
+}
+"""What is in the first bytes of the pages that file stores send instead of a file."""
+
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"avif", b"avis")
 
 
@@ -199,11 +207,14 @@ def looks_like(start: bytes) -> str:
     """What a file of an unknown format seems to be, in a few words.
 
     Args:
-        start: Its first bytes: up to 512, or all if it is shorter.
+        start: Its first bytes: at least 512, or all if it is shorter.
     """
     if not start:
         return "an empty file"
     if is_web_page(start):
+        store = next((store for mark, store in _FILE_STORES.items() if mark in start), None)
+        if store:
+            return f"{store}, not the file behind it; open it in a browser and download the file from there"
         return "a web page (HTML or XML), as a login portal or a parked domain sends"
     for signature, description in _SIGNATURES.items():
         if start.startswith(signature):
@@ -212,7 +223,7 @@ def looks_like(start: bytes) -> str:
         return "a pickle, but not one that torch.save wrote"
     if start[4:8] == b"ftyp":
         return "HEIC or AVIF" if start[8:12] in HEIF_BRANDS else "a video (MP4)"
-    if b"ustar" in start:
+    if b"ustar" in start[:512]:
         return "a tar archive; if torch before 0.4 wrote it, save it again with a current one"
     if not start.strip(b"\0"):
         return "zeros, as an interrupted copy leaves them"

@@ -115,22 +115,28 @@ def _info(options: argparse.Namespace) -> int:
     weights = model_info(options.name)
     record, path = cache.read_record(weights.name), cache.cached_file(weights.name)
     metrics = weights.metrics
-    protocol = f"{metrics['protocol']} ({PROTOCOLS[metrics['protocol']].text})"
+    figures = {metrics["protocol"]: metrics["miou"], **metrics.get("others", {})}
+    data = f"on {metrics['dataset']} {metrics['split']}"
+    part_published = f"{weights.sha256_prefix}...: no more is" if weights.sha256_prefix else "not"
     facts = [
         ("name", weights.name),
+        ("family", weights.family),
         ("architecture", _pairs(weights.architecture)),
-        ("published mIoU", f"{100 * metrics['miou']:.2f} on {metrics['dataset']} {metrics['split']}"),
+        *(("published mIoU", f"{100 * miou:.2f} {data}, {_protocol(name)}") for name, miou in figures.items()),
         *((f"  {part}", f"{100 * miou:.2f}") for part, miou in metrics.get("subsets", {}).items()),
-        ("protocol", protocol),
+        *([("published mAcc", f"{100 * metrics['macc']:.2f}")] if "macc" in metrics else []),
         ("parameters", f"{weights.parameters:,}"),
         ("download", _download_size(weights)),
         *(("address", url) for url in weights.urls),
+        *(("page", f"{page['url']} ({page['note']}; only a person can open it)") for page in weights.pages),
         *(("training log", url) for url in weights.log_urls),
-        *([("file", packaged_path(weights.name))] if weights.packaged else []),
-        ("sha256", weights.sha256 or "not published; recorded at the first download"),
+        *([("file", packaged_path(weights.name))] if weights.packaged else [("file name", weights.file_names[0])]),
+        ("sha256", weights.sha256 or f"{part_published} published; recorded at the first download"),
         ("preprocessing", _pairs(weights.preprocessing)),
         ("recipe", _pairs(weights.recipe)),
         ("license", weights.license),
+        ("commercial use", "allowed by the license of the weights" if weights.commercial else "not allowed"),
+        *([("notes", weights.notes)] if weights.notes else []),
         ("paper", weights.paper),
         ("cached", "not needed" if weights.packaged else str(path) if path else "no"),
         *((("recorded sha256", record.source_sha256), ("fetched from", record.source)) if record else ()),
@@ -161,7 +167,8 @@ def _download(options: argparse.Namespace) -> int:
 
     if bool(options.names) == options.all:
         raise ValueError("name the models, or pass --all; `isanet list` shows them")
-    for weights in _released(options.names, list_models()):
+    # What only a person can fetch is last, because that is an error
+    for weights in sorted(_released(options.names, list_models()), key=lambda each: not (each.packaged or each.urls)):
         if weights.packaged:
             print(f"{weights.name} is in the package: {packaged_path(weights.name)}; nothing to download")
             continue
@@ -311,6 +318,10 @@ def _download_size(weights: Weights) -> str:
     if weights.size is not None:
         return megabytes(weights.size)
     return f"{megabytes(weights.payload)} or more"
+
+
+def _protocol(name: str) -> str:
+    return f"{name} ({PROTOCOLS[name].text})"
 
 
 def _pairs(values: Mapping[str, Any]) -> str:

@@ -119,8 +119,8 @@ class Recipe:
         """
         values: dict[str, Any] = dict(model_info(name).recipe)
         ignore_index = values.get("ignore_index", IGNORED)
-        missing = {"optimizer", "epochs"} - values.keys()  # others count iterations
-        if values.get("schedule") != "poly" or ignore_index != IGNORED or missing:
+        known = "optimizer" in values and "iterations" not in values  # a recipe counts epochs
+        if values.get("schedule") != "poly" or ignore_index != IGNORED or not known:
             raise ValueError(f"isanet cannot follow the recipe of {name}: {values}")
         values["optimizer"] = values["optimizer"].lower()
         if "sync_batch_norm" in values:

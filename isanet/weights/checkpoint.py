@@ -108,7 +108,7 @@ def read_checkpoint(file: File) -> tuple[object, dict[str, str]]:
             return read_legacy(file), {}
     if head[8:9] == b"{" and 0 < int.from_bytes(head[:8], "little") < len(file.data):
         return read_safetensors(file)
-    size, what = len(file.data), looks_like(head)
+    size, what = len(file.data), looks_like(file.data[:4096].tobytes())
     raise CheckpointFormatError(f"{file.name} ({size:,} bytes) is not a checkpoint: it looks like {what}")
 
 

@@ -20,7 +20,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,8 +69,12 @@ def offline() -> str:
     return ""
 
 
-def addresses(urls: Sequence[str]) -> list[str]:
+def addresses(urls: Sequence[str], names: Sequence[str] | None = None) -> list[str]:
     """The addresses to try, in order: `<ISANET_MIRROR>/<file name>` where a mirror is set, then `urls`.
+
+    Args:
+        urls: Those of the manifest.
+        names: Names of the file on a mirror; those in `urls` if left out.
 
     Raises:
         DownloadError: The mirror is neither https://, nor file://, nor http:// on loopback.
@@ -83,7 +87,8 @@ def addresses(urls: Sequence[str]) -> list[str]:
         raise DownloadError(
             f"ISANET_MIRROR must be https://, file://, or http:// on loopback, not {redacted(mirror)!r}"
         )
-    names = dict.fromkeys(name for url in urls if (name := file_name(url)) not in {"", ".", ".."})
+    names = [file_name(url) for url in urls] if names is None else names
+    names = [name for name in dict.fromkeys(names) if name not in {"", ".", ".."}]
     copies = (urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}")) for name in names)
     return list(dict.fromkeys([*copies, *urls]))
 
@@ -154,13 +159,22 @@ class Failures:
         name: Of its file.
         folder: Where the user could put it by hand.
         state: Why what is there already is not enough.
+        pages: Addresses of it that only a person can open, each with a note.
     """
 
-    def __init__(self, model: str, name: str, folder: Path, state: str = "is not there") -> None:
+    def __init__(
+        self,
+        model: str,
+        name: str,
+        folder: Path,
+        state: str = "is not there",
+        pages: Sequence[Mapping[str, str]] = (),
+    ) -> None:
         self.model = model
         self.name = name
         self.folder = folder
         self.state = state
+        self.pages = " or ".join(f"{page['url']} ({page['note']})" for page in pages)
         self.causes: list[tuple[str, Exception]] = []
 
     @contextmanager
@@ -183,19 +197,26 @@ class Failures:
             OfflineError where the environment says to stay offline, MirrorsExhaustedError for several addresses, and
             for a single one an error of the same class as its own.
         """
-        if not self.causes:
+        if not (self.causes or self.pages):
             return DownloadError("there is no address to download from")
         lines = [f"{redacted(url)}: {error}" for url, error in self.causes]
         listed = "".join(f"\n  {line}" for line in lines)
-        if variable := offline():
-            return OfflineError(
-                f"{self.model} {self.state}, and {variable} is set; unset it, put the file into {self.folder} by hand, "
-                f"or pass `isanet install` an archive that `isanet pack {self.model}` wrote on another machine:{listed}"
+        put = f"put {self.name} into {self.folder} by hand"
+        if self.pages:
+            put = f"open {self.pages} in a browser and put the file as {self.name} into {self.folder}"
+        install = f"pass `isanet install` an archive that `isanet pack {self.model}` wrote on another machine"
+        variable = offline()
+        if not self.causes:
+            kind = OfflineError if variable else DownloadError
+            return kind(
+                f"{self.model} {self.state}, and only a person can download it: {put}, set ISANET_MIRROR to a "
+                f"copy's folder, or {install}"
             )
-        advice = (
-            f"try again later, set ISANET_MIRROR to a copy's folder, put {self.name} into {self.folder} by hand, or "
-            f"pass `isanet install` an archive that `isanet pack {self.model}` wrote on another machine"
-        )
+        if variable:
+            return OfflineError(
+                f"{self.model} {self.state}, and {variable} is set; unset it, {put}, or {install}:{listed}"
+            )
+        advice = f"try again later, set ISANET_MIRROR to a copy's folder, {put}, or {install}"
         if len(lines) > 1:
             return MirrorsExhaustedError(f"{self.model}: no address gave {self.name}; {advice}:{listed}")
         only = self.causes[0][1]

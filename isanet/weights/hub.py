@@ -365,7 +365,8 @@ def model_card(
     front = ["library_name: isanet", "pipeline_tag: image-segmentation", "tags:", "- isanet", "- semantic-segmentation"]
     origin = "Where its weights came from is not recorded."
     if released is not None:
-        front += ["license: apache-2.0", "datasets:", f"- {released.metrics['dataset'].lower().replace(' ', '-')}"]
+        own = next((name for name in ("apache-2.0", "mit") if released.license.lower().startswith(name)), "other")
+        front += [f"license: {own}", "datasets:", f"- {released.metrics['dataset'].lower().replace(' ', '-')}"]
         origin = (
             f"Its weights are those of `{released.name}`, trained on {released.metrics['dataset']} "
             f"({released.recipe['train_split']}), whose published mIoU on {released.metrics['split']} is "

@@ -173,6 +173,7 @@ def _install(stream: BinaryIO, path: Path, *, force: bool) -> dict[str, bool]:
             atomic_write_all(_new_files(stream, files, new))
             for name, record in new.items():
                 cache.remove_unrecorded(name, record)
+                released.warn_of_license(known[name])
         except OSError as error:
             raise cache.write_error(folder, error, sum(files[name].size for name in new)) from error
     return {name: name in new for name in records}

@@ -132,9 +132,10 @@ def _resolve(source: str | os.PathLike[str]) -> Weights | Path | str:
     path = Path(os.path.expanduser(text))  # noqa: PTH111  Path's raises for "~somebody" who does not exist
     if os.path.exists(path) or not isinstance(source, str):  # noqa: PTH110  Path's raises for names that are too long
         return given_path(path, CheckpointFormatError)
-    if REPOSITORY.fullmatch(text) and path.suffix not in (".pth", ".pt", ".ckpt", ".bin", ".safetensors"):
+    is_file = path.suffix in (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".pdparams")
+    if REPOSITORY.fullmatch(text) and not is_file:
         return text
-    if path.suffix or len(path.parts) > 1:
+    if is_file or len(path.parts) > 1 or (path.suffix and not text.startswith("isanet_")):  # names have dots too
         raise ValueError(f"there is no file or folder {str(path)!r}")
     raise ValueError(unknown_model(text))
 

@@ -32,7 +32,7 @@ from isanet.errors import (
 from isanet.model import ISANet
 from isanet.weights import cache, checkpoint, convert, download
 from isanet.weights.cache import Record
-from isanet.weights.manifest import Backbone, Released, packaged_path
+from isanet.weights.manifest import Backbone, Released, Weights, packaged_path
 from isanet.weights.torchfile import File
 from isanet.zoo.networks import fill, meta_network
 
@@ -93,9 +93,9 @@ def plan(weights: Released, record: Record | None, present: Container[str], *, f
         return [LoadPackaged()]
     expected = weights.sha256 or (record.source_sha256 if record is not None else None)
     steps: list[Step] = []
-    if not force:
-        if record is not None and record.converter == cache.CONVERTER_VERSION and record.file in present:
-            steps.append(LoadCached(record))
+    if not force and record is not None and record.converter == cache.CONVERTER_VERSION and record.file in present:
+        steps.append(LoadCached(record))
+    if not (force and weights.urls):  # what only a person can fetch is converted again
         steps += [ConvertFile(name, expected) for name in weights.file_names if name in present]
     return [*steps, Fetch(weights.urls, expected)]
 
@@ -166,7 +166,7 @@ def _take(weights: Released, step: Step, *, progress: bool | None = None, keep: 
                     network = _convert(weights, file, expected)
                 return _store(weights, network, f"{name}, put into the cache by hand", file, expected)
             except (IsanetError, OSError) as error:
-                if download.offline():
+                if download.offline() or not download.addresses(weights.urls, weights.file_names):
                     raise
                 log.warning("%s cannot be used, so it is fetched: %s", path, error)
             return None
@@ -261,9 +261,10 @@ def _fetch(weights: Released, step: Fetch, *, progress: bool | None, keep: bool)
     """Get the released file, check and convert it, and cache the result; the caller holds the lock."""
     folder, expected = cache.home(), step.expected
     cache.sweep()
-    failures = download.Failures(weights.name, weights.file_names[0], folder, state=_state(weights))
+    name = weights.file_names[0]
+    failures = download.Failures(weights.name, name, folder, state=_state(weights), pages=weights.pages)
     deadline = download.deadline_from_now()
-    for url in download.addresses(step.urls):
+    for url in download.addresses(step.urls, weights.file_names):
         with (
             failures.of(url),
             download.fetch(
@@ -278,7 +279,7 @@ def _fetch(weights: Released, step: Fetch, *, progress: bool | None, keep: bool)
         ):
             loaded = _convert_fetched(weights, fetched, expected)
             if keep:
-                target = folder / weights.file_names[0]
+                target = folder / name
                 try:
                     if os.chmod in os.supports_fd:  # it was private so far
                         os.chmod(fetched.file.fileno(), cache.record_path(weights.name).stat().st_mode)  # noqa: PTH101
@@ -341,6 +342,7 @@ def _convert(weights: Released, file: File, expected: str | None) -> nn.Module:
 
 def _store(weights: Released, network: nn.Module, source: str, file: File, expected: str | None) -> Loaded:
     """Write the converted file and its record into the cache."""
+    warn_of_license(weights)
     folder = cache.home()
     provenance, state = _provenance(weights, source, file), network.state_dict()
     config = {"config": json.dumps(network.config)} if isinstance(network, ISANet) else {}
@@ -371,6 +373,12 @@ def _store(weights: Released, network: nn.Module, source: str, file: File, expec
         )
     network.load_state_dict(checkpoint.release_file_buffer(state, file), assign=True)
     return Loaded(network, provenance)
+
+
+def warn_of_license(weights: Released) -> None:
+    """Log a warning if a model's license does not allow commercial use."""
+    if isinstance(weights, Weights) and not weights.commercial:
+        log.warning("the weights of %s are not for commercial use: %s", weights.name, weights.license)
 
 
 def _provenance(weights: Released, source: str, file: File) -> dict[str, str]:

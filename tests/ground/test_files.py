@@ -167,6 +167,12 @@ def test_several_files_are_all_written_before_the_first_is_replaced(
         (bytes(100), "zeros"),
         (b"some text", "text"),
         (b"\x93\x94\x95", "unknown data (93 94 95)"),
+        (b"<!DOCTYPE html><html><head><title>Google Drive - Virus scan warning</title>", "Google Drive's warning page"),
+        (b"<html><head><title>Google Drive - Quota exceeded</title>" + b" " * 9999, "not the file behind it"),
+        (b'<html><head><base href="https://accounts.google.com/v3/">', "Google's page for signing in"),
+        ("<!DOCTYPE html><title>\u767e\u5ea6\u7f51\u76d8-\u94fe\u63a5</title>".encode(), "Baidu's page"),
+        (b'<html><head><link href="//pan.baidu.com/box">', "Baidu's page"),
+        (b"Google Drive is text here", "text"),
     ],
 )
 def test_what_a_file_looks_like(start: bytes, words: str) -> None:

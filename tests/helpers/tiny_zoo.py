@@ -56,6 +56,7 @@ def manifest_of_one(path: Path, **changes: Any) -> Path:
     entry |= {
         "architecture": ARCHITECTURE,
         "urls": [f"https://127.0.0.1:1/{FILE_NAME}", "https://127.0.0.1:1/isanet_tiny.pth"],
+        "pages": [],
         "tensors": len(state),
         "payload": sum(value.numel() * value.element_size() for value in state.values()),
         **changes,

@@ -716,7 +716,9 @@ def test_an_offline_error_says_what_is_missing_why_and_what_helps(
     with pytest.raises(isanet.OfflineError) as caught:
         isanet.from_pretrained(NAME)
     first, *addresses = str(caught.value).splitlines()
-    assert first.startswith(f"{NAME} {state}, and {variable} is set; unset it, put the file into {home} by hand, or ")
+    assert first.startswith(
+        f"{NAME} {state}, and {variable} is set; unset it, put {FILE_NAME} into {home} by hand, or "
+    )
     assert f"`isanet install` an archive that `isanet pack {NAME}` wrote" in first
     assert len(addresses) == 4
     assert all(line.endswith(f".pth: not tried, because {variable} is set") for line in addresses)
