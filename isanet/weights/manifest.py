@@ -91,6 +91,9 @@ class Weights(ReleasedFile):
         pages: Addresses that only a person can open, each with a `note` on what is there; the first page is that of
             the file where there are no `urls`.
         log_urls: Addresses of the training log; some only open in a browser.
+        hub: Where the converted file, in our own layout, is on the Hugging Face Hub: `repo`, `revision` (the commit),
+            and the `sha256` and `size` of its model.safetensors. Then `sha256` and `size` of the released file, which it
+            was made from, are known too. None if it was not published there.
         parameters: Number of parameters, auxiliary head included.
         gmacs: Billions of multiply-adds for one typical image of its dataset, by `isanet.tools.flops.image_gmacs`.
         metrics: `dataset`, `split`, `miou` (0..1) and the `protocol` by which it was measured, a key of
@@ -110,6 +113,7 @@ class Weights(ReleasedFile):
     file_name: str | None
     pages: tuple[Mapping[str, str], ...]
     log_urls: tuple[str, ...]
+    hub: Mapping[str, Any] | None
     parameters: int
     gmacs: float
     metrics: Mapping[str, Any]
@@ -134,6 +138,7 @@ class Backbone(ReleasedFile):
     backbone: str
     packaged: ClassVar[bool] = False
     pages: ClassVar[tuple[Mapping[str, str], ...]] = ()
+    hub: ClassVar[None] = None
 
 
 Released = Weights | Backbone
@@ -272,6 +277,8 @@ def _check_files(weights: Mapping[str, Weights], backbones: Mapping[str, Backbon
             raise ManifestError(f"{model.name}.packaged: expected no urls, a sha256, a size and the layout 'isanet'")
         if not (model.packaged or model.urls or (model.pages and model.file_name)):
             raise ManifestError(f"{model.name}.urls: expected one, or a page and a file_name; it is not packaged")
+        if model.hub and (model.packaged or None in (model.sha256, model.size)):
+            raise ManifestError(f"{model.name}.hub: expected a sha256 and a size too, and that it is not packaged")
     for name, backbone in backbones.items():
         digits = backbone.sha256_prefix
         if digits is None:
@@ -348,6 +355,18 @@ def _is_page(value: Any) -> bool:
     )
 
 
+def _is_hub(value: Any) -> bool:
+    word = "[A-Za-z0-9][A-Za-z0-9._-]*"
+    return (
+        isinstance(value, dict)
+        and set(value) == {"repo", "revision", "sha256", "size"}
+        and _matches(value["repo"], f"{word}/{word}")
+        and _matches(value["revision"], "[0-9a-f]{40}")
+        and _matches(value["sha256"], "[0-9a-f]{64}")
+        and _is_positive(value["size"])
+    )
+
+
 def _is_positive(value: Any) -> bool:
     return type(value) is int and value > 0
 
@@ -392,6 +411,10 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "sha256": (lambda v: v is None or _matches(v, "[0-9a-f]{64}"), "64 lower-case hexadecimal digits, or null"),
     "size": (lambda v: v is None or _is_positive(v), "a number of bytes, or null"),
+    "hub": (
+        lambda v: v is None or _is_hub(v),
+        "an object with 'repo' (org/name), 'revision' (40 hexadecimal digits), 'sha256' and 'size', or null",
+    ),
     "tensors": (_is_positive, "a positive whole number"),
     "payload": (_is_positive, "a number of bytes"),
     "parameters": (_is_positive, "a positive whole number"),

@@ -86,6 +86,7 @@ def package_model(
         "sha256_prefix": None,
         "sha256": sha256(data).hexdigest(),
         "size": len(data),
+        "hub": None,
         "tensors": len(state),
         "payload": sum(value.nbytes for value in state.values()),
         "parameters": sum(value.numel() for value in model.parameters()),

@@ -436,6 +436,7 @@ BAD_VALUES: list[tuple[str, list[object]]] = [
     ("sha256", ["sha256:" + "0" * 64, "٠" * 64]),
     *[(field, [0, -1, True, 1.0, "1", [1]]) for field in ("size", "tensors", "payload", "parameters")],
     *[(field, [None]) for field in ("tensors", "payload", "parameters")],
+    ("hub", [{}, [], "org/m", 1, True, {"repo": "org/m"}]),
     ("recipe", [None, [], "x", 1, {"lr": NAN}, {"lr": {"deep": [1.0, -INFINITY]}}]),
     ("paper", [["https://host/f"]]),
 ]
@@ -494,6 +495,38 @@ def test_pinned_values_are_read(tmp_path: Path) -> None:
     pinned["weights"]["m"] |= {"sha256": "0123456789abcdef" * 4, "size": 7}
     weights = load_manifest(written(tmp_path / "weights.json", json.dumps(pinned)))["m"]
     assert (weights.sha256, weights.size) == ("0123456789abcdef" * 4, 7)
+
+
+HUB = {"repo": "org/m.v-1_x", "revision": "0123456789" * 4, "sha256": "ab" * 32, "size": 9}
+
+
+def test_a_place_on_the_hub_goes_with_the_hash_of_the_released_file(tmp_path: Path) -> None:
+    pinned = document()
+    pinned["weights"]["m"] |= {"sha256": "0123456789abcdef" * 4, "size": 7, "hub": HUB}
+    assert load_manifest(written(tmp_path / "weights.json", json.dumps(pinned)))["m"].hub == HUB
+    for change in ({"sha256": None}, {"size": None}, KNOWN):
+        broken = document()
+        broken["weights"]["m"] |= pinned["weights"]["m"] | change
+        assert "m.hub: expected " in refused(tmp_path, json.dumps(broken))
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        *(
+            ("repo", value)
+            for value in ("m", "org/", "/m", "org/../m", "org/..", "org/m/x", "org/m?", "org/m\n", "é/m")
+        ),
+        *(("revision", value) for value in ("main", "0" * 39, "A" * 40, "0" * 41, None)),
+        *(("sha256", value) for value in ("0" * 63, None, "G" * 64)),
+        *(("size", value) for value in (0, True, None, "9")),
+        ("more", 1),
+    ],
+)
+def test_a_place_on_the_hub_is_one_commit_of_one_repository(tmp_path: Path, part: str, value: object) -> None:
+    broken = document()
+    broken["weights"]["m"] |= {"sha256": "0" * 64, "size": 7, "hub": HUB | {part: value}}
+    assert "m.hub: expected " in refused(tmp_path, json.dumps(broken))
 
 
 # --- packaged models and backbones ---------------------------------------------------------------------------
