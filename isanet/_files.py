@@ -220,7 +220,7 @@ def looks_like(start: bytes) -> str:
         if start.startswith(signature):
             return description
     if re.match(b"\x80[\x02-\x05]", start):
-        return "a pickle, but not one that torch.save wrote"
+        return "a pickle, but not one that torch.save or paddle.save wrote"
     if start[4:8] == b"ftyp":
         return "HEIC or AVIF" if start[8:12] in HEIF_BRANDS else "a video (MP4)"
     if b"ustar" in start[:512]:

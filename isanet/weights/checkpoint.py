@@ -1,7 +1,8 @@
 """Read untrusted files into state dicts, write safetensors, and fit tensors to a model.
 
 A file is read into memory once: the bytes that were hashed are the bytes that are parsed, whatever happens to the file
-meanwhile. Files of torch.save are read by `isanet.weights.torchfile`, which runs nothing in them, safetensors here.
+meanwhile. Files of torch.save are read by `isanet.weights.torchfile`, those of paddle.save by `paddlefile`, which run
+nothing in them, safetensors here.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import io
 import json
 import math
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,18 +28,15 @@ from torch import Tensor
 from isanet._files import looks_like
 from isanet._text import clean
 from isanet.errors import CheckpointError, CheckpointFormatError, CheckpointMismatchError
-from isanet.weights.torchfile import (
-    LEGACY_MAGIC,
-    MAX_DESCRIPTION_BYTES,
-    MAX_TENSORS,
-    File,
-    read_archive,
-    read_legacy,
-    typed,
-)
+from isanet.weights.paddlefile import read_paddle
+from isanet.weights.pickles import MAX_DESCRIPTION_BYTES, MAX_TENSORS, File, typed
+from isanet.weights.torchfile import LEGACY_MAGIC, read_archive, read_legacy
 
 MAX_FILE_BYTES = 4 << 30
 """Largest file that is read: eight times the largest ISANet with its optimizer's state."""
+
+PADDLE_START = re.compile(rb"\x80[\x02\x03]}|\x80\x04\x95.{8}}", re.DOTALL)
+"""How a pickle of a dictionary starts, which is all that a .pdparams file is; torch's older format starts otherwise."""
 
 _CHUNK_BYTES = 8 << 20
 
@@ -92,12 +91,12 @@ def _open_nonblocking(path: str, flags: int) -> int:
 
 
 def read_checkpoint(file: File) -> tuple[object, dict[str, str]]:
-    """The containers and tensors in a torch or safetensors file, and the metadata of the latter.
+    """The containers and tensors in a torch, Paddle or safetensors file, and the metadata of the latter.
 
-    The tensors share the memory of the file.
+    The tensors share the memory of the file, but for those of Paddle's protocols 2 and 3, which are encoded in it.
 
     Raises:
-        CheckpointFormatError: It is neither, or broken; the message says what it looks like.
+        CheckpointFormatError: It is none of them, or broken; the message says what it looks like.
         UnsafeCheckpointError: It names something beyond plain tensors and containers.
     """
     head = file.data[:512].tobytes()
@@ -106,6 +105,8 @@ def read_checkpoint(file: File) -> tuple[object, dict[str, str]]:
             return read_archive(file), {}
         if head.startswith(LEGACY_MAGIC):
             return read_legacy(file), {}
+        if PADDLE_START.match(head):
+            return read_paddle(file), {}
     if head[8:9] == b"{" and 0 < int.from_bytes(head[:8], "little") < len(file.data):
         return read_safetensors(file)
     size, what = len(file.data), looks_like(file.data[:4096].tobytes())
@@ -244,6 +245,9 @@ def errors_mention(file: File) -> Iterator[None]:
 
 
 def release_file_buffer(state: dict[str, Tensor], file: File) -> dict[str, Tensor]:
-    """The same tensors, copied if they are much smaller than the file whose memory they would keep alive."""
-    payload = sum(tensor.nbytes for tensor in state.values())
-    return {name: tensor.clone() for name, tensor in state.items()} if len(file.data) > 1.2 * payload else state
+    """The same tensors, copied if they are views of the file and much smaller than the memory they would keep alive."""
+    start, end = file.data.ctypes.data, file.data.ctypes.data + len(file.data)
+    views = {name: tensor for name, tensor in state.items() if start <= tensor.data_ptr() < end}
+    if len(file.data) <= 1.2 * sum(tensor.nbytes for tensor in views.values()):
+        return state
+    return state | {name: tensor.clone() for name, tensor in views.items()}

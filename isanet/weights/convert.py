@@ -19,7 +19,7 @@ from torch import Tensor
 from isanet._text import clean, listed
 from isanet.config import BACKBONES, ISANetConfig, check_class_count
 from isanet.errors import CheckpointFormatError, CheckpointMismatchError
-from isanet.weights.torchfile import Opaque, unsafe
+from isanet.weights.pickles import Opaque, unsafe
 
 ATTENTIONS = {"global_relation": "long_range", "local_relation": "short_range"}
 PROJECTIONS = ("query_project.0", "query_project.1", "key_project.0", "key_project.1", "output_project")

@@ -41,7 +41,7 @@ from isanet.errors import CheckpointFormatError, CheckpointMismatchError, Integr
 from isanet.weights import cache, checkpoint
 from isanet.weights.cache import Record
 from isanet.weights.manifest import Released, load_released, model_info
-from isanet.weights.torchfile import MAX_DESCRIPTION_BYTES, File
+from isanet.weights.pickles import MAX_DESCRIPTION_BYTES, File
 from isanet.weights.zipreader import Entry, check_crc, read_directory
 from isanet.zoo import released
 

@@ -20,7 +20,7 @@ from isanet.labels import generic_palette, label_space_for
 from isanet.model import ISANet
 from isanet.weights import cache, checkpoint, convert, hub
 from isanet.weights.manifest import Weights, load_backbones, load_manifest, unknown_model
-from isanet.weights.torchfile import MAX_DESCRIPTION_BYTES, File
+from isanet.weights.pickles import MAX_DESCRIPTION_BYTES, File
 from isanet.zoo import released
 from isanet.zoo.classes import (
     model_space,

@@ -33,7 +33,7 @@ from isanet.model import ISANet
 from isanet.weights import cache, checkpoint, convert, download
 from isanet.weights.cache import Record
 from isanet.weights.manifest import Backbone, Released, Weights, packaged_path
-from isanet.weights.torchfile import File
+from isanet.weights.pickles import File
 from isanet.zoo.networks import fill, meta_network
 
 log = logging.getLogger("isanet")

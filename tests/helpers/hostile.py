@@ -58,6 +58,27 @@ def tensor(
     return call("torch._utils._rebuild_tensor_v2", of, offset, size, stride, b"\x89", call("collections.OrderedDict"))
 
 
+def latin1(data: bytes, encoding: str = "latin1") -> bytes:
+    """Bytes in protocol 2."""
+    return call("_codecs.encode", text(data.decode("latin1")), text(encoding))
+
+
+def numpy_dtype(code: bytes = text("f4"), state: bytes = b"") -> bytes:
+    made = call("numpy.dtype", code, b"\x89", b"\x88")
+    return made + (state or tuple_of(integer(3), text("<"), b"NNN", integer(-1), integer(-1), integer(0))) + b"b"
+
+
+def numpy_array(
+    shape: bytes = integers(4),
+    dtype: bytes = numpy_dtype(),
+    fortran: bytes = b"\x89",
+    data: bytes = latin1(b"\0\0\x80\x3f" * 4),
+    version: bytes = integer(1),
+    made: bytes = call("numpy.core.multiarray._reconstruct", name("numpy.ndarray"), integers(0), latin1(b"b")),
+) -> bytes:
+    return made + tuple_of(version, shape, dtype, fortran, data) + b"b"
+
+
 def nested(levels: int) -> bytes:
     """A tuple of two tuples of two tuples of ...: short to write, endless to print, hash or compare."""
     return b")" + b"".join(b"q%ch%c\x86" % (i, i) for i in range(levels))
@@ -93,6 +114,11 @@ def legacy(
     pickles = [integer(1001), system, pickle, keys]
     body = b"".join(b"\x80\x02" + each + b"." for each in pickles)
     return LEGACY_MAGIC + body + (numel % 2**64).to_bytes(8, "little") + data
+
+
+def paddle(**values: bytes) -> bytes:
+    """A file as paddle.save writes it."""
+    return b"\x80\x02}(" + b"".join(text(key) + value for key, value in values.items()) + b"u."
 
 
 def safetensors(header: object, data: bytes = b"", length: int | None = None) -> bytes:

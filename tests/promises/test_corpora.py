@@ -25,7 +25,7 @@ import torch
 from isanet.errors import CheckpointError, CheckpointFormatError, CheckpointMismatchError, UnsafeCheckpointError
 from isanet.weights import checkpoint
 from isanet.weights.convert import LANDMARKS
-from isanet.weights.torchfile import MAX_TENSORS, File
+from isanet.weights.pickles import MAX_TENSORS, File
 from isanet.zoo.networks import meta_model
 from isanet.zoo.pretrained import load_file
 from tests.helpers import hostile

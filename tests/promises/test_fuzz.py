@@ -37,10 +37,23 @@ import isanet
 from isanet.errors import CheckpointError, DatasetError, ImageError, ManifestError
 from isanet.images import masks, preprocess, reading
 from isanet.weights import cache, checkpoint, hub, manifest
-from isanet.weights.torchfile import MAX_SHARING, File
+from isanet.weights.pickles import MAX_SHARING, File
 from isanet.zoo.pretrained import imagenet_preprocessing, load_file
-from tests.helpers import hostile, tiny_zoo
-from tests.helpers.hostile import archive, integer, integers, legacy, name, safetensors, storage, tensor, text
+from tests.helpers import hostile, stand_in, tiny_zoo
+from tests.helpers.hostile import (
+    archive,
+    integer,
+    integers,
+    latin1,
+    legacy,
+    name,
+    numpy_array,
+    numpy_dtype,
+    safetensors,
+    storage,
+    tensor,
+    text,
+)
 from tests.helpers.tiny_zoo import saved
 
 ASKED = os.environ.get("ISANET_FUZZ_EXAMPLES")
@@ -187,6 +200,8 @@ FILES = {
     "small safetensors": checkpoint.serialize({"a": torch.ones(2, 3), "b": torch.ones(2)}, {"note": "ü"}),
     "upstream archive": saved({"epoch": 60, "model": tiny_zoo.upstream_state()}),
     "upstream legacy": saved(tiny_zoo.upstream_state("mmsegmentation"), _use_new_zipfile_serialization=False),
+    "small paddle 2": (stand_in.DATA / "paddle_tiny_2021.pdparams").read_bytes(),
+    "small paddle 4": (stand_in.DATA / "paddle_tiny_protocol4.pdparams").read_bytes(),
     "ours": hub.serialized(OURS.state_dict(), OURS.config, OURS.provenance),
 }
 
@@ -212,7 +227,7 @@ def check_checkpoint(data: bytes) -> None:
                 assert (
                     each is None
                     or isinstance(each, bool | int | float | str | bytes | dict | list | tuple)
-                    or (type(each).__name__ in ("_Name", "_Storage", "Opaque"))
+                    or (type(each).__name__ in ("Name", "_Storage", "Opaque"))
                 )
         assert shown <= MAX_SHARING * len(data)
         load_file(file)
@@ -264,28 +279,47 @@ def entries_of(data: bytes) -> dict[str, bytes]:
 ENTRIES = entries_of(FILES["small archive"])
 PICKLE = parts(ENTRIES.pop("data.pkl"))
 ENTRIES.pop("version")
+PADDLE = {kind: parts(FILES[kind]) for kind in ("small paddle 2", "small paddle 4")}
+ARRAYS = (
+    *(numpy_array(), numpy_array(shape=integers(1 << 40)), numpy_array(shape=integers(0, 1 << 62)), latin1(b"b")),
+    *(numpy_dtype(), name("numpy.ndarray"), name("numpy.dtype"), name("_codecs.encode"), text("latin1"), text("O8")),
+    *(name("numpy.core.multiarray._reconstruct"), b"X\0\0\2\0" + b"x" * (1 << 17), b"C\2ab", text("x" * (1 << 17))),
+)
 
 
-@fuzz
-@given(st.data())
-def test_a_pickle_of_other_instructions(data: st.DataObject) -> None:
-    pickle = list(PICKLE)
-    for _ in range(data.draw(st.integers(1, 5))):
-        place = data.draw(st.integers(0, len(pickle)))
-        stop = place + data.draw(st.integers(0, 2) | st.integers(0, 40))
-        match data.draw(st.sampled_from(["insert", "insert", "replace", "drop", "double", "repeat"])):
+def other_instructions(draw: st.DrawFn, pickle: list[bytes], pieces: tuple[bytes, ...]) -> bytes:
+    """A pickle of which some instructions are others, or at other places."""
+    pickle = list(pickle)
+    for _ in range(draw(st.integers(1, 5))):
+        place = draw(st.integers(0, len(pickle)))
+        stop = place + draw(st.integers(0, 2) | st.integers(0, 40))
+        match draw(st.sampled_from(["insert", "insert", "replace", "drop", "double", "repeat"])):
             case "insert":
-                pickle.insert(place, data.draw(st.sampled_from(PIECES)))
+                pickle.insert(place, draw(st.sampled_from(pieces)))
             case "replace":
-                pickle[place : place + 1] = [data.draw(st.sampled_from(PIECES))]
+                pickle[place : place + 1] = [draw(st.sampled_from(pieces))]
             case "drop":
                 del pickle[place:stop]
             case "double":
                 pickle[place:place] = pickle[place:stop]
             case _:
-                pickle[place : place + 1] *= data.draw(st.sampled_from([2, 100, 3000]))
-    whole = b"".join(pickle)
+                pickle[place : place + 1] *= draw(st.sampled_from([2, 100, 3000]))
+    return b"".join(pickle)
+
+
+@fuzz
+@given(st.data())
+def test_a_pickle_of_other_instructions(data: st.DataObject) -> None:
+    whole = other_instructions(data.draw, PICKLE, PIECES)
     check_checkpoint(archive(whole, ENTRIES) if data.draw(st.booleans()) else legacy(whole))
+
+
+@pytest.mark.parametrize("kind", PADDLE)
+@fuzz
+@given(st.data())
+def test_a_paddle_file_of_other_instructions(kind: str, data: st.DataObject) -> None:
+    whole = other_instructions(data.draw, PADDLE[kind], (*PIECES, *ARRAYS, *ARRAYS))
+    check_checkpoint(FILES[kind][:2] + whole + b".")
 
 
 FIELDS = {  # of the records of a zip file: where its numbers are, and of how many bytes

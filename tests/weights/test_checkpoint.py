@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from isanet.errors import CheckpointError, CheckpointFormatError, CheckpointMismatchError, UnsafeCheckpointError
 from isanet.weights import checkpoint, convert
 from isanet.weights.checkpoint import fit_state_dict, read_checkpoint, read_file, serialize
-from isanet.weights.torchfile import MAX_PICKLE_BYTES, Opaque
+from isanet.weights.pickles import MAX_PICKLE_BYTES, Opaque
 from tests.helpers import hostile
 from tests.helpers.hostile import (
     FOUR_FLOATS,
@@ -52,15 +52,15 @@ def read(folder: Path, data: bytes) -> Any:
 
 @contextmanager
 def bounded(seconds: float = 5, memory: int = 200 << 20) -> Iterator[None]:
-    """The body takes little time and little memory."""
+    """The body takes little of the processor's time, whatever else the machine does, and little memory."""
     tracemalloc.start()
-    started = time.perf_counter()
+    started = time.process_time()
     try:
         yield
         assert tracemalloc.get_traced_memory()[1] < memory
     finally:
         tracemalloc.stop()
-    assert time.perf_counter() - started < seconds
+    assert time.process_time() - started < seconds
 
 
 def assert_same(ours: object, theirs: object) -> None:
@@ -255,7 +255,7 @@ def plain_zip(*names: str) -> bytes:
         (random.Random(0).randbytes(5000), r"\(5,000 bytes\).* looks like unknown data \(cd "),
         (bytes(5000), "zeros"),
         (tar(), "tar archive"),
-        (pickle.dumps({"a": 1}), "not one that torch.save wrote"),
+        (pickle.dumps([1]), "not one that torch.save or paddle.save wrote"),
         (plain_zip("readme.txt", "notes.txt"), "no data.pkl"),
         (plain_zip("archive/readme.txt"), "no data.pkl"),
         (b"PK\x03\x04", "truncated or broken archive"),
@@ -448,7 +448,7 @@ def test_no_setting_of_torch_makes_a_pickle_run(tmp_path: Path, marker: Path, mo
         "numpy._core.multiarray._reconstruct",
         "numpy._core.multiarray.scalar",
         "builtins.getattr",
-        "isanet.weights.torchfile._Name",
+        "isanet.weights.pickles.Name",
     ],
 )
 def test_a_name_that_only_resembles_an_allowed_one_is_refused_and_shown(tmp_path: Path, full: str) -> None:
@@ -496,11 +496,11 @@ def test_a_state_given_to_a_dictionary_sets_no_attribute(tmp_path: Path, attribu
     [
         # BUILD on what is no dictionary: Tensor.__setstate__ would resize an empty tensor on the file's word
         (EMPTY + tuple_of(EMPTY, integer(0), integers(1 << 40), integers(1)) + b"b", "Tensor in the place of a dict"),
-        (ORDERED + b"N}" + text("name") + text("os.system") + b"s\x86b", "_Name in the place of a dict"),
+        (ORDERED + b"N}" + text("name") + text("os.system") + b"s\x86b", "Name in the place of a dict"),
         (storage() + b"}b", "_Storage in the place of a dict"),
         # REDUCE of what is no function, or with what are no arguments
-        (tensor() + b")R", "Tensor in the place of a _Name"),
-        (text("os.system") + b")R", "str in the place of a _Name"),
+        (tensor() + b")R", "Tensor in the place of a Name"),
+        (text("os.system") + b")R", "str in the place of a Name"),
         (ORDERED + b"]R", "list in the place of a tuple"),
         (name("torch.FloatStorage") + b")R", "not a function"),
         (call("torch._utils._rebuild_tensor_v2"), "broken"),
@@ -534,7 +534,7 @@ def test_a_state_given_to_a_dictionary_sets_no_attribute(tmp_path: Path, attribu
         (tuple_of(*[text("storage")] * 4) + b"Q", "not a storage"),
         (tuple_of(text("module"), ORDERED, text("0"), text("cpu"), integer(4)) + b"Q", "not a storage"),
         (storage(kind="collections.OrderedDict"), "wrongly"),
-        (tuple_of(text("storage"), *[text("0")] * 3, integer(4)) + b"Q", "str in the place of a _Name"),
+        (tuple_of(text("storage"), *[text("0")] * 3, integer(4)) + b"Q", "str in the place of a Name"),
         (storage(key=integer(0)), "int in the place of a str"),
         (storage(key=hostile.nested(60)), "tuple in the place of a str"),
         (storage(numel=hostile.nested(60)), "tuple in the place of a int"),
@@ -584,7 +584,7 @@ def test_a_lying_pickle_is_named_at_little_cost(
 
 
 def test_a_pickle_of_endless_steps_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("isanet.weights.torchfile.MAX_STEPS", 1000)
+    monkeypatch.setattr("isanet.weights.pickles.MAX_STEPS", 1000)
     assert read(tmp_path, archive(b"(" + b"]" * 900 + b"t"))
     with pytest.raises(CheckpointFormatError, match="more than 1,000 steps"):
         read(tmp_path, archive(b"(" + b"]" * 1000 + b"t"))

@@ -21,7 +21,7 @@ from isanet.model import ISANet
 from isanet.weights import convert
 from isanet.weights.checkpoint import fit_state_dict, read_checkpoint, read_file
 from isanet.weights.manifest import load_manifest
-from isanet.weights.torchfile import Opaque
+from isanet.weights.pickles import Opaque
 from tests.helpers import hostile, stand_in, tiny_zoo
 
 LISTINGS = sorted(

@@ -16,7 +16,7 @@ from torch import nn
 
 import isanet
 from isanet.model import ISANet
-from isanet.weights.torchfile import MAX_DESCRIPTION_BYTES
+from isanet.weights.pickles import MAX_DESCRIPTION_BYTES
 from isanet.zoo.pretrained import MAX_VALUES
 from tests.helpers import tiny_zoo
 from tests.helpers.commands import run
