@@ -92,8 +92,8 @@ class Weights(ReleasedFile):
             the file where there are no `urls`.
         log_urls: Addresses of the training log; some only open in a browser.
         hub: Where the converted file, in our own layout, is on the Hugging Face Hub: `repo`, `revision` (the commit),
-            and the `sha256` and `size` of its model.safetensors. Then `sha256` and `size` of the released file, which it
-            was made from, are known too. None if it was not published there.
+            and the `sha256` and `size` of its model.safetensors. The hash of the released file is then known too. None
+            if it was not published there.
         parameters: Number of parameters, auxiliary head included.
         gmacs: Billions of multiply-adds for one typical image of its dataset, by `isanet.tools.flops.image_gmacs`.
         metrics: `dataset`, `split`, `miou` (0..1) and the `protocol` by which it was measured, a key of
