@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -93,11 +94,20 @@ def published_entry(name: str | None, model: ISANet) -> Weights | None:
     return entry if is_released(model.state_dict(), model.config, entry.name) else None
 
 
+def published_figure(entry: Weights, protocol: str) -> dict[str, Any]:
+    """The metrics of an entry; if several mIoUs are published, with the one by the protocol of this name."""
+    other = entry.metrics.get("others", {}).get(protocol)
+    return dict(entry.metrics) | ({} if other is None else {"miou": other, "protocol": protocol})
+
+
 def why_incomparable(
-    entry: Weights, segmenter: Segmenter, dataset: SegmentationDataset, num_images: int, mapping: Groups | None
+    published: Mapping[str, Any],
+    segmenter: Segmenter,
+    dataset: SegmentationDataset,
+    num_images: int,
+    mapping: Groups | None,
 ) -> Iterator[str]:
-    """Each reason why the mIoU measured on `num_images` of a dataset does not compare with the published one."""
-    published = entry.metrics
+    """Each reason why the mIoU measured on `num_images` of a dataset does not compare with a published figure."""
     if (dataset.name, dataset.split) != (published["dataset"], published["split"]):
         measured = f"{dataset.name} {dataset.split}" if dataset.split else dataset.name
         yield f"published on {published['dataset']} {published['split']}, measured on {measured}"

@@ -32,7 +32,7 @@ from isanet.datasets.base import SegmentationDataset
 from isanet.datasets.wrong_arguments import read_until_two_classes
 from isanet.errors import DatasetError, IsanetError, OutputError
 from isanet.evaluation.counting import Counts, Progress
-from isanet.evaluation.matching import Match, match_classes, published_entry, why_incomparable
+from isanet.evaluation.matching import Match, match_classes, published_entry, published_figure, why_incomparable
 from isanet.evaluation.page import ImageScore, WorstImage
 from isanet.evaluation.report import REPORT_FILES, Report
 from isanet.images.masks import open_mask
@@ -216,7 +216,8 @@ class EvaluationRun:
         segmenter, dataset, match, counts = self.segmenter, self.dataset, self.match, self.counts
         model, protocol = segmenter.model, segmenter.protocol
         entry = published_entry(self.name, model)
-        incomparable = entry and why_incomparable(entry, segmenter, dataset, len(counts.images), self.mapping)
+        published = None if entry is None else published_figure(entry, protocol.name)
+        incomparable = published and why_incomparable(published, segmenter, dataset, len(counts.images), self.mapping)
         scored = [image for image in counts.images if not math.isnan(image.miou)]
         worst = sorted(scored, key=lambda image: (image.miou, image.index))[:NUM_WORST]
         notes = []
@@ -252,7 +253,7 @@ class EvaluationRun:
             seconds=counts.seconds,
             ignored_pixels=sum(image.ignored for image in counts.images),
             worst=tuple(ImageScore(dataset.keys[image.index], image.miou, image.pixel_accuracy) for image in worst),
-            published=None if entry is None else dict(entry.metrics),
+            published=published,
             incomparable=tuple(incomparable or ()),
             notes=tuple(notes),
             boundary=boundary,

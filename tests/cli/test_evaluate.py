@@ -29,6 +29,7 @@ def test_evaluate(tiny: FileServer, voc: Path, capsys: pytest.CaptureFixture[str
     assert f"{100 * report.miou:.2f}" in out
     assert "76.99" in out
     assert "5 images, where the official split has 1449" in out
+    assert "whole: whole image, single scale, no flip (the model's own)" in out
     assert out.splitlines()[-1] == "Report with images: evaluated/index.html"
     assert {path.name for path in Path("evaluated").iterdir()} == {
         *("report.json", "index.html", "confusion.png", "classes.png", "worst")

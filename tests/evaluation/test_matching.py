@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,28 @@ def test_each_difference_is_named(tiny: FileServer, tmp_path: Path) -> None:
     assert "merged" in reasons(mapping={"bus": None})
     train = datasets.VOC2012(tmp_path / "voc", "train")
     assert any("VOC 2012 train" in reason for reason in quick_evaluate(model, train).incomparable)
+
+
+def test_the_published_figure_is_the_one_by_the_same_protocol_if_there_are_several(
+    tiny: FileServer, tmp_path: Path
+) -> None:
+    replicas.voc(tmp_path / "voc")
+    dataset = datasets.VOC2012(tmp_path / "voc")
+    dataset.official_size = len(dataset)
+    manifest = json.loads((tmp_path / "weights.json").read_text())
+    manifest["weights"][tiny_zoo.NAME]["metrics"] |= {"protocol": "mmseg-whole", "others": {"flip": 0.8054}}
+    (tmp_path / "weights.json").write_text(json.dumps(manifest))
+    model = isanet.from_pretrained(tiny_zoo.NAME)
+    own, flip, whole = (quick_evaluate(model, dataset, protocol=name) for name in ("auto", "flip", "whole"))
+    assert (own.protocol, own.protocol_reason, own.incomparable) == ("mmseg-whole", "the model's own", ())
+    assert "(the model's own)" in str(own)
+    assert own.published is not None
+    assert (own.published["miou"], own.published["protocol"]) == (0.7699, "mmseg-whole")
+    assert flip.published is not None
+    assert (flip.published["miou"], flip.published["protocol"], flip.incomparable) == (0.8054, "flip", ())
+    assert flip.protocol_reason == "as asked"
+    assert "80.54" in str(flip)
+    assert "'mmseg-whole', measured by 'whole'" in whole.incomparable[0]
 
 
 def test_a_model_trained_further_is_not_the_released_one(tiny: FileServer, tmp_path: Path) -> None:

@@ -74,7 +74,8 @@ def test_text_names_what_was_evaluated_and_every_class() -> None:
     lines = [line.split() for line in text.splitlines()]
     assert ["model", "tiny"] in lines
     assert "Roads val, 2 of 40 images" in text
-    assert f"whole: {WHOLE}" in text
+    assert f"whole: {WHOLE}\n" in text
+    assert f"whole: {WHOLE} (as asked)\n" in str(make(protocol_reason="as asked"))
     assert "12 counted, 7 ignored" in text
     assert "2 min 5 s" in text
     assert "classes of the model left out: boat" in text
@@ -225,6 +226,7 @@ def test_a_loaded_report_equals_the_saved_one(tmp_path: Path) -> None:
         notes=("n",),
         worst=(ImageScore("no text: \udcff", 0.1, 0.2), ImageScore("b", math.nan, math.nan)),
         boundary={"道路": 0.5, '"q"': math.nan, "[ 1, 2 ]": 0.25, "<b>": 1.0},
+        protocol_reason="as asked",
     )
     report.save(tmp_path)
     loaded = Report.load(tmp_path)
@@ -234,6 +236,8 @@ def test_a_loaded_report_equals_the_saved_one(tmp_path: Path) -> None:
     assert loaded.palette == report.palette
     assert loaded.worst[0] == report.worst[0]
     assert math.isnan(loaded.worst[1].miou)
+    earlier = {name: value for name, value in report.to_json().items() if name != "protocol_reason"}
+    assert Report.from_json(earlier).protocol_reason == ""
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,7 +23,7 @@ from isanet.evaluation.counting import Counts, Progress
 from isanet.evaluation.metrics import ConfusionMatrix
 from isanet.evaluation.report import Report
 from isanet.inference.predict import Prepared
-from tests.helpers.evaluating import InterruptedCityscapes, quick_evaluate
+from tests.helpers.evaluating import InterruptedCityscapes, confusion_by_pixel, quick_evaluate
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,6 +58,17 @@ def test_images_of_one_size_go_through_the_network_together(
     quick_evaluate(model, cityscapes, batch_size=4)  # seven images, of fewer sizes
     assert max(batches) > 1
     assert sum(batches) == len(cityscapes)
+
+
+def test_padded_images_are_measured_in_batches_by_workers(
+    model: Any, cityscapes: datasets.SegmentationDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    padding = {"pad_to": [60, 90], "pad_color": [0, 0, 0]}  # some of the images are larger
+    monkeypatch.setattr(model, "preprocessing", {"mean": (127.5,) * 3, "std": (127.5,) * 3, **padding})
+    expected = confusion_by_pixel(model, cityscapes)
+    assert np.diag(expected).sum() > 0.5 * expected.sum()
+    for options in ({}, {"batch_size": 4, "workers": 2}):
+        assert np.array_equal(quick_evaluate(model, cityscapes, **options).confusion.numpy(), expected)
 
 
 def test_the_bar_shows_the_running_miou_and_only_if_asked_for(

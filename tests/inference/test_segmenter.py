@@ -20,6 +20,7 @@ from torch.nn import functional as F  # noqa: N812  the field's name for it
 
 import isanet
 from isanet import protocols
+from isanet.config import LogitsResize
 from isanet.errors import ImageError, IsanetError
 from isanet.images.preprocess import preprocess
 from isanet.images.reading import MAX_PIXELS
@@ -387,6 +388,33 @@ def test_batches_do_not_change_labels() -> None:
     images = [rng.integers(0, 256, (40, 50, 3), dtype=np.uint8) for _ in range(6)]
     for one, many in zip(make().stream(images), make().stream(images, batch_size=3), strict=True):
         assert (one.labels != many.labels).mean() < 1e-3
+
+
+@pytest.mark.parametrize("logits_resize", ["half_pixel", "corners", "asymmetric"])
+def test_padded_images_in_batches_and_windows(logits_resize: LogitsResize) -> None:
+    """The optimized network against the loaded one at full size; the content is cut out of the padding."""
+    model = isanet.from_pretrained("isanet_nano_toystreets")
+    model.logits_resize = logits_resize
+    model.preprocessing = {
+        **{name: model.preprocessing[name] for name in ("mean", "std")}, "pad_to": [192, 320], "pad_color": [9, 99, 200]
+    }  # fmt: skip
+    streets = [np.asarray(image) for image, _ in isanet.datasets.ToyStreets(2, split="test")]
+    images = [streets[0], streets[0][100:190, :301], streets[1], streets[1][60:250, 5:200], streets[0].repeat(3, 0)]
+    segmenter = make(model, precision="float32")
+    results = list(segmenter.stream(images, batch_size=3))
+    for image, result in zip(images, results, strict=True):
+        prepared = prepare(image, model.preprocessing)
+        (height, width), full = prepared.contents[0], prepared.tensors[0]
+        with torch.inference_mode():
+            logits = model(full[None])[..., :height, :width]
+            expected = F.interpolate(logits, image.shape[:2], mode="bilinear").argmax(1)[0].numpy()
+        assert len(np.unique(expected)) > 3
+        assert (result.labels != expected).mean() < 1e-3
+    network: Any = segmenter.network()
+    segmenter.max_memory = network._bytes_at_once(1, 192 // 8, 320 // 8) * 2 // 3
+    for whole, windows in zip(results, segmenter.stream(images, batch_size=3), strict=True):
+        # Attention sees less in a window; a part cut out in another place would change nearly all
+        assert 0 < (whole.labels != windows.labels).mean() < 0.4
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
