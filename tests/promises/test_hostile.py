@@ -175,7 +175,7 @@ TABLE: dict[str, dict[str, Row]] = {
     "Offline: cached models load without a socket, others give `OfflineError` with the address and the folder to put "
     "the file in.": {
         "cached": row(offline_and_cached),
-        "not cached": row(offline_and_not, isanet.OfflineError, "{url}", "{home}", "put the file into"),
+        "not cached": row(offline_and_not, isanet.OfflineError, "{url}", "{home}", "by hand"),
     },
     # Files
     "Disk full: `CacheError` with needed and free, partial file removed.": {

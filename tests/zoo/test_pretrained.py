@@ -135,7 +135,7 @@ def test_mmsegmentations_files_and_their_notes(tmp_path: Path) -> None:
     ("source", "options", "message"),
     [
         ("isanet_tiny_vox", {}, "did you mean isanet_tiny_voc"),
-        ("resnet", {}, "there are isanet_tiny_voc"),
+        ("resnet", {}, "`isanet list` shows all"),
         ("no/such/folder", {}, "no file or folder"),
         ("missing.pth", {}, "no file or folder"),
         (tiny_zoo.NAME, {"revision": "v1"}, "Hugging Face Hub"),
