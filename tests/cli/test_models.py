@@ -40,6 +40,39 @@ def test_info(tiny: FileServer, capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    {
+        "isanet_r50_voc.paddleseg": [
+            "family paddleseg",
+            "published mIoU 79.69 on PASCAL VOC 2012 val, whole (whole image, single scale, no flip)",
+            "published mIoU 79.93 on PASCAL VOC 2012 val, flip (",
+            "published mIoU 80.54 on PASCAL VOC 2012 val, paddleseg-multiscale-flip (",
+            "file name isanet_resnet50_os8_voc12aug_512x512_40k.pdparams",
+            "training log https://paddlepaddle.org.cn/paddle/visualdl/service/app?id=",
+            "notes The number of GPUs",
+        ],
+        "isanet_r101_cityscapes.openseg": [
+            "page https://drive.google.com/open?id=1Sf9YFjo9dpirojzLev8CfHAc99U6cBwH (Google Drive; only a person",
+            "commercial use allowed by the license of the weights",
+        ],
+        "isanet_r18_cityscapes.bpkd_cwd": [
+            "published mAcc 82.64",
+            "license 2-clause BSD for academic use",
+            "commercial use not allowed",
+        ],
+        "isanet_r50_voc.mmseg_20k": ["sha256 79d59b80...: no more is published"],
+    }.items(),
+)
+def test_info_says_what_differs_between_families(
+    capsys: pytest.CaptureFixture[str], name: str, lines: list[str]
+) -> None:
+    assert run("info", name) == 0
+    found = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    for wanted in lines:
+        assert any(line.startswith(wanted) for line in found), wanted
+
+
 def test_info_counts_multiply_adds(tiny: FileServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("info", tiny_zoo.NAME, "--flops", "64x128") == 0
     table = capsys.readouterr().out.partition("\nOne network input of 64 x 128 pixels:\n")[2].splitlines()

@@ -27,3 +27,13 @@ def test_builders_without_weights(kind: str) -> None:
         builders.isanet_r50_voc(pretrained=False, classes="person")
     with pytest.raises(ValueError, match="contradicts"):
         builders.isanet_r50_voc(pretrained=False, num_classes=5, classes=["a", "b"])
+
+
+def test_a_dot_in_a_name_is_an_underscore() -> None:
+    with torch.device("meta"):
+        model = builders.isanet_r101_cityscapes_mmseg_769x769_80k(pretrained=False, num_classes=2)
+    assert model.config["logits_resize"] == "corners"
+    assert model.config["protocol"] == "mmseg-slide-769"
+    assert "isanet_r101_cityscapes.mmseg_769x769_80k" in str(builders.isanet_r101_cityscapes_mmseg_769x769_80k.__doc__)
+    with pytest.raises(AttributeError, match="isanet_r101_cityscapes_mmseg'"):
+        builders.isanet_r101_cityscapes_mmseg  # noqa: B018  the access is what is tested

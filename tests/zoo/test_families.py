@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,22 @@ def test_where_all_addresses_failed_the_page_is_named(
     assert wanted in str(caught.value).splitlines()[0]
 
 
+def test_published_digits_of_a_hash_are_compared(
+    tiny: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = tiny.files[f"/{FILE_NAME}"]
+    assert isinstance(data, bytes)
+    zoo_of(monkeypatch, tmp_path, **{PLAIN: entry(tmp_path, sha256_prefix="0" * 8)})
+    with pytest.raises(isanet.MirrorsExhaustedError, match="expected 00000000"):
+        isanet.from_pretrained(PLAIN)
+    zoo_of(monkeypatch, tmp_path, **{PLAIN: entry(tmp_path, sha256_prefix=sha256(data).hexdigest()[:8])})
+    isanet.from_pretrained(PLAIN)
+    assert "nobody has published its hash beyond 8 digits" in caplog.text
+    zoo_of(monkeypatch, tmp_path, **{PLAIN: entry(tmp_path, sha256_prefix="0" * 8, sha256="1" * 64)})
+    with pytest.raises(isanet.ManifestError, match="sha256: expected one that starts with 00000000"):
+        isanet.list_models()
+
+
 # --- licenses -----------------------------------------------------------------------------------------------
 
 
@@ -244,6 +261,20 @@ def test_a_license_against_commercial_use_is_said_once(
     cache.clear(PLAIN, forget=True)
     assert run("install", str(tmp_path / "one.zip")) == 0
     assert said() == 1
+
+
+@pytest.mark.parametrize(
+    ("license", "tag"),
+    [("Apache-2.0 (x)", "apache-2.0"), ("MIT (x)", "mit"), ("2-clause BSD for academic use", "other")],
+)
+def test_a_model_card_has_the_license_of_the_weights(
+    tiny: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, license: str, tag: str
+) -> None:
+    zoo_of(monkeypatch, tmp_path, **{PLAIN: entry(tmp_path, license=license)})
+    isanet.from_pretrained(PLAIN).save_pretrained(tmp_path / "saved")
+    card = (tmp_path / "saved" / "README.md").read_text()
+    assert f"\nlicense: {tag}\n" in card
+    assert f"License: {license}." in card
 
 
 def test_a_free_license_is_not_commented_on(tiny: FileServer, caplog: pytest.LogCaptureFixture) -> None:
