@@ -50,7 +50,7 @@ def segment(name: str, manifest: str) -> None:
     """Load a cached model and segment a photograph; print seconds, bytes and what was found."""
     import isanet
     import isanet.inference.segmenter
-    import isanet.zoo.pretrained  # noqa: F401
+    import isanet.zoo.pretrained
 
     use(manifest)
     before, start = peak(), time.perf_counter()
