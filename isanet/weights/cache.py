@@ -5,7 +5,8 @@ For each model there is one record, `<name>.json`, and the file that the record 
 pair, one killed after it leaves the new pair.
 
 Each version of the converter has its own pair, from the second on as `<name>.<version>.json` and so on: two versions of
-the package that share a cache neither replace each other's files nor fetch in turns.
+the package that share a cache neither replace each other's files nor fetch in turns. A name may have a dot too, but a
+letter follows it, so no model is taken for another one's version.
 
 A record outlives its file, because any later download of that model, by whatever version, must match the hash in it.
 Standard library only, except for filelock.
