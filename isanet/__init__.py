@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from isanet.model import ISANet
     from isanet.training.finetune import Run, finetune
     from isanet.training.recipe import Recipe
+    from isanet.weights.choosing import recommend
     from isanet.weights.manifest import Weights, list_models, model_info
     from isanet.zoo.pretrained import from_backbone, from_pretrained
 
@@ -84,6 +85,7 @@ __all__ = [
     "list_models",
     "metrics",
     "model_info",
+    "recommend",
     "training",
     "viz",
 ]
@@ -102,6 +104,7 @@ _MODULE_OF = {
     "from_pretrained": "isanet.zoo.pretrained",
     "list_models": "isanet.weights.manifest",
     "model_info": "isanet.weights.manifest",
+    "recommend": "isanet.weights.choosing",
 }
 
 

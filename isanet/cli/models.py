@@ -1,4 +1,4 @@
-"""The zoo, its cache and archives: list, info, download, verify, convert, cache, pack, install."""
+"""The zoo, its cache and archives: info, download, verify, convert, cache, pack, install."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from isanet._files import given_path, keep_existing
-from isanet._text import aligned, clean, markdown_table
+from isanet._text import aligned, clean
 from isanet.cli.options import AddCommand, class_names, image_size
 from isanet.cli.printing import error_text, megabytes
 from isanet.errors import CacheError, CheckpointFormatError, IsanetError, OutputError
@@ -22,7 +22,6 @@ from isanet.weights.manifest import (
     Weights,
     list_models,
     load_backbones,
-    load_manifest,
     load_released,
     manifest_path,
     model_info,
@@ -32,12 +31,6 @@ from isanet.weights.manifest import (
 
 def add_commands(add_command: AddCommand) -> None:
     """Adds the commands of this file."""
-    listing = add_command("list", _list, "list the models of the zoo")
-    listing.add_argument("pattern", nargs="?", default="*", help="filter by glob pattern, such as '*cityscapes*'")
-    form = listing.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="all metadata, as JSON")
-    form.add_argument("--markdown", action="store_true", help="the table of the README, as Markdown")
-
     info = add_command("info", _info, "show a model's metadata and classes")
     info.add_argument("name", metavar="NAME", help="a model of the zoo")
     text = "also count the multiply-adds of a forward pass of this size, and the parameters, by part of the network"
@@ -86,29 +79,6 @@ def add_commands(add_command: AddCommand) -> None:
     install = add_command("install", _install, text)
     install.add_argument("archive", type=Path, metavar="FILE.zip", help="archive written by isanet pack")
     install.add_argument("--force", action="store_true", help="replace models that are recorded with other hashes")
-
-
-def _list(options: argparse.Namespace) -> int:
-    names = list_models(options.pattern)
-    manifest = load_manifest()
-    if options.json:
-        print(json.dumps({name: vars(manifest[name]) for name in names}, indent=1))
-        return 0
-    if not names:
-        raise ValueError(f"no model matches {options.pattern!r}; `isanet list` shows all")
-    rows = [("NAME", "DATASET", "mIoU", "PARAMETERS", "DOWNLOAD", "CACHED")]
-    for name in names:
-        weights = manifest[name]
-        dataset = f"{weights.metrics['dataset']} {weights.metrics['split']}"
-        miou, parameters = f"{100 * weights.metrics['miou']:.2f}", f"{weights.parameters / 1e6:.1f} M"
-        cached = "-" if weights.packaged else "yes" if cache.cached_file(name) else "no"
-        rows.append((name, dataset, miou, parameters, _download_size(weights), cached))
-    if options.markdown:
-        head = ("name", "dataset", "mIoU", "parameters", "download")
-        print(markdown_table([head, *((f"`{row[0]}`", *row[1:5]) for row in rows[1:])]), end="")
-        return 0
-    print(*aligned(rows, left=2), sep="\n")
-    return 0
 
 
 def _info(options: argparse.Namespace) -> int:

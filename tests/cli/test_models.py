@@ -1,4 +1,4 @@
-"""list, info, download, verify, convert, cache."""
+"""info, download, verify, convert, cache."""
 
 from __future__ import annotations
 
@@ -14,18 +14,6 @@ from isanet.weights import cache
 from tests.helpers import tiny_zoo
 from tests.helpers.commands import run
 from tests.helpers.file_server import FileServer
-
-
-def test_list(tiny: FileServer, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("list") == 0
-    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()] == ["CACHED", "no"]
-    isanet.from_pretrained(tiny_zoo.NAME)
-    assert run("list", "*voc") == 0
-    assert capsys.readouterr().out.splitlines()[1].split()[-1] == "yes"
-    assert run("list", "--json") == 0
-    assert json.loads(capsys.readouterr().out)[tiny_zoo.NAME]["tensors"] == len(tiny_zoo.upstream_state())
-    assert run("list", "resnet*") == 1
-    assert "no model matches" in capsys.readouterr().err
 
 
 def test_info(tiny: FileServer, capsys: pytest.CaptureFixture[str]) -> None:

@@ -135,6 +135,8 @@ def test_debug_shows_the_traceback(tiny: FileServer) -> None:
     "arguments",
     [
         ["list"],
+        ["list", "*50*", "--license", "commercial", "--sort", "speed"],
+        ["recommend", "--dataset", "voc"],
         ["--help"],
         *([command, "--help"] for command in subcommands(_parser())),
         ["cache", "path"],
