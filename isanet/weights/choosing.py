@@ -60,7 +60,7 @@ def by_dataset(models: Iterable[Weights]) -> dict[str, list[Weights]]:
 
 def by_hand(weights: Weights) -> bool:
     """Whether only a person can download its file."""
-    return not (weights.packaged or weights.urls)
+    return not (weights.packaged or weights.urls or weights.hub)
 
 
 def select(pattern: str = "*", **wanted: object) -> list[Weights]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -13,13 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import isanet
-from isanet.cli import run as cli
 from isanet.evaluation.report import Report
 from isanet.inference.fast import int8
 from isanet.protocols import PROTOCOLS
-from tests.helpers import replicas, tiny_zoo
+from isanet.tools.flops import IMAGE_SIZES
+from isanet.weights.choosing import CLEARLY_LESS
+from isanet.weights.manifest import load_manifest
+from tests.helpers import models_page, replicas, tiny_zoo
 from tests.helpers.file_server import FileServer
 
 ROOT = Path(__file__).parents[2]
@@ -195,12 +199,47 @@ def test_versions_agree() -> None:
     assert f"[Unreleased] - {version}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
-def test_the_table_is_that_of_the_manifest(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["list", "--markdown"]) == 0
-    table = capsys.readouterr().out
-    between = re.search(r"<!-- models: .*?-->\n(.*?)<!-- end of models -->", README, re.S)
-    assert between is not None
-    assert between[1] == table, "the README's table is stale: `make table` prints the new one"
+def test_tables_and_picture_are_those_of_the_manifest() -> None:
+    for page, name, made in (
+        ("README.md", "models", models_page.overview()),
+        ("docs/models.md", "tables", models_page.tables()),
+    ):
+        assert models_page.with_made(PAGES[page], name, made) == PAGES[page], f"{page} is stale: `make models` mends it"
+    with Image.open(models_page.PICTURE) as picture:
+        assert picture.info["Description"] == models_page.digest(), "the picture is stale: `make models` mends it"
+        assert picture.width >= 2 * 600  # sharp at 600 pixels, legible at 800
+        assert np.asarray(picture.convert("RGBA"))[..., 3].min() == 255  # its own background, also on a dark page
+
+
+def test_a_stale_table_or_picture_would_be_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (models_page.overview(), models_page.tables(), models_page.digest())
+    document = json.loads((ROOT / "weights.json").read_text(encoding="utf-8"))
+    document["weights"]["isanet_r50_voc.paddleseg"]["metrics"]["miou"] = 0.8123
+    (tmp_path / "weights.json").write_text(json.dumps(document))
+    monkeypatch.setattr("isanet.weights.manifest.manifest_path", lambda: tmp_path / "weights.json")
+    after = (models_page.overview(), models_page.tables(), models_page.digest())
+    assert all(old != new for old, new in zip(before, after, strict=True))
+    assert all("81.23" in text for text in after[:2])
+    models_page.draw(tmp_path / "models.png")
+    with Image.open(tmp_path / "models.png") as picture:
+        assert picture.info["Description"] == after[2]
+
+
+def test_the_page_of_models_says_what_the_manifest_says() -> None:
+    page, manifest = PAGES["docs/models.md"], load_manifest()
+    for name, weights in manifest.items():
+        assert page.count(f"| `{name}`") == 1, name
+        assert f"`{weights.metrics['protocol']}`" in page
+    for text, dataset in {"375x500": "voc21", "512x683": "ade20k150", "1024x2048": "cityscapes19"}.items():
+        assert text == "{}x{}".format(*IMAGE_SIZES[dataset])
+        assert text in page
+    whole, windows = (manifest[f"isanet_r101_cityscapes.mmseg_{crop}_80k"].gmacs for crop in ("512x1024", "769x769"))
+    assert f"take {windows / whole:.1f} times" in page
+    assert f"at most {100 * CLEARLY_LESS:.0f} %" in page
+    entry = re.search(r"`(\S+)` is the entry point `(\w+)`", page)
+    assert entry is not None
+    assert entry[1] in manifest
+    assert entry[2] == entry[1].replace(".", "_")
 
 
 def test_figures_in_the_text_are_those_of_the_code() -> None:
