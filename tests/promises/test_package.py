@@ -25,11 +25,12 @@ PUBLIC = {
     *("IsanetError", "DownloadError", "NetworkError", "IntegrityError", "OfflineError", "MirrorsExhaustedError"),
     *("CacheError", "OutputError", "CheckpointError", "CheckpointFormatError", "UnsafeCheckpointError"),
     *("CheckpointMismatchError", "ImageError", "DatasetError", "ManifestError"),
-    *("Weights", "list_models", "model_info", "ISANet", "from_pretrained", "from_backbone"),
+    *("Weights", "list_models", "model_info", "recommend", "ISANet", "from_pretrained", "from_backbone"),
     *("Segmenter", "Segmentation", "Report", "evaluate", "Recipe", "Run", "finetune"),
     *("datasets", "labels", "metrics", "training", "viz"),
 }
-LIGHT = {name for name in PUBLIC if name.endswith("Error")} | {"Weights", "list_models", "model_info", "labels"}
+LIGHT = {name for name in PUBLIC if name.endswith("Error")}
+LIGHT |= {"Weights", "list_models", "model_info", "recommend", "labels"}
 MODULES = {path.stem for path in (ROOT / "isanet").iterdir()}
 
 PACKAGED = (".py", ".safetensors", ".selftest", ".html")  # code, packaged models, their answers, the report's page
