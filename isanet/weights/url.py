@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from contextlib import suppress
 from ipaddress import ip_address
@@ -53,6 +54,12 @@ def file_name(url: str) -> str:
     """The last part of an address's path."""
     parts = split(url)
     return "" if parts is None else parts.path.rpartition("/")[2]
+
+
+def hub_url(repo: str, revision: str, name: str = "model.safetensors") -> str:
+    """The address of a file in a commit of a repository on the Hugging Face Hub, or on `HF_ENDPOINT`."""
+    endpoint = os.environ.get("HF_ENDPOINT", "").strip() or "https://huggingface.co"
+    return f"{endpoint.rstrip('/')}/{repo}/resolve/{revision}/{name}"
 
 
 def local_path(url: str) -> Path | None:

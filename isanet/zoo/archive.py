@@ -53,9 +53,6 @@ INDEX = "isanet-models.json"
 MAX_INDEX_BYTES = 1 << 20
 """Largest index and largest directory; a dozen models need 10 kB."""
 
-MAX_TEXT = 1000
-"""Most characters of a text in a record or in metadata."""
-
 log = logging.getLogger("isanet")
 
 
@@ -228,7 +225,7 @@ def _read_index(stream: BinaryIO, entries: dict[str, Entry], known: dict[str, Re
 def _check_record(weights: Released, record: Record) -> Record:
     """The record, if its values are possible for the model."""
     for text in (record.source, record.layout, record.date):
-        if not text.isprintable() or len(text) > MAX_TEXT:
+        if not text.isprintable() or len(text) > released.MAX_TEXT:
             raise ValueError(f"{weights.name}: a text in its record is too long, or not printable")
     datetime.fromisoformat(record.date)
     if record.converter != cache.CONVERTER_VERSION:
@@ -243,22 +240,9 @@ def _check_record(weights: Released, record: Record) -> Record:
 
 def _check_model(weights: Released, record: Record, file: File, path: Path) -> Record:
     """The record for the cache, if the file passes; it says that the model came by this archive."""
-    _, provenance = released.load_converted(weights, record, file, values=True)
-    name, source = weights.name, provenance.get("source", "")
-    expected = {
-        "name": name,
-        "source_sha256": record.source_sha256,
-        "layout": record.layout,
-        "converter_version": str(record.converter),
-    }
-    # "(by ...)" is what an earlier archive added
-    same_source = record.source == source or record.source.startswith(f"{source} (by ")
-    unexpected = provenance.keys() - {*expected, "source", "isanet_version"}
-    printable = all(text.isprintable() and len(text) <= MAX_TEXT for text in provenance.values())
-    if unexpected or not printable:
-        raise IntegrityError(f"the metadata of the file of {name} is not as isanet writes it")
-    if not source or not same_source or any(provenance.get(key) != value for key, value in expected.items()):
-        raise IntegrityError(f"the metadata of the file of {name} names another origin than its record")
+    source, name = released.load_foreign(weights, record, file).provenance["source"], weights.name
+    if record.source != source and not record.source.startswith(f"{source} (by "):  # which an earlier archive added
+        raise IntegrityError(f"the metadata of {file.name} names another origin than its record")
     file_name = cache.converted_name(name, record.file_sha256)
     return replace(record, file=file_name, source=f"{source} (by {clean(path.name)})")
 

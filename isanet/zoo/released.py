@@ -1,6 +1,6 @@
 """From a released checkpoint to a network: manifest entry, cached file or download, verification, conversion.
 
-First `plan` decides what is to be done, from what is known and what lies in the cache folder; then the steps are taken
+First `plan` decides what is to be done, from what is known and what lies in the cache folder; here the steps are taken
 in turn until one succeeds. Models and the backbones to start from go the same way; a packaged model is read from the
 package, and no cache is needed.
 """
@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import UTC, datetime
 from hashlib import sha256
+from pathlib import Path
 from typing import NamedTuple
 
 from torch import nn
@@ -35,6 +36,10 @@ from isanet.weights.cache import Record
 from isanet.weights.manifest import Backbone, Released, Weights, packaged_path
 from isanet.weights.pickles import File
 from isanet.zoo.networks import fill, meta_network
+from isanet.zoo.plan import ConvertFile, Fetch, LoadCached, LoadPackaged, Step, hub_address, plan
+
+MAX_TEXT = 1000
+"""Most characters of a text in a record or in metadata."""
 
 log = logging.getLogger("isanet")
 
@@ -44,70 +49,6 @@ class Loaded(NamedTuple):
 
     network: nn.Module
     provenance: dict[str, str]
-
-
-# --- what is to be done -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class LoadPackaged:
-    """Load the file inside the package."""
-
-
-@dataclass(frozen=True)
-class LoadCached:
-    """Load the converted file in the cache."""
-
-    record: Record
-
-
-@dataclass(frozen=True)
-class ConvertFile:
-    """Convert a released file in the cache folder: put there by hand, or kept from an earlier download."""
-
-    name: str
-    expected: str | None
-
-
-@dataclass(frozen=True)
-class Fetch:
-    """Fetch the released file from the first of these addresses that has it, and convert it."""
-
-    urls: tuple[str, ...]
-    expected: str | None
-
-
-Step = LoadPackaged | LoadCached | ConvertFile | Fetch
-
-
-def plan(weights: Released, record: Record | None, present: Container[str], *, force: bool = False) -> list[Step]:
-    """What is to be done for a network: the steps in order, until one succeeds. Reads, fetches and writes nothing.
-
-    Args:
-        weights: The model or backbone.
-        record: What the cache has recorded of it.
-        present: Names of the files in the cache folder.
-        force: Fetch it even if it is there.
-    """
-    if weights.packaged:
-        return [LoadPackaged()]
-    expected = weights.sha256 or (record.source_sha256 if record is not None else None)
-    steps: list[Step] = []
-    if not force and record is not None and record.converter == cache.CONVERTER_VERSION and record.file in present:
-        steps.append(LoadCached(record))
-    if not (force and weights.urls):  # what only a person can fetch is converted again
-        steps += [ConvertFile(name, expected) for name in weights.file_names if name in present]
-    return [*steps, Fetch(weights.urls, expected)]
-
-
-def _plan_now(weights: Released, *, force: bool = False) -> list[Step]:
-    """The plan for the cache as it is."""
-    record, folder = cache.read_record(weights.name), cache.home()
-    names = (*weights.file_names, *([record.file] if record is not None else []))
-    return plan(weights, record, {name for name in names if (folder / name).is_file()}, force=force)
-
-
-# --- doing it -----------------------------------------------------------------------------------------------
 
 
 def load(weights: Released, *, progress: bool | None = None, keep: bool = False, force: bool = False) -> Loaded:
@@ -128,10 +69,17 @@ def load(weights: Released, *, progress: bool | None = None, keep: bool = False,
     if (weights.packaged or not force) and (loaded := read_cached(weights)):  # a read-only cache cannot be locked
         return loaded
     with cache.lock(weights.name):
-        for step in _plan_now(weights, force=force):  # planned again: another process may have been first
+        for step in _plan_now(weights, force=force, keep=keep):  # planned again: another process may have been first
             if loaded := _take(weights, step, progress=progress, keep=keep):
                 return loaded
     raise AssertionError("the last step returns a network or raises")
+
+
+def _plan_now(weights: Released, *, force: bool = False, keep: bool = False) -> list[Step]:
+    """The plan for the cache as it is."""
+    record, folder = cache.read_record(weights.name), cache.home()
+    names = (*weights.file_names, *([record.file] if record is not None else []))
+    return plan(weights, record, {name for name in names if (folder / name).is_file()}, force=force, keep=keep)
 
 
 def read_cached(weights: Released) -> Loaded | None:
@@ -166,7 +114,7 @@ def _take(weights: Released, step: Step, *, progress: bool | None = None, keep: 
                     network = _convert(weights, file, expected)
                 return _store(weights, network, f"{name}, put into the cache by hand", file, expected)
             except (IsanetError, OSError) as error:
-                if download.offline() or not download.addresses(weights.urls, weights.file_names):
+                if download.offline() or not (weights.hub or download.addresses(weights.urls, weights.file_names)):
                     raise
                 log.warning("%s cannot be used, so it is fetched: %s", path, error)
             return None
@@ -186,7 +134,7 @@ def _load_packaged(weights: Released) -> Loaded:
         network = _convert(weights, file, weights.sha256)
     except IsanetError as error:
         raise type(error)(f"{error}; it was changed or damaged: install isanet again") from error
-    return Loaded(network, _provenance(weights, f"{path.name}, inside the package", file))
+    return Loaded(network, _provenance(weights, f"{path.name}, inside the package", file.sha256))
 
 
 def _load_cached(weights: Released, record: Record) -> Loaded:
@@ -223,6 +171,25 @@ def load_converted(
         )
     tensors, metadata = checkpoint.read_safetensors(file)
     return Loaded(fill(network or meta_network(weights), tensors, values=values), recorded_provenance(metadata))
+
+
+def load_foreign(weights: Released, record: Record, file: File) -> Loaded:
+    """As `load_converted`, of a file that another machine has converted: its metadata must agree with the record too.
+
+    Raises:
+        IntegrityError: The file or its metadata is not what the record says, or not what the manifest says.
+        CheckpointError: It cannot be read, or its tensors do not fit.
+    """
+    loaded = load_converted(weights, record, file, values=True)
+    found, expected = loaded.provenance, _provenance(weights, "", record.source_sha256)
+    printable = all(text.isprintable() and len(text) <= MAX_TEXT for text in found.values())
+    if found.keys() - expected.keys() or not printable:
+        raise IntegrityError(f"the metadata of {file.name} is not as isanet writes it")
+    if not found.get("source") or any(
+        found.get(key) != value for key, value in expected.items() if key not in ("source", "isanet_version")
+    ):
+        raise IntegrityError(f"the metadata of {file.name} names another origin or converter than its record")
+    return loaded
 
 
 def verify(weights: Released) -> Record | None:
@@ -265,30 +232,25 @@ def _fetch(weights: Released, step: Fetch, *, progress: bool | None, keep: bool)
     failures = download.Failures(weights.name, name, folder, state=_state(weights), pages=weights.pages)
     deadline = download.deadline_from_now()
     for url in download.addresses(step.urls, weights.file_names):
+        converted = weights.hub if url == hub_address(weights) else None
         with (
             failures.of(url),
             download.fetch(
                 url,
                 folder,
-                sha256=expected,
-                size=weights.size,
+                sha256=converted["sha256"] if converted else expected,
+                size=converted["size"] if converted else weights.size,
                 max_size=3 * weights.payload + (64 << 20),  # with the optimizer's state about twice the payload
                 deadline=deadline,
                 progress=progress,
             ) as fetched,
         ):
-            loaded = _convert_fetched(weights, fetched, expected)
+            file = _read_fetched(fetched)
+            if converted:
+                return _store_converted(weights, fetched.url, file)
+            loaded = _store(weights, _convert(weights, file, expected), fetched.url, file, expected)
             if keep:
-                target = folder / name
-                try:
-                    if os.chmod in os.supports_fd:  # it was private so far
-                        os.chmod(fetched.file.fileno(), cache.record_path(weights.name).stat().st_mode)  # noqa: PTH101
-                    fetched.file.close()  # Windows renames no open file
-                    fetched.path.replace(target)
-                except OSError as error:
-                    raise CacheError(
-                        f"{weights.name} is cached, but its released file cannot be kept as {target}: {error.strerror}"
-                    ) from error
+                _keep(weights, fetched, folder / name)
             return loaded
     failure = failures.error()
     if expected and not weights.sha256 and isinstance(failure, IntegrityError | MirrorsExhaustedError):
@@ -308,14 +270,27 @@ def _state(weights: Released) -> str:
     return "is not cached"
 
 
-def _convert_fetched(weights: Released, fetched: download.Fetched, expected: str | None) -> Loaded:
+def _keep(weights: Released, fetched: download.Fetched, target: Path) -> None:
+    """Leave a released file, of which the model is cached, in the cache folder."""
+    try:
+        if os.chmod in os.supports_fd:  # it was private so far
+            os.chmod(fetched.file.fileno(), cache.record_path(weights.name).stat().st_mode)  # noqa: PTH101
+        fetched.file.close()  # Windows renames no open file
+        fetched.path.replace(target)
+    except OSError as error:
+        raise CacheError(
+            f"{weights.name} is cached, but its released file cannot be kept as {target}: {error.strerror}"
+        ) from error
+
+
+def _read_fetched(fetched: download.Fetched) -> File:
     try:
         file = checkpoint.read_open_file(fetched.file, fetched.path)
     except OSError as error:
         raise CacheError(f"cannot read {fetched.path}, which has just been fetched: {error.strerror}") from error
     if file.sha256 != fetched.sha256:
         raise IntegrityError(f"{fetched.path} changed since it was fetched; something else writes to that folder")
-    return _store(weights, _convert(weights, file, expected), fetched.url, file, expected)
+    return file
 
 
 def _convert(weights: Released, file: File, expected: str | None) -> nn.Module:
@@ -342,28 +317,10 @@ def _convert(weights: Released, file: File, expected: str | None) -> nn.Module:
 
 def _store(weights: Released, network: nn.Module, source: str, file: File, expected: str | None) -> Loaded:
     """Write the converted file and its record into the cache."""
-    warn_of_license(weights)
-    folder = cache.home()
-    provenance, state = _provenance(weights, source, file), network.state_dict()
+    provenance, state = _provenance(weights, source, file.sha256), network.state_dict()
     config = {"config": json.dumps(network.config)} if isinstance(network, ISANet) else {}
     data = checkpoint.serialize(state, {**provenance, **config})
-    digest = sha256(data).hexdigest()
-    record = Record(
-        file=cache.converted_name(weights.name, digest),
-        file_sha256=digest,
-        source=source,
-        source_sha256=file.sha256,
-        source_size=len(file.data),
-        layout=weights.layout,
-        converter=cache.CONVERTER_VERSION,
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-    try:
-        with atomic_write(folder / record.file) as stream:
-            stream.write(data)
-        cache.write_record(weights.name, record)
-    except OSError as error:
-        raise cache.write_error(folder, error, len(data)) from error
+    _cache_converted(weights, _record(weights, sha256(data).hexdigest(), source, file.sha256, len(file.data)), data)
     if expected is None:
         log.warning(
             "first copy of %s: nobody has published its %s, so its sha256, %s, is recorded; later copies must match",
@@ -375,17 +332,54 @@ def _store(weights: Released, network: nn.Module, source: str, file: File, expec
     return Loaded(network, provenance)
 
 
+def _store_converted(weights: Released, url: str, file: File) -> Loaded:
+    """Write a converted file, as it came from the Hub, and its record into the cache."""
+    assert weights.sha256
+    assert weights.size  # the manifest has both where it has a place on the Hub
+    record = _record(weights, file.sha256, url, weights.sha256, weights.size)
+    with checkpoint.errors_mention(file):
+        loaded = load_foreign(weights, record, file)
+    source = f"{loaded.provenance['source']} (by {url})"
+    _cache_converted(weights, replace(record, source=source), file.data.data)
+    return loaded
+
+
+def _record(weights: Released, file_sha256: str, source: str, source_sha256: str, source_size: int) -> Record:
+    """The record of a file that is converted as this version of the converter does."""
+    return Record(
+        file=cache.converted_name(weights.name, file_sha256),
+        file_sha256=file_sha256,
+        source=source,
+        source_sha256=source_sha256,
+        source_size=source_size,
+        layout=weights.layout,
+        converter=cache.CONVERTER_VERSION,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _cache_converted(weights: Released, record: Record, data: bytes | memoryview) -> None:
+    warn_of_license(weights)
+    folder = cache.home()
+    try:
+        with atomic_write(folder / record.file) as stream:
+            stream.write(data)
+        cache.write_record(weights.name, record)
+    except OSError as error:
+        raise cache.write_error(folder, error, len(data)) from error
+
+
 def warn_of_license(weights: Released) -> None:
     """Log a warning if a model's license does not allow commercial use."""
     if isinstance(weights, Weights) and not weights.commercial:
         log.warning("the weights of %s are not for commercial use: %s", weights.name, weights.license)
 
 
-def _provenance(weights: Released, source: str, file: File) -> dict[str, str]:
+def _provenance(weights: Released, source: str, source_sha256: str) -> dict[str, str]:
     return {
         "name": weights.name,
         "source": source,
-        "source_sha256": file.sha256,
+        "source_sha256": source_sha256,
         "layout": weights.layout,
         "converter_version": str(cache.CONVERTER_VERSION),
         "isanet_version": __version__,

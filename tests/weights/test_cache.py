@@ -732,17 +732,17 @@ def test_what_takes_the_place_of_a_running_download_is_neither_read_nor_changed(
     victim = tmp_path / "victim"
     victim.write_bytes(VICTIM)
     victim.chmod(0o600)
-    convert_fetched = released._convert_fetched
+    read_fetched = released._read_fetched
 
-    def swapped(weights: Any, fetched: Any, expected: Any) -> Any:
+    def swapped(fetched: Any) -> Any:
         fetched.path.unlink()
         if swap == "link":
             fetched.path.symlink_to(victim)
         elif swap == "file":
             fetched.path.write_bytes(other_version())
-        return convert_fetched(weights, fetched, expected)
+        return read_fetched(fetched)
 
-    monkeypatch.setattr(released, "_convert_fetched", swapped)
+    monkeypatch.setattr(released, "_read_fetched", swapped)
     if swap == "swept":
         with pytest.raises(isanet.CacheError, match="cached, but its released file cannot be kept"):
             released.load(isanet.model_info(NAME), keep=True)

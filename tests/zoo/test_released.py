@@ -16,7 +16,7 @@ from isanet.model import ISANet
 from isanet.weights import cache, convert, manifest
 from isanet.weights.cache import Record
 from isanet.zoo import released
-from isanet.zoo.released import ConvertFile, Fetch, LoadCached, LoadPackaged, Step
+from isanet.zoo.plan import ConvertFile, Fetch, LoadCached, LoadPackaged, Step, plan
 from tests.helpers import stand_in, tiny_zoo
 from tests.helpers.file_server import FileServer
 from tests.helpers.wrong_files import STATE, WRONG_FILES
@@ -55,20 +55,20 @@ def test_what_is_to_be_done(
     weights = isanet.model_info(tiny_zoo.NAME)
     *local, fetch = expected
     assert isinstance(fetch, Fetch)
-    steps = released.plan(weights, record, present, force=force)
+    steps = plan(weights, record, present, force=force)
     assert steps == [*local, replace(fetch, urls=weights.urls)]
 
 
 def test_a_hash_in_the_manifest_comes_before_a_recorded_one(tiny: FileServer) -> None:
     weights = replace(isanet.model_info(tiny_zoo.NAME), sha256="2" * 64)
-    steps = released.plan(weights, OLDER, {FIRST})
+    steps = plan(weights, OLDER, {FIRST})
     assert steps == [ConvertFile(FIRST, "2" * 64), Fetch(weights.urls, "2" * 64)]
 
 
 @pytest.mark.parametrize("force", [False, True])
 def test_a_packaged_model_needs_no_cache(force: bool) -> None:
     weights = isanet.model_info("isanet_nano_toystreets")
-    assert released.plan(weights, None, set(), force=force) == [LoadPackaged()]
+    assert plan(weights, None, set(), force=force) == [LoadPackaged()]
 
 
 def counting(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[tuple[Any, ...]]:
