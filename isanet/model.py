@@ -374,4 +374,5 @@ class ISANet(nn.Module):
 
         network = unwrapped(self)
         state = convert.unwrap(network.state_dict())
-        return hub.push_to_hub(repo_id, state, network.config, network.provenance, private=private, token=token)
+        pushed = hub.push_to_hub(repo_id, state, network.config, network.provenance, private=private, token=token)
+        return pushed.address

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import getproxies_environment
 
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from isanet._files import atomic_write_all, given_path
-from isanet._text import clean, markdown_text, shortened
+from isanet._text import clean, shortened
 from isanet.errors import (
     CacheError,
     CheckpointError,
@@ -36,8 +36,8 @@ from isanet.errors import (
     OfflineError,
     OutputError,
 )
-from isanet.protocols import PROTOCOLS
 from isanet.weights import cache, checkpoint, download
+from isanet.weights.card import model_card
 from isanet.weights.manifest import load_manifest, packaged_path
 from isanet.weights.partfile import Limits
 from isanet.weights.url import is_loopback, redacted
@@ -50,6 +50,21 @@ MAX_ANSWER = 1 << 20
 
 _THREAD = threading.local()
 """Its `calls` is whether this thread calls huggingface_hub from here."""
+
+
+class Pushed(NamedTuple):
+    """A repository's address, and the commit that has what was pushed."""
+
+    address: str
+    revision: str
+
+
+class RemoteFile(NamedTuple):
+    """A large file on the Hub: the commit that it was found in, its sha256 and its size."""
+
+    revision: str
+    sha256: str
+    size: int
 
 
 def fetch(
@@ -287,8 +302,8 @@ def push_to_hub(
     *,
     private: bool | None = None,
     token: str | None = None,
-) -> str:
-    """Publish a model folder as a repository on the Hugging Face Hub, created if missing; returns its address.
+) -> Pushed:
+    """Publish a model folder as a repository on the Hugging Face Hub, created if missing.
 
     Args:
         repo_id: `org/name`.
@@ -316,8 +331,55 @@ def push_to_hub(
     with TemporaryDirectory() as folder:
         save_pretrained(folder, state, config, provenance, repo_id=repo_id)
         with _our_errors(repo_id):
-            api.upload_folder(repo_id=repo_id, folder_path=folder, ignore_patterns=kept)
-    return address
+            commit = api.upload_folder(repo_id=repo_id, folder_path=folder, ignore_patterns=kept)
+    return Pushed(address, commit.oid)
+
+
+def valid_token() -> str:
+    """The token that huggingface_hub finds (HF_TOKEN, or that of `hf auth login`), if the Hub knows it.
+
+    Raises:
+        OfflineError: The environment forbids sockets.
+        NetworkError: There is none, or the Hub refuses it, or cannot be reached.
+    """
+    if variable := download.offline():
+        raise OfflineError(f"cannot push: {variable} is set")
+    with _our_errors("the token for the Hugging Face Hub"):
+        from huggingface_hub import HfApi, get_token
+
+        _prepare_client()
+        if (token := get_token()) is None:
+            raise NetworkError("there is none; set HF_TOKEN to one with permission to write, or run `hf auth login`")
+        HfApi(token=token).whoami()
+    return str(token)
+
+
+def look_up(repo_id: str, name: str, *, revision: str = "main", token: str | bool | None) -> RemoteFile | None:
+    """What the Hub says of a file without sending it; None if it has none, or not for who has this token.
+
+    Args:
+        repo_id: `org/name`.
+        name: Of the file.
+        revision: Branch, tag or commit.
+        token: False: as for those who have none.
+
+    Raises:
+        ValueError: `repo_id` is not a name that the Hub allows.
+        OfflineError: The environment forbids sockets.
+        NetworkError: The Hub cannot be reached.
+    """
+    if variable := download.offline():
+        raise OfflineError(f"cannot ask for {repo_id}: {variable} is set")
+    with _our_errors(f"{repo_id} at revision {revision}"):
+        from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
+
+        _prepare_client()
+        try:
+            with _time_limit(Limits().window):
+                found = get_hf_file_metadata(hf_hub_url(repo_id, name, revision=revision), token=token)
+        except (errors.EntryNotFoundError, errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
+            return None
+    return RemoteFile(found.commit_hash or "", found.etag or "", found.size or 0)
 
 
 def serialized(state: Mapping[str, Tensor], config: Mapping[str, Any], provenance: Mapping[str, str]) -> bytes:
@@ -348,75 +410,3 @@ def is_released(state: Mapping[str, Tensor], config: Mapping[str, Any], name: st
         and all(torch.equal(state[key].cpu().to(value.dtype), value) for key, value in tensors.items())
         and all(config.get(key) == value for key, value in same.items())
     )
-
-
-# --- the model card -----------------------------------------------------------------------------------------
-
-
-def model_card(
-    config: Mapping[str, Any], provenance: Mapping[str, str], repo_id: str = "ORG/NAME", *, verified: bool = False
-) -> str:
-    """The README.md of a model folder: what the model is, where it came from, how to use it.
-
-    Class names and provenance may come from untrusted files: they are cleaned and escaped. A published figure and a
-    license are stated only of weights that were `verified` to be the released ones that the provenance names.
-    """
-    released = load_manifest().get(provenance.get("name", "")) if verified else None
-    front = ["library_name: isanet", "pipeline_tag: image-segmentation", "tags:", "- isanet", "- semantic-segmentation"]
-    origin = "Where its weights came from is not recorded."
-    if released is not None:
-        own = next((name for name in ("apache-2.0", "mit") if released.license.lower().startswith(name)), "other")
-        front += [f"license: {own}", "datasets:", f"- {released.metrics['dataset'].lower().replace(' ', '-')}"]
-        origin = (
-            f"Its weights are those of `{released.name}`, trained on {released.metrics['dataset']} "
-            f"({released.recipe['train_split']}), whose published mIoU on {released.metrics['split']} is "
-            f"{100 * released.metrics['miou']:.2f} % ({PROTOCOLS[released.metrics['protocol']].text})."
-            f"\n\nLicense: {released.license}."
-        )
-    elif "trained_on" in provenance:
-        origin = _training(provenance)
-    elif "source" in provenance:
-        origin = f"Its weights came from {_code(provenance['source'])}."
-    elif "backbone_source" in provenance:
-        origin = f"Its training started from the backbone in {_code(provenance['backbone_source'])}."
-    names = [shortened(name, 100) for name in config["classes"]]
-    first = json.dumps(names[0], ensure_ascii=False).replace("`", "'")
-    classes = ", ".join(map(markdown_text, names[:30])) + (", ..." if len(names) > 30 else "")
-    return f"""---
-{chr(10).join(front)}
----
-
-# ISANet, {config["backbone"]}, {len(names)} classes
-
-Semantic segmentation by Interlaced Sparse Self-Attention ([paper](https://arxiv.org/abs/1907.12273)).
-
-{origin}
-
-Classes: {classes}.
-
-```python
-import isanet
-
-result = isanet.Segmenter("{repo_id}")("image.jpg")
-result.areas()  # {{{first}: 0.41, ...}}
-result.overlay().save("overlay.png")
-```
-"""
-
-
-def _training(provenance: Mapping[str, str]) -> str:
-    """What a card says of a model that `isanet.finetune` trained."""
-    start = f" from {_code(provenance['started_from'])}" if "started_from" in provenance else ""
-    paragraphs = [f"Trained{start} on {markdown_text(provenance['trained_on'])}, by `isanet finetune`."]
-    if "measured" in provenance:
-        paragraphs.append(f"Measured: {markdown_text(provenance['measured'])}.")
-    if "recipe" in provenance:
-        lines = (shortened(line, 500).replace("`", "'") for line in provenance["recipe"][:20_000].splitlines())
-        recipe = "\n".join(lines)
-        paragraphs.append(f"<details><summary>Recipe</summary>\n\n```json\n{recipe}\n```\n\n</details>")
-    return "\n\n".join(paragraphs)
-
-
-def _code(text: str) -> str:
-    """A text as a code span of Markdown."""
-    return "`" + shortened(text, 500).replace("`", "'") + "`"

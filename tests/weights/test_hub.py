@@ -28,7 +28,8 @@ from huggingface_hub.errors import HTTPError
 import isanet
 from isanet.model import ISANet
 from isanet.weights import checkpoint
-from isanet.weights.hub import fetch, model_card
+from isanet.weights.card import model_card
+from isanet.weights.hub import fetch
 from isanet.weights.partfile import Limits
 from tests.helpers import tiny_zoo
 from tests.helpers.disk import full_at
