@@ -96,6 +96,7 @@ def _info(options: argparse.Namespace) -> int:
         *((f"  {part}", f"{100 * miou:.2f}") for part, miou in metrics.get("subsets", {}).items()),
         *([("published mAcc", f"{100 * metrics['macc']:.2f}")] if "macc" in metrics else []),
         ("parameters", f"{weights.parameters:,}"),
+        ("multiply-adds", f"{weights.gmacs:,.1f} G for one typical image of the dataset"),
         ("download", _download_size(weights)),
         *(("address", url) for url in weights.urls),
         *(("page", f"{page['url']} ({page['note']}; only a person can open it)") for page in weights.pages),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Real
 from typing import NamedTuple
 
 from isanet.protocols import PROTOCOLS
@@ -116,8 +117,8 @@ def _value(fact: str, text: object, manifest: Mapping[str, Weights]) -> str:
     ]
     if len(found) == 1:
         return found[0]
-    problem = f"{text!r} may be {' or '.join(found)}" if found else f"there is no {text!r}, but {', '.join(known)}"
-    raise ValueError(f"{fact}: {problem}")
+    problem = f"may be {' or '.join(found)}" if found else f"is none of {', '.join(known)}"
+    raise ValueError(f"{fact}={str(text)!r} {problem}")
 
 
 def recommend(
@@ -153,10 +154,10 @@ def recommend(
     """
     limits = {"parameters": max_parameters, "gmacs": max_gmacs}
     for what, limit in limits.items():
-        if limit is not None and not (isinstance(limit, int | float) and limit > 0):
-            raise ValueError(f"max_{what} must be a number above 0, got {limit!r}")
+        if limit is not None and not (isinstance(limit, Real) and limit > 0):
+            raise ValueError(f"max_{what}={limit!r} is not a number above 0")
     if type(count) is not int or count < 1:
-        raise ValueError(f"count must be a whole number of at least 1, got {count!r}")
+        raise ValueError(f"count={count!r} is not a whole number of at least 1")
     models = select(dataset=dataset, backbone=backbone, license="commercial" if commercial else None)
     conditions = [models[0].architecture["backbone"]] if backbone is not None else []
     conditions += ["commercial use allowed"] if commercial else []

@@ -148,9 +148,10 @@ def test_what_is_no_number_of_parameters_is_a_wrong_call(capsys: pytest.CaptureF
 def test_impossible_limits_and_wrong_values_say_what_is_near() -> None:
     command = [sys.executable, "-m", "isanet.cli", "recommend", "--dataset", "voc"]
     for options, message in {
+        ("--dataset", "kitti"): "--dataset kitti is none of voc, ade20k, cityscapes, context59, toystreets",
         ("--max-parameters", "5M"): "no model for PASCAL VOC 2012 is that small (at most 5,000,000 parameters); the "
         "nearest is isanet_r50_voc.paddleseg with 37,708,938 parameters and 149.7 G multiply-adds",
-        ("--max-gmacs", "-1"): "max_gmacs must be a number above 0, got -1.0",
+        ("--max-gmacs", "-1"): "--max-gmacs -1.0 is not a number above 0",
         ("--backbone", "r18"): "no model has dataset voc and backbone resnet18; change dataset to ade20k or "
         "cityscapes or context59, or backbone to resnet50 or resnet101",
     }.items():

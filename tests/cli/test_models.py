@@ -19,7 +19,14 @@ from tests.helpers.file_server import FileServer
 def test_info(tiny: FileServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("info", tiny_zoo.NAME) == 0
     out = capsys.readouterr().out
-    for words in ("76.99 on PASCAL VOC 2012 val", "not published", "Apache-2.0", "Label space voc21", "15     person"):
+    for words in (
+        "76.99 on PASCAL VOC 2012 val",
+        "224.5 G for",
+        "not published",
+        "Apache-2.0",
+        "Label space voc21",
+        "15     person",
+    ):
         assert words in out
     assert run("info", "isanet_tiny_vox") == 1
     assert (
