@@ -93,7 +93,7 @@ def slide(model: ISANet, images: Tensor, window: tuple[int, int], stride: tuple[
 
 @torch.inference_mode()
 def reference_sssegmentation(model: ISANet, image: np.ndarray, how: Protocol) -> Tensor:
-    corners = model.align_corners
+    corners = model.logits_resize == "corners"
     prepared = preprocess(image, **PREPROCESSING)[None].double()
     results = []
     for scale in how.scales:
