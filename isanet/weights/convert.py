@@ -1,7 +1,6 @@
-"""State dicts of other codebases, converted by data: one table of name prefixes for each upstream layout.
+"""State dicts of other codebases, converted by data: one table of names for each upstream layout, in `layouts`.
 
-A table maps a prefix of upstream's names to a prefix of ours, or to None for tensors that are dropped on purpose; the
-longest matching prefix wins. Every tensor must be named by the table: nothing is dropped silently.
+The longest matching prefix wins. Every tensor must be named by the table: nothing is dropped silently.
 """
 
 from __future__ import annotations
@@ -17,55 +16,13 @@ import torch
 from torch import Tensor
 
 from isanet._text import clean, listed
-from isanet.config import BACKBONES, ISANetConfig, check_class_count
+from isanet.config import ATTENTIONS, BACKBONES, ISANetConfig, check_class_count
 from isanet.errors import CheckpointFormatError, CheckpointMismatchError
+from isanet.weights.layouts import BACKBONE_LAYOUTS, LANDMARKS, LAYOUTS
 from isanet.weights.pickles import Opaque, unsafe
 
-ATTENTIONS = {"global_relation": "long_range", "local_relation": "short_range"}
-PROJECTIONS = ("query_project.0", "query_project.1", "key_project.0", "key_project.1", "output_project")
-
-SSSEGMENTATION: dict[str, str] = {
-    "backbone_net": "backbone",
-    "in_conv.0": "reduce.conv",
-    "in_conv.1": "reduce.bn",
-    **{
-        f"{t}.{p}.{i}": f"{o}.{p}.{n}"
-        for t, o in ATTENTIONS.items()
-        for p in PROJECTIONS
-        for i, n in ((0, "conv"), (1, "bn"))
-    },
-    **{f"{theirs}.value_project": f"{ours}.value_project" for theirs, ours in ATTENTIONS.items()},
-    "out_conv.0": "fuse.conv",
-    "out_conv.1": "fuse.bn",
-    "decoder.1": "classifier",
-    "auxiliary_decoder.0": "aux_reduce.conv",
-    "auxiliary_decoder.1": "aux_reduce.bn",
-    "auxiliary_decoder.4": "aux_classifier",
-}
-
-MMSEGMENTATION: dict[str, str] = {
-    "backbone": "backbone",
-    "decode_head.in_conv": "reduce",
-    **{f"decode_head.{theirs}": ours for theirs, ours in ATTENTIONS.items()},
-    "decode_head.out_conv": "fuse",
-    "decode_head.conv_seg": "classifier",
-    "auxiliary_head.convs.0": "aux_reduce",
-    "auxiliary_head.conv_seg": "aux_classifier",
-}
-
-LAYOUTS: dict[str, dict[str, str]] = {"sssegmentation": SSSEGMENTATION, "mmsegmentation": MMSEGMENTATION}
-
-BACKBONE_LAYOUTS: dict[str, dict[str, str | None]] = {
-    # mmcv's ResNetV1c, as OpenMMLab published it; our backbone has its names. `fc` is ImageNet's classifier
-    "mmcv_v1c": {"stem": "stem", **{f"layer{i}": f"layer{i}" for i in (1, 2, 3, 4)}, "fc": None}
-}
-
-LANDMARKS = {
-    "sssegmentation": ("global_relation.value_project.weight",),
-    "mmsegmentation": ("decode_head.global_relation.value_project.weight",),
-    "isanet": ("long_range.value_project.weight", "short_range.value_project.weight"),
-}
-"""Names of tensors, by one of which each layout is recognized."""
+INPLACE_ABN_EPS = 1e-5
+"""What InPlaceABN adds to its scales."""
 
 MAX_NAME = 200
 """Most characters of a tensor's name."""
@@ -79,7 +36,10 @@ MAX_CHANNELS = 2**16
 AVERAGES = ("state_dict_ema", "model_ema", "ema", "ema_model", "ema_state_dict")
 """Keys under which training frameworks keep an average of the weights over the steps of training."""
 
-CONTAINERS = ("state_dict", "model", "model_state", "model_state_dict", "net", "network", "weights", "params", "module")
+CONTAINERS = (
+    *("state_dict", "model", "model_state", "model_state_dict", "net", "network", "weights", "params", "module"),
+    *("student", "teacher"),
+)
 """Keys under which training frameworks keep the weights, beside the optimizer's state, counters and averages."""
 
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
@@ -106,8 +66,9 @@ class _Found(NamedTuple):
 def unwrap(checkpoint: object, weights: str | None = None) -> dict[str, Tensor]:
     """The bare state dict in a checkpoint, without wrappers and without what they put before every name.
 
-    Beside one common prefix, such as Lightning's `model.`, other entries (a loss, a metric) are left out and named in
-    the log. Within the network's own names only counters of profilers and copies of mmcv's averages are.
+    Beside one common prefix, such as Lightning's `model.` or MMRazor's `architecture.model.`, other entries (a loss, a
+    metric) are left out and named in the log. Of a teacher and a student, the student is taken. Within the network's
+    own names only counters of profilers and copies of mmcv's averages are left out.
 
     Args:
         checkpoint: As returned by `isanet.weights.checkpoint.read_checkpoint`.
@@ -126,6 +87,9 @@ def unwrap(checkpoint: object, weights: str | None = None) -> dict[str, Tensor]:
         raise ValueError(f"there is no average of the weights in it (under {', '.join(AVERAGES)}); leave out weights")
     if not (wanted := wanted or found):
         return _bare(_outermost(checkpoint), "")
+    students = [each for each in wanted if not {"teacher", "teachers"} & set(re.split(r"[._/]", each.place))]
+    if distilled := len(students) == 1 < len(wanted):
+        wanted = students
     if len(wanted) > 1:
         places = ", ".join(each.place for each in wanted)
         raise CheckpointFormatError(f"it has {len(wanted)} networks ({places}); save the state dict of one by itself")
@@ -133,11 +97,11 @@ def unwrap(checkpoint: object, weights: str | None = None) -> dict[str, Tensor]:
     if len(found) > 1 or chosen.average:
         level = logging.WARNING if chosen.average and not weights else logging.INFO
         others = ", ".join(each.place for each in found if each is not chosen)
-        what = (
-            "an average of the weights"
-            if chosen.average
-            else "the weights; weights='ema' (`isanet convert --weights ema`) takes the average"
-        )
+        what = "the student" if distilled else "the weights"
+        if chosen.average:
+            what = "an average of the weights"
+        elif any(each.average for each in found):
+            what += "; weights='ema' (`isanet convert --weights ema`) takes the average"
         log.log(level, "took %s, %s%s", chosen.place, what, f"; left out {others}" if others else "")
     inside = [each.prefix for each in found if each.state is chosen.state and each is not chosen]
     return _bare(chosen.state, chosen.prefix, tuple(p for p in inside if p.startswith(chosen.prefix)))
@@ -157,8 +121,7 @@ def _networks(checkpoint: object) -> list[_Found]:
         prefixes = {
             name.removesuffix(mark) for mark in chain(*LANDMARKS.values()) for name in names if _ends(name, mark)
         }
-        # mmsegmentation's names end as those of sssegmentation do, after `decode_head.`
-        for prefix in sorted(p for p in prefixes if not p.endswith("decode_head.")):
+        for prefix in sorted(prefixes):
             shown = (
                 clean("/".join(part for part in (place, prefix.rstrip(".")) if part))[:MAX_NAME] or "the file itself"
             )
@@ -276,7 +239,7 @@ def noted_network(checkpoint: object, state: Mapping[str, Tensor]) -> Mapping[st
 
 
 def detect_layout(state: Mapping[str, Any]) -> str:
-    """The layout of a bare state dict ("sssegmentation", "mmsegmentation", or "isanet" for our own).
+    """The layout of a bare state dict: a key of `LAYOUTS`, or "isanet" for our own.
 
     Raises:
         CheckpointFormatError: It is not an ISANet in any known layout.
@@ -293,33 +256,41 @@ def detect_layout(state: Mapping[str, Any]) -> str:
 def convert(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
     """Rename every tensor from `layout` to the names of `isanet.ISANet`; the tensors are shared, not copied.
 
+    Files from PaddlePaddle and from before torch 0.4.1 have no `num_batches_tracked`; if no batch norm has one, all get
+    0, as in torch. The scales of InPlaceABN become those of torch's batch norm, which computes the same by them.
+
     Raises:
         CheckpointMismatchError: A name is not in the table of that layout, or two names become one.
     """
-    if layout == "isanet":
-        return dict(state)
-    return rename(state, LAYOUTS[layout], layout)
+    converted = dict(state) if layout == "isanet" else rename(state, LAYOUTS[layout], layout)
+    if layout == "openseg":
+        for norm in _norms(converted):  # its kernels scale by |weight| + eps, not by weight
+            if (scale := converted.get(f"{norm}weight")) is not None:
+                converted[f"{norm}weight"] = (scale.double().abs() + INPLACE_ABN_EPS).float()
+    return _with_counters(converted)
 
 
 def convert_backbone(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
-    """Rename every tensor from `layout` to the names of `isanet.backbone.ResNet`, without ImageNet's classifier.
+    """As `convert`, but to the names of `isanet.backbone.ResNet`, and without ImageNet's classifier."""
+    return _with_counters(rename(state, BACKBONE_LAYOUTS[layout], layout, "a ResNet"))
 
-    Files from before torch 0.4.1 have no `num_batches_tracked`; if no batch norm has one, all get 0, as in torch.
 
-    Raises:
-        CheckpointMismatchError: A name is not in the table of that layout.
-    """
-    renamed = rename(state, BACKBONE_LAYOUTS[layout], layout, "a ResNet")
-    if not any(name.endswith(".num_batches_tracked") for name in renamed):
-        norms = [name.removesuffix("running_var") for name in renamed if name.endswith(".running_var")]
-        renamed |= {f"{norm}num_batches_tracked": torch.zeros((), dtype=torch.int64, device="cpu") for norm in norms}
-    return renamed
+def _norms(state: Mapping[str, Tensor]) -> list[str]:
+    """The prefixes of all batch norms."""
+    return [name.removesuffix("running_var") for name in state if name.endswith(".running_var")]
+
+
+def _with_counters(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    if any(name.endswith(".num_batches_tracked") for name in state):
+        return state
+    counters = (f"{norm}num_batches_tracked" for norm in _norms(state))
+    return state | {name: torch.zeros((), dtype=torch.int64, device="cpu") for name in counters}
 
 
 def rename(
     state: Mapping[str, Tensor], table: Mapping[str, str | None], layout: str, what: str = "an ISANet"
 ) -> dict[str, Tensor]:
-    """Apply one table of prefixes to every name.
+    """Apply one table of prefixes, or whole names, to every name.
 
     Args:
         state: Tensors by upstream's names.
@@ -331,10 +302,11 @@ def rename(
         CheckpointMismatchError: A name is not in the table, or two names become one.
     """
     renamed, unknown, dropped = dict[str, Tensor](), list[str](), 0
-    prefixes = sorted(table, key=len, reverse=True)
     for name, value in state.items():
-        prefix = next((p for p in prefixes if name.startswith(p + ".")), None)
-        if prefix is None:
+        prefix = name
+        while prefix and prefix not in table:
+            prefix = prefix.rpartition(".")[0]
+        if not prefix:
             unknown.append(name)
         elif (ours := table[prefix]) is None:
             dropped += 1
@@ -375,9 +347,18 @@ def _items(value: object) -> list[Any]:
 
 def notes_align_corners(checkpoint: object) -> bool:
     """Whether mmsegmentation's config in a checkpoint (`meta.config`, a text) has `align_corners=True`."""
+    return _noted_config(checkpoint, r"align_corners['\"]?\s*[=:]\s*True")
+
+
+def notes_windows(checkpoint: object) -> bool:
+    """Whether mmsegmentation's config in a checkpoint says that test images are seen in sliding windows."""
+    return _noted_config(checkpoint, r"mode['\"]?\s*[=:]\s*['\"]slide['\"]")
+
+
+def _noted_config(checkpoint: object, pattern: str) -> bool:
     meta = checkpoint.get("meta") if isinstance(checkpoint, Mapping) else None
-    text = meta.get("config") if isinstance(meta, Mapping) else None
-    return isinstance(text, str) and re.search(r"align_corners['\"]?\s*[=:]\s*True", text) is not None
+    text = meta.get("config", meta.get("cfg")) if isinstance(meta, Mapping) else None
+    return isinstance(text, str) and re.search(pattern, text) is not None
 
 
 def infer_architecture(state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -389,7 +370,7 @@ def infer_architecture(state: Mapping[str, Tensor]) -> dict[str, Any]:
         CheckpointMismatchError: A tensor is missing or has an impossible shape, or no known backbone fits.
     """
     try:
-        both = list(ATTENTIONS.values())
+        both = list(ATTENTIONS)
         ranges = [name for name in both if f"{name}.value_project.weight" in state] or both
         value = state[f"{ranges[0]}.value_project.weight"].shape
         blocks = tuple(
@@ -410,11 +391,15 @@ def infer_architecture(state: Mapping[str, Tensor]) -> dict[str, Any]:
         }
         if "aux_classifier.weight" in state:
             channels["aux_channels"] = state["aux_classifier.weight"].shape[1]
+        stem = [state[f"backbone.stem.{i}.weight"].shape[0] for i in (0, 3, 6)]
+        sizes = [*channels.items(), *(("stem_channels", count) for count in stem)]
         # A tensor without elements may claim any shape, and a network is built in these sizes
-        if odd := [f"{name} = {count}" for name, count in channels.items() if not 0 < count <= MAX_CHANNELS]:
+        if odd := [f"{name} = {count}" for name, count in sizes if not 0 < count <= MAX_CHANNELS]:
             raise CheckpointMismatchError(f"no ISANet has these sizes: {', '.join(odd)}")
-        alone = {} if ranges == both else {"attention_order": ranges}
-        return {"backbone": backbone, **channels, "value_bias": f"{ranges[0]}.value_project.bias" in state, **alone}
+        rare: dict[str, Any] = {} if ranges == both else {"attention_order": ranges}
+        if stem != [channels["width"] // 2, channels["width"] // 2, channels["width"]]:
+            rare["stem_channels"] = stem
+        return {"backbone": backbone, **channels, "value_bias": f"{ranges[0]}.value_project.bias" in state, **rare}
     except (KeyError, IndexError) as error:
         raise CheckpointMismatchError(f"cannot infer the architecture: no usable tensor {error}") from error
     except ValueError as error:

@@ -100,12 +100,22 @@ def warn_of_assumptions(model: ISANet) -> None:
         )
     if model.provenance.get("preprocessing") == "assumed" and model.preprocessing:
         log.warning(
-            "the file does not say how images are prepared: assumed a short edge of %s (at most %s for the long one), "
-            "mean %s and std %s; labels are wrong if it was trained otherwise: say it by "
-            "from_pretrained(..., preprocessing=...) or `isanet convert --preprocessing`, or load what save_pretrained "
-            "wrote",
-            *(model.preprocessing[key] for key in ("short_edge", "long_edge", "mean", "std")),
+            "the file does not say how images are prepared: assumed %s; labels are wrong if it was trained otherwise: "
+            "say it by from_pretrained(..., preprocessing=...) or `isanet convert --preprocessing`, or load what "
+            "save_pretrained wrote",
+            preprocessing_text(model.preprocessing),
         )
+
+
+def preprocessing_text(preprocessing: Mapping[str, Any]) -> str:
+    """Arguments of `isanet.images.preprocess.preprocess` in words."""
+    parts = ["no resize"]
+    if "short_edge" in preprocessing:
+        parts = ["a short edge of {short_edge} (at most {long_edge} for the long one)".format(**preprocessing)]
+    if "pad_to" in preprocessing:
+        parts.append("padded to {}x{} with the color {}".format(*preprocessing["pad_to"], preprocessing["pad_color"]))
+    parts += ["BGR"] if preprocessing.get("channels") == "BGR" else []
+    return ", ".join(parts) + ", mean {mean} and std {std}".format(**preprocessing)
 
 
 def _without_note(model: ISANet, key: str) -> ISANet:

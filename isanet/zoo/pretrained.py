@@ -19,12 +19,14 @@ from isanet.errors import CheckpointFormatError, IntegrityError
 from isanet.labels import generic_palette, label_space_for
 from isanet.model import ISANet
 from isanet.weights import cache, checkpoint, convert, hub
+from isanet.weights.layouts import NOT_SHOWN
 from isanet.weights.manifest import Weights, load_backbones, load_manifest, unknown_model
 from isanet.weights.pickles import MAX_DESCRIPTION_BYTES, File
 from isanet.zoo import released
 from isanet.zoo.classes import (
     model_space,
     name_classes,
+    preprocessing_text,
     replace_classes,
     requested_classes,
     warn_of_assumptions,
@@ -68,9 +70,10 @@ def from_pretrained(
             * "org/name", a repository on the Hugging Face Hub;
             * a folder with config.json and model.safetensors, as `save_pretrained` writes it;
             * a .safetensors file;
-            * an upstream checkpoint (.pth) of sssegmentation or mmsegmentation; its keys tell its layout and its shapes
-              its architecture. Names of classes come from its notes (mmsegmentation's `meta`); without notes, 21, 150,
-              19 and 59 classes are taken for VOC's, ADE20K's, Cityscapes' and Pascal Context's, with a warning.
+            * an upstream checkpoint of sssegmentation, mmsegmentation or openseg.pytorch (.pth), or of PaddleSeg
+              (.pdparams); its keys tell its layout and its shapes its architecture. Names of classes come from its
+              notes (mmsegmentation's `meta`); without notes, 21, 150, 19 and 59 classes are taken for VOC's, ADE20K's,
+              Cityscapes' and Pascal Context's, with a warning.
 
             A `pathlib.Path` is always a file or a folder; a string is a name in the zoo first, then a path, then a
             repository.
@@ -78,8 +81,8 @@ def from_pretrained(
         classes: The same with names; the rows of classes that the source knows by the same name are kept.
             Where the source is a bare file, or its classes have only numbers ("class 0", ...), and they are as many,
             these are their names, and the trained classifiers are kept.
-        preprocessing: `short_edge`, `long_edge`, `mean` and `std` of `isanet.images.preprocess.preprocess`, where the
-            source does not say them or says them wrongly.
+        preprocessing: Arguments of `isanet.images.preprocess.preprocess`, where the source does not say them or says
+            them wrongly.
         weights: "ema": of a checkpoint that has both, the average of the weights over the steps of training.
         revision: Branch, tag or commit of a repository on the Hub.
         token: Token for a private repository; None takes what huggingface_hub finds.
@@ -242,7 +245,7 @@ def load_file(
         elif (notes := convert.noted_network(raw, state)) is not None:
             network, metadata = _noted(file.name, notes)
         else:
-            config, inferred = _inferred_config(state, raw)
+            config, inferred = _inferred_config(state, layout, raw)
             network = meta_model(config)
         model = fill(network, with_auxiliary(network, checkpoint.release_file_buffer(state, file)))
     model.provenance = released.recorded_provenance(metadata) or {
@@ -270,29 +273,39 @@ def read_file(path: Path) -> File:
         ) from error
 
 
-def _inferred_config(state: Mapping[str, Tensor], raw: object) -> tuple[dict[str, Any], dict[str, str]]:
-    """The arguments of `isanet.ISANet` for a bare file, from its shapes and, of mmsegmentation's files, its notes.
+def _inferred_config(state: Mapping[str, Tensor], layout: str, raw: object) -> tuple[dict[str, Any], dict[str, str]]:
+    """The arguments of `isanet.ISANet` for a bare file: what its shapes show, its notes say, or its layout implies.
 
-    The second result says where its names of classes and its preprocessing come from, for the provenance.
+    What else the published models of that layout and label space have is assumed. The second result says where its
+    names of classes and its preprocessing come from, for the provenance.
     """
-    config = convert.infer_architecture(state)
-    if convert.notes_align_corners(raw):
+    implied = NOT_SHOWN.get(layout, {})
+    config = {"preprocessing": imagenet_preprocessing(), **implied, **convert.infer_architecture(state)}
+    if corners := convert.notes_align_corners(raw):
         config["logits_resize"] = "corners"
+    if corners or convert.notes_windows(raw):
+        config["protocol"] = "mmseg-slide-769"
     noted = convert.notes_classes(raw, config["num_classes"])
     space = label_space_for(config["num_classes"])
     if noted is not None and space is not None and list(space.classes) != noted[0]:
         space = None
     if space is None:
-        config |= {"preprocessing": imagenet_preprocessing(), "palette": generic_palette(config["num_classes"])}
+        config["palette"] = generic_palette(config["num_classes"])
     else:
-        known = [weights.preprocessing for weights in load_manifest().values() if weights.label_space == space.name]
-        # mmsegmentation tests models of Pascal Context, of which the zoo has none, at a long edge of 520
-        context = imagenet_preprocessing() | {"short_edge": 520, "long_edge": 520}
-        config |= label_arguments(space.name, known[0] if known else context)
+        known = [weights for weights in load_manifest().values() if weights.label_space == space.name]
+        same = [weights for weights in known if weights.layout == layout]
+        fitting = [weights for weights in same if _resize(weights.architecture) == _resize(config)] or same
+        if fitting and not corners:
+            config["logits_resize"] = _resize(fitting[0].architecture)
+        if not fitting and "preprocessing" not in implied:
+            fitting = known
+        config |= label_arguments(space.name, fitting[0].preprocessing if fitting else config["preprocessing"])
     if noted is not None:
         config |= {"classes": noted[0], "palette": noted[1] or config["palette"]}
     log.info(
-        "a bare file: assumed %s with %d classes (%s), logits resized by %s, images resized to a short edge of %d",
+        "a bare file in the layout of %s: assumed %s with %d classes (%s), logits resized by %s, the protocol %s, "
+        "images with %s",
+        layout,
         config["backbone"],
         config["num_classes"],
         space.name
@@ -300,13 +313,18 @@ def _inferred_config(state: Mapping[str, Tensor], raw: object) -> tuple[dict[str
         else "as it notes"
         if noted
         else "numbered; from_pretrained(..., classes=[...]) names them",
-        config.get("logits_resize", "half_pixel"),
-        config["preprocessing"]["short_edge"],
+        _resize(config),
+        config.get("protocol", "whole"),
+        preprocessing_text(config["preprocessing"]),
     )
     sources = {"preprocessing": "assumed"}
     if noted is not None or space is not None:
         sources["classes"] = "noted" if noted is not None else "assumed"
     return config, sources
+
+
+def _resize(architecture: Mapping[str, Any]) -> str:
+    return str(architecture.get("logits_resize", "half_pixel"))
 
 
 def _configured(place: str, text: str | bytes) -> ISANet:

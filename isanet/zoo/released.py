@@ -299,17 +299,17 @@ def _convert(weights: Released, file: File, expected: str | None) -> nn.Module:
         raise IntegrityError(f"{file.name} has sha256 {file.sha256}, expected {digits}{'...' * (len(digits) < 64)}")
     state = convert.unwrap(checkpoint.read_checkpoint(file)[0])
     if isinstance(weights, Backbone):
-        converted = convert.convert_backbone(state, weights.layout)
+        counted = converted = convert.convert_backbone(state, weights.layout)
     else:
         layout = convert.detect_layout(state)
         if layout != weights.layout:
             raise CheckpointMismatchError(f"{file.name} has {layout}'s layout, expected {weights.layout}'s")
-        converted = convert.convert(state, layout)
-    payload = sum(tensor.nbytes for tensor in converted.values())
+        counted, converted = state, convert.convert(state, layout)  # which adds batch norms' counters if it has none
+    payload = sum(tensor.nbytes for tensor in counted.values())
     network = fill(meta_network(weights), converted)
-    if len(converted) != weights.tensors or payload != weights.payload:
+    if len(counted) != weights.tensors or payload != weights.payload:
         raise IntegrityError(
-            f"{file.name} has {len(converted)} tensors of {payload:,} bytes, "
+            f"{file.name} has {len(counted)} tensors of {payload:,} bytes, "
             f"expected {weights.tensors} of {weights.payload:,}"
         )
     return network

@@ -30,15 +30,29 @@ ARCHITECTURE: dict[str, Any] = {
 }
 
 
+LAYOUT_ARCHITECTURE: dict[str, dict[str, Any]] = {
+    "sssegmentation": {},
+    "mmsegmentation": {"value_bias": True, "fusion_kernel": 1},
+    "paddleseg": {"value_bias": True, "fusion_kernel": 1},
+    "openseg": {"fusion_kernel": 1, "stem_channels": [6, 6, 12]},
+    "openseg_torch": {"fusion_kernel": 1, "stem_channels": [6, 6, 12]},
+}
+"""What shapes show of each layout's networks, made tiny."""
+
+
 def upstream_state(layout: str = "sssegmentation", **architecture: Any) -> dict[str, Tensor]:
     """Stand-in weights of a tiny ISANet under upstream's names."""
-    if layout == "mmsegmentation":
-        architecture = {"value_bias": True, "fusion_kernel": 1, **architecture}
     with torch.device("meta"):
-        ours = ISANet(**{**ARCHITECTURE, **architecture}).state_dict()
-    table = {ours_prefix: theirs for theirs, ours_prefix in convert.LAYOUTS[layout].items()}
-    theirs = convert.rename(ours, table, layout)
-    return {name: stand_in.tensor(name, tuple(value.shape)) for name, value in theirs.items()}
+        ours = ISANet(**{**ARCHITECTURE, **LAYOUT_ARCHITECTURE[layout], **architecture}).state_dict()
+    if layout in ("paddleseg", "openseg"):
+        ours = {name: value for name, value in ours.items() if not name.endswith("num_batches_tracked")}
+    theirs = convert.rename(ours, inverse(layout), layout)
+    return {name: stand_in.tensor(name, tuple(value.shape), layout == "openseg") for name, value in theirs.items()}
+
+
+def inverse(layout: str) -> dict[str, str]:
+    """The table from our names to upstream's."""
+    return {ours: theirs for theirs, ours in convert.LAYOUTS[layout].items()}
 
 
 def saved(contents: object, **options: Any) -> bytes:

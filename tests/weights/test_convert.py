@@ -20,20 +20,29 @@ from isanet.errors import CheckpointFormatError, CheckpointMismatchError, Unsafe
 from isanet.model import ISANet
 from isanet.weights import convert
 from isanet.weights.checkpoint import fit_state_dict, read_checkpoint, read_file
-from isanet.weights.manifest import load_manifest
+from isanet.weights.manifest import Weights, load_manifest
 from isanet.weights.pickles import Opaque
 from tests.helpers import hostile, stand_in, tiny_zoo
 
 LISTINGS = sorted(
     path.name.removesuffix(".keys.json")
-    for layout in convert.LAYOUTS
-    for path in stand_in.DATA.glob(f"{layout}_*.keys.json")
+    for path in stand_in.DATA.glob("*_r[15]*.keys.json")  # no tiny ones
 )
-RELEASED = {
-    f"sssegmentation_{name.removeprefix('isanet_')}": weights
-    for name, weights in load_manifest().items()
-    if not weights.packaged
-}
+RELEASED = {name: weights for name, weights in load_manifest().items() if not weights.packaged}
+
+
+def layout_of(listing: str) -> str:
+    family = listing.partition("_")[0]
+    return {"bpkd": "mmsegmentation"}.get(family, "openseg_torch" if "torchsyncbn" in listing else family)
+
+
+def listing_of(weights: Weights) -> str:
+    """The listing of a released model's tensors; those of models that differ in training alone are one."""
+    data = {"voc21": "voc", "ade20k150": "ade20k", "cityscapes19": "cityscapes", "context59": "pascal_context_59"}
+    start = f"{weights.family}_{weights.name.split('_')[1]}_{data[weights.label_space]}"
+    corners = "769" if weights.architecture.get("logits_resize") == "corners" else "512x1024"
+    found = [listing for listing in LISTINGS if listing.startswith(start) and "torchsyncbn" not in listing]
+    return next((each for each in found if corners in each), found[0])
 
 
 def meta_state(listing: str) -> dict[str, Tensor]:
@@ -44,21 +53,18 @@ def meta_state(listing: str) -> dict[str, Tensor]:
     }
 
 
-def inverse(layout: str) -> dict[str, str]:
-    return {ours: theirs for theirs, ours in convert.LAYOUTS[layout].items()}
-
-
-def test_there_are_listings_of_every_layout_and_six_of_them_are_the_zoos() -> None:
-    assert len(LISTINGS) == 13
-    assert set(RELEASED) < set(LISTINGS)
-    assert len(RELEASED) == 6
+def test_there_are_listings_of_every_layout_and_for_every_released_model() -> None:
+    assert len(LISTINGS) == 23
+    assert {layout_of(listing) for listing in LISTINGS} == set(convert.LAYOUTS)
+    assert {listing_of(weights) for weights in RELEASED.values()} <= set(LISTINGS)
+    assert len(RELEASED) == 46
 
 
 @pytest.mark.parametrize("listing", LISTINGS)
 def test_a_listing_is_exactly_the_network_inferred_from_it(listing: str) -> None:
     state = meta_state(listing)
     layout = convert.detect_layout(state)
-    assert layout == listing.partition("_")[0]
+    assert layout == layout_of(listing)
     converted = convert.convert(state, layout)
     with torch.device("meta"):
         model = ISANet(**convert.infer_architecture(converted))
@@ -72,51 +78,42 @@ def test_a_listing_is_exactly_the_network_inferred_from_it(listing: str) -> None
 def test_a_table_is_invertible(listing: str) -> None:
     state = meta_state(listing)
     layout = convert.detect_layout(state)
-    converted = convert.convert(state, layout)
-    back = convert.rename(converted, inverse(layout), layout)
+    converted = convert.rename(state, convert.LAYOUTS[layout], layout)
+    back = convert.rename(converted, tiny_zoo.inverse(layout), layout)
     assert back.keys() == state.keys()
     assert all(back[name] is value for name, value in state.items())
     assert convert.detect_layout(converted) == "isanet"
+    converted = convert.convert(state, layout)
     again = convert.convert(converted, "isanet")
     assert again == converted
     assert again is not converted
 
 
 @pytest.mark.parametrize("layout", convert.LAYOUTS)
-def test_no_two_prefixes_of_a_table_become_one_and_all_are_needed(layout: str) -> None:
+def test_no_two_names_of_a_table_become_one_and_all_are_needed(layout: str) -> None:
     table = convert.LAYOUTS[layout]
     assert len(set(table.values())) == len(table)
-    names = [name for listing in LISTINGS if listing.startswith(layout) for name in stand_in.shapes(listing)]
+    names = [name for listing in LISTINGS if layout_of(listing) == layout for name in stand_in.shapes(listing)]
     for prefix in table:
-        assert any(name.startswith(prefix + ".") for name in names), prefix
+        assert any(f"{name}.".startswith(prefix + ".") for name in names), prefix
 
 
-@pytest.mark.parametrize("listing", RELEASED)
-def test_the_manifest_says_what_the_listing_says(listing: str) -> None:
-    weights, state = RELEASED[listing], meta_state(listing)
-    architecture = convert.infer_architecture(convert.convert(state, "sssegmentation"))
+def test_no_landmark_ends_as_another_does() -> None:
+    marks = [mark for each in convert.LANDMARKS.values() for mark in each]
+    assert not any(one is not other and f".{one}".endswith(f".{other}") for one in marks for other in marks)
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_the_manifest_says_what_the_listing_says(name: str) -> None:
+    weights = RELEASED[name]
+    state = meta_state(listing_of(weights))
+    layout = convert.detect_layout(state)
+    shown = convert.infer_architecture(convert.convert(state, layout))
     with torch.device("meta"):
-        promised, inferred = ISANet(**weights.architecture), ISANet(**architecture)
+        promised, inferred = ISANet(**weights.architecture), ISANet(**{**weights.architecture, **shown})
     assert promised.config == inferred.config
-    assert weights.layout == "sssegmentation"
-    assert weights.tensors == len(state)
+    assert (weights.layout, weights.tensors) == (layout, len(state))
     assert weights.payload == sum(value.nbytes for value in state.values())
-
-
-@pytest.mark.parametrize("listing", [listing for listing in LISTINGS if listing.startswith("mmsegmentation")])
-def test_mmsegmentations_networks_differ_from_the_zoos(listing: str) -> None:
-    architecture = convert.infer_architecture(convert.convert(meta_state(listing), "mmsegmentation"))
-    classes = {"ade20k": 150, "cityscapes": 19, "voc12aug": 21}[listing.split("_")[2]]
-    assert architecture == {
-        "backbone": {"r50": "resnet50", "r101": "resnet101"}[listing.split("_")[1]],
-        "num_classes": classes,
-        "width": 64,
-        "head_channels": 512,
-        "key_channels": 256,
-        "aux_channels": 256,
-        "value_bias": True,
-        "fusion_kernel": 1,
-    }
 
 
 @pytest.mark.parametrize(
@@ -132,7 +129,7 @@ def test_mmsegmentations_networks_differ_from_the_zoos(listing: str) -> None:
 def test_every_argument_that_shapes_show_is_inferred(layout: str, arguments: dict[str, Any]) -> None:
     state = tiny_zoo.upstream_state(layout, **arguments)
     architecture = convert.infer_architecture(convert.convert(state, layout))
-    other = {"value_bias": layout == "mmsegmentation", "fusion_kernel": 1 if layout == "mmsegmentation" else 3}
+    other = {"value_bias": False, "fusion_kernel": 3, **tiny_zoo.LAYOUT_ARCHITECTURE[layout]}
     assert architecture == {**tiny_zoo.ARCHITECTURE, **other, **arguments}
 
 
@@ -250,8 +247,113 @@ def test_an_average_is_said_and_taken_where_it_is_asked_for(
 
 
 def test_of_two_networks_none_is_chosen() -> None:
-    with pytest.raises(CheckpointFormatError, match=r"2 networks \(student, teacher\)"):
-        convert.unwrap({**under("student."), **under("teacher.", OTHER)})
+    for others in (("first.", "second."), ("assistant.", "student."), ("teacher.", "teachers.0.")):
+        with pytest.raises(CheckpointFormatError, match=rf"2 networks \({others[0][:-1]}, {others[1][:-1]}\)"):
+            convert.unwrap({**under(others[0]), **under(others[1], OTHER)})
+
+
+@pytest.mark.parametrize("layout", convert.LAYOUTS)
+@pytest.mark.parametrize(
+    ("student", "teacher"),
+    [
+        ("architecture.model.", "distiller.teacher."),  # MMRazor 0.x
+        ("architecture.", "teacher."),  # MMRazor 1.x
+        ("student.", "teacher."),
+        ("module.student.", "module.teacher_model."),
+        ("", "teachers.0."),
+    ],
+)
+def test_of_teacher_and_student_the_student_is_taken_and_said(
+    student: str, teacher: str, layout: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "isanet")
+    own, wide = tiny_zoo.upstream_state(layout), tiny_zoo.upstream_state(layout, width=16)
+    state = convert.unwrap({"meta": {}, "state_dict": {**under(teacher, wide), **under(student, own)}})
+    assert list(state) == list(own)
+    assert all(state[name] is value for name, value in own.items())
+    places = [f"state_dict/{name.removeprefix('module.')}".rstrip("/.") for name in (student, teacher)]
+    assert f"took {places[0]}, the student; left out {places[1]}" in caplog.text
+    alone = convert.unwrap(under(teacher, wide))  # a file of a teacher alone is what it is
+    assert all(alone[name] is value for name, value in wide.items())
+    assert convert.unwrap({"student": own, "teacher": wide}).keys() == own.keys()
+
+
+@pytest.mark.parametrize("prefix", ["architecture.model.", "module.architecture.model.", "algorithm.architecture."])
+def test_a_student_alone_is_taken_without_a_word(prefix: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "isanet")
+    own = tiny_zoo.upstream_state("mmsegmentation")
+    assert list(convert.unwrap({"state_dict": under(prefix, own)})) == list(own)
+    assert not caplog.records
+
+
+def test_an_average_of_a_student_is_taken_where_it_is_asked_for() -> None:
+    contents = {
+        "state_dict": {**under("student."), **under("teacher.", OTHER)},
+        "state_dict_ema": {**under("student.", OTHER), **under("teacher.")},
+    }
+    assert all(value is STATE[name] for name, value in convert.unwrap(contents).items())
+    assert all(value is OTHER[name] for name, value in convert.unwrap(contents, "ema").items())
+
+
+# --- what conversion changes ----------------------------------------------------------------------------------
+
+
+def test_scales_of_inplace_abn_become_those_of_torch() -> None:
+    state = tiny_zoo.upstream_state("openseg")
+    assert any((value < 0).any() for value in state.values() if value.dim() == 1)
+    renamed = convert.rename(state, convert.LAYOUTS["openseg"], "openseg")
+    converted = convert.convert(state, "openseg")
+    norms = {name.removesuffix("running_var") for name in renamed if name.endswith("running_var")}
+    assert {norm.partition(".")[0] for norm in norms} >= {"backbone", "reduce", "fuse", "aux_reduce", "long_range"}
+    for name, value in renamed.items():
+        if name.removesuffix("weight") in norms:  # exact to half a unit of the last place
+            expected = (value.double().abs() + 1e-5).float()
+            assert torch.equal(converted[name], expected)
+            assert (converted[name] > 0).all()
+        else:
+            assert converted[name] is value
+    other = tiny_zoo.upstream_state("openseg_torch")
+    renamed = convert.rename(other, convert.LAYOUTS["openseg_torch"], "openseg_torch")
+    assert all(value is renamed[name] for name, value in convert.convert(other, "openseg_torch").items())
+
+
+@pytest.mark.parametrize("layout", convert.LAYOUTS)
+def test_files_without_counters_get_zeros_and_others_keep_theirs(layout: str) -> None:
+    state = tiny_zoo.upstream_state(layout)
+    bare = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    assert (len(bare) == len(state)) == (layout in ("paddleseg", "openseg"))
+    counters = [
+        {name: value for name, value in convert.convert(each, layout).items() if name.endswith("num_batches_tracked")}
+        for each in (bare, state)
+    ]
+    assert counters[0].keys() == counters[1].keys()
+    assert {(value.item(), value.dtype) for value in counters[0].values()} == {(0, torch.int64)}
+    assert {value.item() for value in counters[1].values()} == {int(len(bare) < len(state))}
+    fit_state_dict(convert.convert(bare, layout), convert.convert(state, layout))
+
+
+def test_the_real_older_file_gives_its_values(caplog: pytest.LogCaptureFixture) -> None:
+    """torch's older format of 2020, numpy's scalars beside the tensors."""
+    caplog.set_level(logging.INFO, "isanet")
+    expected = stand_in.state_dict("openseg_tiny_inplace_abn")
+    contents: Any = read_checkpoint(read_file(stand_in.DATA / "openseg_tiny_2020.pth"))[0]
+    assert contents["config_dict"]["performance"].name == "numpy.core.multiarray.scalar"
+    assert contents["config_dict"]["data"]["input_mode"] == "BGR"
+    state = convert.unwrap(contents)
+    assert list(state) == [name.removeprefix("module.") for name in expected]
+    assert all(torch.equal(state[name.removeprefix("module.")], value) for name, value in expected.items())
+    assert "numpy.core.multiarray.scalar" in caplog.text
+    assert convert.detect_layout(state) == "openseg"
+
+
+def test_the_stand_ins_older_file_is_read_as_the_real_one(tmp_path: Path) -> None:
+    state = {name.removeprefix("module."): v for name, v in stand_in.state_dict("openseg_tiny_inplace_abn").items()}
+    path = stand_in.openseg_file(tmp_path / "file.pth", state)
+    contents: Any = read_checkpoint(read_file(path))[0]
+    real: Any = read_checkpoint(read_file(stand_in.DATA / "openseg_tiny_2020.pth"))[0]
+    assert b"cuda:0" in path.read_bytes()
+    assert contents["config_dict"]["performance"].name == real["config_dict"]["performance"].name
+    assert all(torch.equal(value, state[name]) for name, value in convert.unwrap(contents).items())
 
 
 def test_whatever_is_pickled_beside_the_weights_is_left_out_by_name(
@@ -457,7 +559,7 @@ def test_another_network_is_refused() -> None:
 
 
 @pytest.mark.parametrize("layout", convert.LAYOUTS)
-@pytest.mark.parametrize("name", ["decoder.9.weight", "backbone_network.conv1.weight", "backbone", "fc.weight", ""])
+@pytest.mark.parametrize("name", ["decoder.9.weight", "backbone_network.conv1.weight", "head", "fc.weight", ""])
 def test_a_tensor_that_the_table_lacks_is_named(layout: str, name: str) -> None:
     state = {**tiny_zoo.upstream_state(layout), name: torch.ones(1)}
     with pytest.raises(CheckpointMismatchError, match=rf"^1 tensors are not part .* {layout}'s layout: {name}$"):
@@ -537,3 +639,19 @@ def test_impossible_shapes_are_named(change: dict[str, Tensor | None], message: 
 )
 def test_mmsegmentations_config_says_how_logits_are_resized(contents: object, expected: bool) -> None:
     assert convert.notes_align_corners(contents) is expected
+
+
+@pytest.mark.parametrize(
+    ("contents", "expected"),
+    [
+        ({"meta": {"config": "test_cfg=dict(mode='slide', crop_size=(769, 769), stride=(513, 513))"}}, True),
+        ({"meta": {"cfg": '"mode": "slide"'}}, True),
+        ({"meta": {"config": "test_cfg=dict(mode='whole')"}}, False),
+        ({"meta": {"config": "model='slideshow'"}}, False),
+        ({"meta": {"config": 1}}, False),
+        ({}, False),
+    ],
+    ids=str,
+)
+def test_mmsegmentations_config_says_whether_it_tests_by_windows(contents: object, expected: bool) -> None:
+    assert convert.notes_windows(contents) is expected

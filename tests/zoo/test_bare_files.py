@@ -11,15 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import isanet
 from isanet.labels import LABEL_SPACES
-from isanet.model import unwrapped
+from isanet.model import ISANet, unwrapped
 from isanet.weights import convert
 from isanet.weights.checkpoint import fit_state_dict
-from isanet.zoo.networks import meta_model
+from isanet.weights.layouts import NOT_SHOWN
+from isanet.weights.manifest import load_manifest
+from isanet.zoo.networks import meta_model, model_config
 from isanet.zoo.pretrained import convert_file
-from tests.helpers import tiny_zoo
+from tests.helpers import stand_in, tiny_zoo
 from tests.helpers.commands import run
 
 CITY = LABEL_SPACES["cityscapes19"]
@@ -237,3 +240,111 @@ def attempt(contents: object) -> tuple[dict[str, torch.Tensor] | None, str]:
         return found, ""
     except isanet.CheckpointError as error:
         return None, str(error)
+
+
+# --- what the layout implies ----------------------------------------------------------------------------------
+
+FAMILIES = {
+    # layout, classes: an entry of the zoo whose network, preprocessing and protocol the file has, but for its sizes
+    ("sssegmentation", 19): "isanet_r50_cityscapes",
+    ("mmsegmentation", 19): "isanet_r50_cityscapes.mmseg_512x1024_40k",
+    ("mmsegmentation", 21): "isanet_r50_voc.mmseg_20k",
+    ("mmsegmentation", 150): "isanet_r18_ade20k.bpkd_plain",
+    ("mmsegmentation", 59): "isanet_r18_context59.bpkd_plain",
+    ("paddleseg", 19): "isanet_r50_cityscapes.paddleseg",
+    ("paddleseg", 21): "isanet_r50_voc.paddleseg",
+    ("openseg", 19): "isanet_r101_cityscapes.openseg",
+}
+SIZES = {*tiny_zoo.ARCHITECTURE, "stem_channels"}
+
+
+def written(folder: Path, layout: str, tensors: dict[str, torch.Tensor]) -> Path:
+    """A file as the trainer of that layout's codebase writes it."""
+    if layout == "paddleseg":
+        return stand_in.paddle_file(folder / "file", {name: value.numpy() for name, value in tensors.items()})
+    if layout.startswith("openseg"):
+        return stand_in.openseg_file(folder / "file", tensors)
+    return saved(folder, {"state_dict": tensors}, "file")
+
+
+@pytest.mark.parametrize(("layout", "count"), FAMILIES, ids=str)
+def test_a_bare_file_of_a_published_kind_is_run_as_those_are(
+    tmp_path: Path, layout: str, count: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "isanet")
+    expected = ISANet(**model_config(load_manifest()[FAMILIES[layout, count]])).config
+    model = isanet.from_pretrained(written(tmp_path, layout, state(count, layout)))
+    for config in (model.config, expected):
+        assert all(config.pop(key, None) or True for key in SIZES)
+    assert model.config == expected
+    assert model.provenance["layout"] == layout
+    assert "the file does not say how images are prepared: assumed" in caplog.text
+    assert f"a bare file in the layout of {layout}" in caplog.text
+
+
+@pytest.mark.parametrize("layout", ["paddleseg", "openseg", "openseg_torch"])
+@pytest.mark.parametrize("count", [3, 150])
+def test_a_bare_file_of_other_classes_has_what_its_codebase_does(
+    tmp_path: Path, layout: str, count: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = isanet.from_pretrained(written(tmp_path, layout, state(count, layout)))
+    config = model.config
+    assert all(config[key] == value for key, value in NOT_SHOWN[layout].items())
+    assert ("leaky_slope" in config) == (layout == "openseg")
+    assert "no resize" in caplog.text
+    assert ("BGR" in caplog.text) == layout.startswith("openseg")
+    assert model.label_space == (None if count == 3 else "ade20k150")
+    model.save_pretrained(tmp_path / "folder")
+    assert isanet.from_pretrained(tmp_path / "folder").config == config
+
+
+@pytest.mark.parametrize("config", ["align_corners=True", "test_cfg=dict(mode='slide')"])
+def test_mmsegmentations_models_for_windows_are_run_by_windows(tmp_path: Path, config: str) -> None:
+    path = saved(tmp_path, {"state_dict": state(19, "mmsegmentation"), "meta": {"config": config}})
+    model = isanet.from_pretrained(path)
+    corners = "corners" in config
+    assert model.config["protocol"] == "mmseg-slide-769"
+    assert model.config.get("logits_resize") == ("corners" if corners else None)
+    assert model.preprocessing["short_edge"] == (1025 if corners else 1024)
+
+
+def test_a_file_of_basic_blocks_is_a_resnet18(tmp_path: Path) -> None:
+    sizes = {"backbone": "resnet18", "head_channels": 8, "key_channels": 16}
+    model = isanet.from_pretrained(saved(tmp_path, tiny_zoo.upstream_state("mmsegmentation", **sizes)))
+    assert all(model.config[key] == value for key, value in sizes.items())
+
+
+def test_a_file_is_recognized_by_what_it_holds_and_not_by_its_name(tmp_path: Path) -> None:
+    path = written(tmp_path, "paddleseg", state(3, "paddleseg"))
+    expected = tiny_zoo.logits(isanet.from_pretrained(path))
+    for name in ("model.pdparams", "model.pth", "model.safetensors"):
+        path = path.rename(tmp_path / name)
+        assert torch.equal(tiny_zoo.logits(isanet.from_pretrained(path)), expected)
+    legacy = stand_in.openseg_file(tmp_path / "openseg.pdparams", state(3, "openseg"))
+    assert isanet.from_pretrained(legacy).provenance["layout"] == "openseg"
+    assert run("convert", tmp_path / "model.safetensors", tmp_path / "out") == 0
+    assert torch.equal(tiny_zoo.logits(isanet.from_pretrained(tmp_path / "out")), expected)
+
+
+@pytest.mark.parametrize(
+    ("listing", "size"),
+    [
+        ("paddleseg_r50_cityscapes_769x769", (97, 129)),
+        ("paddleseg_r50_voc12aug_512x512", (101, 117)),
+        ("openseg_r101_cityscapes_inplace_abn", (101, 117)),
+        ("openseg_r101_cityscapes_torchsyncbn", (77, 203)),
+        ("bpkd_r18_pascal_context_59", (77, 101)),
+    ],
+)
+def test_a_bare_file_gives_its_codebases_logits(tmp_path: Path, listing: str, size: tuple[int, int]) -> None:
+    """From the whole file as its trainer wrote it. In float64; the references are stored in float32 (6e-8)."""
+    layout = listing.partition("_")[0]
+    model = isanet.from_pretrained(written(tmp_path, layout, stand_in.state_dict(listing))).double()
+    reference = load_file(stand_in.DATA / f"{listing}_{size[0]}x{size[1]}.safetensors")
+    with torch.inference_mode():
+        logits, auxiliary = model.coarse_logits(stand_in.image(*size).double(), aux=True)
+        full = model.resize(logits, size)[..., ::7, ::7]
+    for ours, name in ((logits, "logits"), (auxiliary, "aux_logits"), (full, "full")):
+        expected = reference[name].double()
+        # PaddleSeg's resize computes its ratios in float32: 4e-7
+        assert (ours - expected).abs().max() <= 1e-6 * expected.abs().max(), name
