@@ -12,7 +12,8 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_exporting
+from torch.nn import functional as F  # noqa: N812  the field's name for it
 from torch.utils.checkpoint import checkpoint
 
 from isanet.config import BACKBONES, ISANetConfig
@@ -28,7 +29,7 @@ class Block(nn.Module):
     def add_shortcut(self, in_channels: int, out_channels: int, *, stride: int, average_pool: bool) -> None:
         """Called last, so that the parameters are in torchvision's order."""
         self.relu = nn.ReLU(inplace=True)
-        self.pool: nn.Module | None = None
+        self.pool: nn.AvgPool2d | None = None
         self.downsample: nn.Module | None = None
         if average_pool and stride != 1:
             self.pool = nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)
@@ -38,7 +39,7 @@ class Block(nn.Module):
 
     def shortcut(self, x_NCHW: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, out_channels, H / stride, W / stride)."""
-        pooled: Tensor = x_NCHW if self.pool is None else self.pool(x_NCHW)
+        pooled = x_NCHW if self.pool is None else pool(self.pool, x_NCHW)
         return pooled if self.downsample is None else self.downsample(pooled)
 
 
@@ -121,13 +122,13 @@ class ResNet(nn.Module):
 
     def forward(self, images_NCHW: Tensor) -> tuple[Tensor, Tensor]:
         """(N, 3, H, W) -> stage 3 and stage 4, (N, C, H/8, W/8), rounded up; C is `expansion` * 4 and 8 * width."""
-        x = self.maxpool(self.stem(images_NCHW))
+        x = pool(self.maxpool, self.stem(images_NCHW))
         stage3 = self._run(self.layer3, self._run(self.layer2, self._run(self.layer1, x)))
         return stage3, self._run(self.layer4, stage3)
 
     def stages(self, images_NCHW: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(N, 3, H, W) -> the maps of all four stages; the first is (N, `expansion` * width, H/4, W/4)."""
-        stage1 = self._run(self.layer1, self.maxpool(self.stem(images_NCHW)))
+        stage1 = self._run(self.layer1, pool(self.maxpool, self.stem(images_NCHW)))
         stage2 = self._run(self.layer2, stage1)
         stage3 = self._run(self.layer3, stage2)
         return stage1, stage2, stage3, self._run(self.layer4, stage3)
@@ -136,6 +137,19 @@ class ResNet(nn.Module):
         for block in stage:
             x = checkpointed(block, x) if self.gradient_checkpointing and self.training else block(x)
         return x
+
+
+def pool(layer: nn.MaxPool2d | nn.AvgPool2d, x_NCHW: Tensor) -> Tensor:
+    """`layer(x_NCHW)`.
+
+    Of ceil mode, torch.export cannot prove which size it gives. There, the last row and column are repeated, which
+    changes neither a maximum nor an average, and floor mode gives the same.
+    """
+    if not (layer.ceil_mode and is_exporting()):
+        return layer(x_NCHW)  # type: ignore[no-any-return]
+    x = F.pad(x_NCHW, (0, 1, 0, 1), mode="replicate")
+    function = F.max_pool2d if isinstance(layer, nn.MaxPool2d) else F.avg_pool2d
+    return function(x, layer.kernel_size, layer.stride, layer.padding)
 
 
 def checkpointed(module: nn.Module, x: Tensor) -> Tensor:

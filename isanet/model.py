@@ -86,14 +86,18 @@ def resize_logits(logits_NKHW: Tensor, size: tuple[int, int], how: LogitsResize)
     * "corners": x (H - 1) / (size - 1), as with them,
     * "asymmetric": x H / size (Paddle's `align_mode=1`); beyond the last position its value is taken again.
     """
-    if how != "asymmetric":
+    # Of corners, torch.export would pin whether the size is one
+    exporting = torch.compiler.is_exporting() and not torch.onnx.is_in_onnx_export()
+    if how == "half_pixel" or (how == "corners" and not exporting):
         return F.interpolate(logits_NKHW, size=size, mode="bilinear", align_corners=how == "corners")
     for dim in (2, 3):
         length, target = logits_NKHW.shape[dim], size[dim - 2]
-        positions = torch.arange(target, device=logits_NKHW.device) * length  # whole numbers: half precision has 8 bits
-        before, share = positions // target, (positions % target / target).to(logits_NKHW.dtype)
+        scale: tuple[Any, Any] = (length - 1, torch.sym_max(target - 1, 1)) if how == "corners" else (length, target)
+        positions = torch.arange(target, device=logits_NKHW.device) * scale[0]  # whole: half precision has 8 bits
+        before, rest = positions // scale[1], positions % scale[1]
+        share = rest.to(torch.promote_types(logits_NKHW.dtype, torch.float32)) / scale[1]
         first, second = (logits_NKHW.index_select(dim, index) for index in (before, (before + 1).clamp(max=length - 1)))
-        logits_NKHW = torch.lerp(first, second, share.view(-1, *[1] * (3 - dim)))
+        logits_NKHW = torch.lerp(first, second, share.to(logits_NKHW.dtype).view(-1, *[1] * (3 - dim)))
     return logits_NKHW
 
 

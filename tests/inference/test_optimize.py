@@ -31,7 +31,7 @@ from isanet.weights import convert
 from isanet.zoo.networks import model_config
 from tests.helpers import stand_in
 from tests.helpers.precisions import PRECISIONS, needs_int8
-from tests.helpers.published import PUBLISHED
+from tests.helpers.published import KINDS
 
 NANO = "isanet_nano_toystreets"
 
@@ -65,11 +65,10 @@ def close(got: Tensor, expected: Tensor, bound: float) -> None:
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    **PUBLISHED,
+    **KINDS,
     "small blocks": {"block_size": 3, "backbone": "resnet14"},
     "short range first": {"attention_order": ["short_range", "long_range"], "backbone": "resnet14"},
     "long range alone": {"attention_order": ["long_range"], "backbone": "resnet14"},
-    "all at once": {**PUBLISHED["openseg"], **PUBLISHED["paddleseg"], **PUBLISHED["bpkd"]},
 }
 
 

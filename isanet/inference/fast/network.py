@@ -173,13 +173,15 @@ class FastISANet(nn.Module):
 
 
 def _cell_bytes(layers: Iterable[nn.Module]) -> int:
-    """Bytes of maps for each cell at the layer that needs most: its input, and the outputs of its convolutions."""
+    """Bytes of maps for each cell at the layer that needs most: its input, and what it makes of it."""
     largest, channels, positions = 0, 3, STRIDE**2  # of a layer's input: channels, and positions in a cell
+    itemsize = 4
     for layer in layers:
-        before, convs = positions * channels, [part for part in layer.modules() if isinstance(part, Conv)]
         assert isinstance(layer, Conv | MaxPool | Block)
-        positions //= layer.stride[0] ** 2
-        if convs:
-            made = positions * sum(len(conv.bias) for conv in convs)
-            largest, channels = max(largest, (before + made) * convs[0].bias.dtype.itemsize), len(convs[-1].bias)
+        convs = [part for part in layer.modules() if isinstance(part, Conv)]
+        itemsize = convs[0].bias.dtype.itemsize if convs else itemsize
+        before, positions = positions * channels * itemsize, positions // layer.stride[0] ** 2
+        # A pooling makes indices of 8 bytes too
+        made = [len(conv.bias) * itemsize for conv in convs] or [channels * (itemsize + 8)]
+        largest, channels = max(largest, before + positions * sum(made)), len(convs[-1].bias) if convs else channels
     return largest
