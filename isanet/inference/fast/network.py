@@ -68,11 +68,6 @@ class FastISANet(nn.Module):
         """Where it is, and where images should lie."""
         return self.classifier.bias.device
 
-    @property
-    def align_corners(self) -> bool:
-        """Whether `logits_resize` is "corners"."""
-        return self.logits_resize == "corners"
-
     def convert_to(self, dtype: torch.dtype) -> None:
         """Convert all but the stem to another dtype."""
         for part in (*self.layers[4:], *self.attentions, self.fuse, self.classifier):
