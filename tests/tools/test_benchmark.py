@@ -71,6 +71,21 @@ def test_every_variant_at_every_size(monkeypatch: pytest.MonkeyPatch) -> None:
     assert float(lines[2][5].rstrip("x")) > 1
 
 
+def test_a_model_that_pads_is_measured_at_the_sizes_that_are_named() -> None:
+    model = isanet.from_pretrained(NANO)
+    model.protocol, model.logits_resize = "mmseg-multiscale-flip", "asymmetric"
+    model.preprocessing = {
+        **{name: model.preprocessing[name] for name in ("mean", "std")}, "pad_to": [999, 999], "pad_color": [0, 0, 0]
+    }  # fmt: skip
+    seen: set[tuple[int, ...]] = set()
+    model.backbone.register_forward_pre_hook(lambda _module, inputs: seen.add(tuple(inputs[0].shape)))
+    options: dict[str, Any] = {"precisions": ["float32"], "device": "cpu", "repeats": 1, "progress": False}
+    _, row = benchmark(model, [image()], sizes=[(64, 128)], **options)
+    assert seen == {(1, 3, 64, 128)}
+    assert row.agreement == 1  # whole, as the baseline
+    assert model.preprocessing["pad_to"] == [999, 999]
+
+
 def test_no_images_are_refused() -> None:
     with pytest.raises(ValueError, match="needs at least one image"):
         benchmark(isanet.from_pretrained(NANO), [])

@@ -53,6 +53,18 @@ def test_a_trained_model_is_loaded_used_and_published(
     assert Recipe.from_json((output / "recipe.json").read_text()) == recipe
 
 
+def test_a_trained_model_keeps_its_protocol_and_its_input(splits: tuple[Folder, Folder], tmp_path: Path) -> None:
+    padding = {"pad_to": [48, 64], "pad_color": [0, 128, 255], "channels": "BGR"}
+    model = tiny(protocol="flip", logits_resize="asymmetric")
+    model.preprocessing = model.config["preprocessing"] = {"mean": [127.5] * 3, "std": [127.5] * 3, **padding}
+    run = train(model, splits, tmp_path / "run")
+    assert run.report is not None
+    assert (run.report.protocol, run.report.protocol_reason) == ("flip", "the model's own")
+    loaded = isanet.from_pretrained(tmp_path / "run")
+    assert (loaded.protocol, loaded.logits_resize, loaded.preprocessing) == ("flip", "asymmetric", model.preprocessing)
+    assert isanet.evaluate(loaded, splits[1], progress=False).miou == run.best
+
+
 def test_the_history_has_every_step(splits: tuple[Folder, Folder], tmp_path: Path) -> None:
     run = train(tiny(), splits, tmp_path / "run")
     written = history_of(tmp_path / "run")
