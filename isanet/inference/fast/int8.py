@@ -74,8 +74,7 @@ class Int8Conv(nn.Module):
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None, *, padded: bool = False) -> Tensor:
         """As `Conv`; bytes, or floating point if `out_scale` is None."""
-        if x.is_floating_point():
-            x = channels_last((x.float() * (1 / self.scale)).round_().clamp_(0, 255).to(torch.uint8))
+        x = _as_bytes(x, self.scale)
         padding = (0, self.padding[1]) if padded else self.padding
         geometry = (self.stride, padding, self.dilation, 1, self.out_scale, self.out_zero, self.dtype)
         weight = (self.weight, self.weight_scale, self.weight_zero)
@@ -83,10 +82,18 @@ class Int8Conv(nn.Module):
         if shortcut is None:
             y: Tensor = ops.qconv2d_pointwise(x, self.scale, 0, *weight, self.bias, *geometry, self.relu, [], "")
             return y
+        shortcut = _as_bytes(shortcut, self.shortcut[0])  # the stem's map, of basic blocks
         y = ops.qconv2d_pointwise.binary(
             x, self.scale, 0, *weight, shortcut, self.bias, *geometry, *self.shortcut, "sum", 1.0, self.relu, [], ""
         )
         return y
+
+
+def _as_bytes(x: Tensor, scale: float) -> Tensor:
+    """A map of non-negative values as bytes, if it is not already."""
+    if not x.is_floating_point():
+        return x
+    return channels_last((x.float() * (1 / scale)).round_().clamp_(0, 255).to(torch.uint8))
 
 
 @cache
