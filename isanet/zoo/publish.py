@@ -23,8 +23,13 @@ NOT_ARCHITECTURE = {"classes", "palette", "label_space", "preprocessing", "gradi
 """Arguments of `isanet.ISANet` that an entry of the manifest keeps elsewhere, or not at all."""
 
 
-def pin(records: Mapping[str, Record], manifest: Path) -> None:
-    """Write the hashes and sizes in the records of released models and backbones, by name, into a manifest.
+def pin(records: Mapping[str, Record], manifest: Path, hub: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+    """Write what is known of released models and backbones, by name, into a manifest.
+
+    Args:
+        records: Their records, which have the hashes and sizes of the released files.
+        manifest: The weights.json to change.
+        hub: Where their converted files are on the Hugging Face Hub, as of `Weights.hub`; those of others stay.
 
     Raises:
         ManifestError: The manifest is malformed; it is unchanged.
@@ -38,6 +43,8 @@ def pin(records: Mapping[str, Record], manifest: Path) -> None:
         if entry is None:
             raise ValueError(f"{manifest} has no model {name!r}")
         entry.update(sha256=record.source_sha256, size=record.source_size)
+        if hub and name in hub:
+            entry.update(hub=dict(hub[name]))
     write_output(manifest, _manifest_text(document, manifest))
 
 
