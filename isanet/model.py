@@ -275,6 +275,7 @@ class ISANet(nn.Module):
         Args:
             images: As `forward` takes them.
             position: (row, column) of a pixel of the images; what attends is the cell of 8x8 pixels that it lies in.
+                With `maxpool_ceil` the last row and column of cells may lie outside.
 
         Raises:
             ValueError: `images` is not a batch of floating-point RGB images, or the position is outside of them.

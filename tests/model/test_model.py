@@ -140,17 +140,19 @@ def test_features_are_those_behind_the_logits(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("size", [(64, 96), (101, 75)])  # with and without padding
 @pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("openseg", [{}, {"maxpool_ceil": True, "leaky_slope": 0.01}], ids=["", "openseg"])
 def test_attention_maps_are_rows_of_the_matrices_and_of_their_product(
-    order: tuple[str, ...], size: tuple[int, int]
+    order: tuple[str, ...], size: tuple[int, int], openseg: dict[str, Any]
 ) -> None:
-    model = tiny(attention_order=order, block_size=4).double()
+    model = tiny(attention_order=order, block_size=4, **openseg).double()
     images = torch.randn(2, 3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(10))
     with torch.inference_mode():
         maps = model.attention(images, (size[0] - 1, size[1] // 2))
         (rows, columns), (row, column), (N, H, W) = maps.inside, maps.position, maps.product.shape
         x = torch.zeros(N, 16, H, W, dtype=torch.float64)
         x[:, :, rows, columns] = residual = model.features(images).residual
-        assert (residual.shape[2] - 1, size[1] // 16) == (row - rows.start, column - columns.start)
+        assert ((size[0] - 1) // 8, size[1] // 16) == (row - rows.start, column - columns.start)
+        assert residual.shape[2:] == (rows.stop - rows.start, columns.stop - columns.start)
         i, j = (index.flatten() for index in torch.meshgrid(torch.arange(H), torch.arange(W), indexing="ij"))
         groups = {"long_range": i % 4 * 4 + j % 4, "short_range": i // 4 * 1000 + j // 4}
         expected, product = {}, torch.eye(H * W, dtype=torch.float64).expand(N, -1, -1)

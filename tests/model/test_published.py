@@ -207,6 +207,21 @@ needs_new_torch = pytest.mark.skipif(
 )
 
 
+@pytest.mark.parametrize("size", [(1, 1), (64, 95), (33, 70)])
+@pytest.mark.parametrize("kind", KINDS)
+@torch.inference_mode()
+def test_features_are_those_behind_the_logits(kind: str, size: tuple[int, int]) -> None:
+    model, x = network(kind), images(2, 3, *size)
+    expected = model.coarse_logits(x)
+    stages, residual, context = model.features(x)
+    both = (residual, context) if kind in ("openseg", "everything") else (context, residual)
+    close(model.classifier(model.fuse(torch.cat(both, 1))), expected)
+    assert {tuple(part.shape[2:]) for part in (*stages[1:], residual, context)} == {tuple(expected.shape[2:])}
+    maps = model.attention(x, (size[0] - 1, size[1] // 2))
+    assert tuple(part.stop - part.start for part in maps.inside) == expected.shape[2:]
+    torch.testing.assert_close(maps.product.sum((1, 2)), torch.ones(2, dtype=torch.float64))
+
+
 @needs_new_torch
 @pytest.mark.parametrize("kind", KINDS)
 def test_exports_with_sizes_from_one_up(kind: str) -> None:

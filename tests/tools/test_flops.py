@@ -37,6 +37,46 @@ def test_parameters_are_those_of_the_manifest() -> None:
         assert forward_cost(model_config(weights), 64, 64)["total"].parameters == weights.parameters, name
 
 
+MMSEG = {"value_bias": True, "fusion_kernel": 1}
+SMALL_HEAD = {"head_channels": 128, "aux_channels": 64}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "config"),
+    [
+        (44_267_402, {"num_classes": 21}),  # sssegmentation, R50, VOC
+        (63_257_478, {"num_classes": 19, "backbone": "resnet101"}),  # sssegmentation, R101, Cityscapes
+        (
+            37_707_398,
+            {"num_classes": 19, "aux_channels": 256, **MMSEG},
+        ),  # mmsegmentation and PaddleSeg, R50, Cityscapes
+        (56_701_066, {"num_classes": 21, "backbone": "resnet101", "aux_channels": 256, **MMSEG}),  # the same, R101, VOC
+        (12_433_734, {"num_classes": 19, "backbone": "resnet18", **SMALL_HEAD, **MMSEG}),  # BPKD, Cityscapes
+        (12_459_148, {"num_classes": 150, "backbone": "resnet18", **SMALL_HEAD, **MMSEG}),  # BPKD, ADE20K
+        (
+            59_167_718,  # openseg.pytorch
+            {"num_classes": 19, "backbone": "resnet101", "fusion_kernel": 1, "stem_channels": [64, 64, 128]},
+        ),
+    ],
+)
+def test_parameters_are_those_of_the_published_files(parameters: int, config: dict[str, Any]) -> None:
+    assert forward_cost(config, 64, 64)["total"].parameters == parameters
+    same = {"full_dilation": True, "average_pool_shortcut": True, "maxpool_ceil": True, "leaky_slope": 0.01}
+    assert forward_cost({**config, **same}, 64, 64)["total"].parameters == parameters  # they have none
+
+
+def test_multiply_adds_of_basic_blocks_are_those_of_a_count_by_hand() -> None:
+    sizes = {"num_classes": 2, "backbone": "resnet18", "width": 8, "head_channels": 8, "key_channels": 16}
+    for changes, h, w in (({}, 13, 15), ({"maxpool_ceil": True}, 13, 16)):
+        stem = 51 * 60 * 9 * (3 * 4 + 4 * 4 + 4 * 8)
+        H, W = (26, 30) if not changes else (26, 31)
+        stage1 = H * W * 4 * 9 * 8 * 8
+        rest = h * w * (9 * (8 * 16 + 3 * 16 * 16) + 8 * 16)
+        rest += h * w * sum(9 * (c * 2 * c + 3 * 4 * c * c) + 2 * c * c for c in (16, 32))
+        costs = forward_cost({**sizes, "aux_channels": 4, **changes}, 101, 119)
+        assert costs["backbone"].multiply_adds == stem + stage1 + rest
+
+
 def test_agrees_with_a_published_figure() -> None:
     # PaddleSeg gives "474.13 GFLOPs" for this network without a size: multiply-adds at 512 x 1024, with both heads
     config = model_config(model_info("isanet_r101_cityscapes"))
