@@ -192,6 +192,14 @@ class ISANetConfig:
             raise ValueError(f"fusion_kernel must be a positive odd number, got {self.fusion_kernel}")
         if self.preprocessing is not None and (wanted := check_preprocessing(self.preprocessing)):
             raise ValueError(f"preprocessing must have {wanted}, got {self.preprocessing!r}")
+        given, scales = self.preprocessing or {}, PROTOCOLS[self.protocol].scales
+        sides = (given.get("short_edge", 0), given.get("long_edge", 0)), given.get("pad_to", (0, 0))
+        pixels = max(map(math.prod, sides)) * sum(scale * scale for scale in scales)
+        if pixels > MAX_INPUT_PIXELS:
+            raise ValueError(
+                f"preprocessing asks for {pixels:,.0f} pixels at the scales of {self.protocol}, which is more than "
+                f"{MAX_INPUT_PIXELS:,}"
+            )
         if self.width % 2 or min(*channels, self.block_size) < 1:
             raise ValueError("width must be even, and all channel counts and block_size positive")
         if (block := self.block_size) > MAX_BLOCK:

@@ -168,11 +168,6 @@ class ISANet(nn.Module):
             nn.init.zeros_(classifier.bias)  # type: ignore[arg-type]
 
     @property
-    def align_corners(self) -> bool:
-        """Whether `logits_resize` is "corners"."""
-        return self.logits_resize == "corners"
-
-    @property
     def gradient_checkpointing(self) -> bool:
         """Whether training trades time for memory; may be set at any time."""
         return self.backbone.gradient_checkpointing

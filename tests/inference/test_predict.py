@@ -115,7 +115,9 @@ def reference_mmsegmentation(model: ISANet, image: np.ndarray, how: Protocol) ->
         for flip in (False, True)[: 1 + how.flip]:
             seen = prepared.flip(3) if flip else prepared
             logits = slide(model, seen, how.window, how.stride) if how.window else model(seen)  # type: ignore[arg-type]
-            output = F.interpolate(logits, size=image.shape[:2], mode="bilinear", align_corners=model.align_corners)
+            output = F.interpolate(
+                logits, size=image.shape[:2], mode="bilinear", align_corners=model.logits_resize == "corners"
+            )
             probabilities = output.softmax(dim=1)
             results.append(probabilities.flip(3) if flip else probabilities)
     return torch.stack(results).mean(dim=0)[0]

@@ -77,3 +77,15 @@ def test_a_false_label_space_is_refused(name: str) -> None:
 def test_config_does_not_need_torch() -> None:
     command = "import isanet.config, sys; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", command], check=True)
+
+
+def test_the_scales_of_a_protocol_count_in_the_bound_on_pixels() -> None:
+    values = {"num_classes": 2, "preprocessing": {"mean": [0, 0, 0], "std": [1, 1, 1], "pad_color": [0, 0, 0]}}
+    values["preprocessing"] |= {"pad_to": [1025, 2049]}
+    assert ISANetConfig(**values, protocol="mmseg-multiscale-flip")  # type: ignore[arg-type]
+    values["preprocessing"] |= {"pad_to": [2048, 4096]}
+    assert ISANetConfig(**values)  # type: ignore[arg-type]
+    with pytest.raises(
+        ValueError, match="72,876,032 pixels at the scales of mmseg-multiscale-flip, which is more than"
+    ):
+        ISANetConfig(**values, protocol="mmseg-multiscale-flip")  # type: ignore[arg-type]

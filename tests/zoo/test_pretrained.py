@@ -127,7 +127,7 @@ def test_mmsegmentations_files_and_their_notes(tmp_path: Path) -> None:
         path = tmp_path / "mm.pth"
         path.write_bytes(tiny_zoo.saved({"meta": {"config": notes, "CLASSES": ["a"]}, "state_dict": state}))
         model = isanet.from_pretrained(path)
-        assert model.align_corners is align_corners
+        assert (model.logits_resize == "corners") is align_corners
         assert (model.config["value_bias"], model.config["fusion_kernel"]) == (True, 1)
 
 
