@@ -27,6 +27,7 @@ from isanet.weights.manifest import (
     model_info,
     packaged_path,
 )
+from isanet.zoo.plan import hub_address
 
 
 def add_commands(add_command: AddCommand) -> None:
@@ -98,6 +99,7 @@ def _info(options: argparse.Namespace) -> int:
         ("parameters", f"{weights.parameters:,}"),
         ("multiply-adds", f"{weights.gmacs:,.1f} G for one typical image of the dataset"),
         ("download", _download_size(weights)),
+        *([("address", hub_address(weights))] if weights.hub else []),
         *(("address", url) for url in weights.urls),
         *(("page", f"{page['url']} ({page['note']}; only a person can open it)") for page in weights.pages),
         *(("training log", url) for url in weights.log_urls),

@@ -74,7 +74,7 @@ def _publish(options: argparse.Namespace) -> int:
             )
             row = (name, each.sha256[:8], megabytes(each.size), measured, f"{100 * published:.2f}", each.address)
             rows.append(row)
-        print("", *aligned(rows, left=2), sep="\n")
+        print("", *aligned(rows, left=6), sep="\n")
     if failed:
         print(f"\n{len(failed)} of {len(models)} failed: {', '.join(failed)}; the same call goes on with them")
     return 1 if failed else 0

@@ -158,6 +158,7 @@ def _push(
         provenance["source"] = provenance["source"].rpartition("/")[2]
     data = hub.serialized(tensors, config, provenance)
     expected, size = sha256(data).hexdigest(), len(data)
+    del data
     there = hub.look_up(repo_id, FILE, token=token)
     if there and there.sha256 != expected and not overwrite:
         raise OutputError(

@@ -96,6 +96,11 @@ def test_what_is_published_is_what_another_machine_gets_without_upstream(
             f"{100 * weights['metrics']['miou']:.2f}",
         ]
         assert [name, *figures, address] in [line.split() for line in out.splitlines()]
+        assert run("info", name) == 0
+        assert [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("address")] == [
+            address,
+            *weights["urls"],
+        ]
     assert hub.token not in out
     settings = {"HF_TOKEN": "", "ISANET_MIRROR": "", "OMP_NUM_THREADS": "1", "ISANET_HOME": str(tmp_path / "new")}
     other = {k: v for k, v in os.environ.items() if k in ("HF_ENDPOINT", "NO_PROXY")}
@@ -106,6 +111,8 @@ def test_what_is_published_is_what_another_machine_gets_without_upstream(
     for name in entries(pair):
         labels = isanet.Segmenter(name, device="cpu", precision="float32")(image).labels
         assert there[name] == tool.sha256(labels.tobytes()).hexdigest()
+        repository = isanet.from_pretrained(f"{org}/{name}", revision=entries(pair)[name]["hub"]["revision"])
+        assert repository.config == isanet.from_pretrained(name).config
     record = json.loads((tmp_path / "new" / f"{PLAIN}.json").read_text())
     assert record["source"].endswith(
         f"/{org}/{PLAIN}/resolve/{entries(pair)[PLAIN]['hub']['revision']}/model.safetensors)"
