@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from isanet._files import looks_like
@@ -52,6 +51,8 @@ SAFETENSORS_DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+
+_SAFETENSORS_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 
 
 def read_file(path: Path, max_bytes: int = MAX_FILE_BYTES) -> File:
@@ -163,13 +164,17 @@ def serialize(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes
         metadata: Texts by name.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    data = save(tensors, {"format": "pt", **metadata})
-    start = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:start])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))  # safetensors writes them in random order
+    header: dict[str, Any] = {"__metadata__": dict(sorted({"format": "pt", **metadata}.items()))}
+    parts, end = list[memoryview](), 0
+    for name in sorted(tensors, key=lambda name: (-tensors[name].itemsize, name)):  # so that all are aligned
+        tensor, start = tensors[name], end
+        end += tensor.nbytes
+        dtype = _SAFETENSORS_NAMES[tensor.dtype]
+        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
+        parts.append(tensor.view(-1).view(torch.uint8).numpy().data)
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the tensors stay aligned
-    return b"".join((len(text).to_bytes(8, "little"), text, memoryview(data)[start:]))
+    text += b" " * (-len(text) % 8)
+    return b"".join((len(text).to_bytes(8, "little"), text, *parts))
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

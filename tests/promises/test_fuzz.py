@@ -194,6 +194,14 @@ SMALL = {
     "model": {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(2, dtype=torch.bool), "c": torch.zeros(0, 2)},
     "optimizer": {"state": {0: {"step": torch.tensor(1), "momentum": None}}, "lr": [0.1, (1, "ü")]},
 }
+
+
+def paddle_bytes() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        arrays = {name: value.numpy() for name, value in tiny_zoo.upstream_state("paddleseg").items()}
+        return stand_in.paddle_file(Path(folder) / "file", arrays).read_bytes()
+
+
 FILES = {
     "small archive": saved(SMALL),
     "small legacy": saved(SMALL, _use_new_zipfile_serialization=False),
@@ -202,6 +210,8 @@ FILES = {
     "upstream legacy": saved(tiny_zoo.upstream_state("mmsegmentation"), _use_new_zipfile_serialization=False),
     "small paddle 2": (stand_in.DATA / "paddle_tiny_2021.pdparams").read_bytes(),
     "small paddle 4": (stand_in.DATA / "paddle_tiny_protocol4.pdparams").read_bytes(),
+    "upstream paddle": paddle_bytes(),
+    "openseg legacy": (stand_in.DATA / "openseg_tiny_2020.pth").read_bytes(),
     "ours": hub.serialized(OURS.state_dict(), OURS.config, OURS.provenance),
 }
 

@@ -188,6 +188,22 @@ def test_serialize_is_read_back_with_its_texts(tmp_path: Path) -> None:
     assert tensors["n"].shape == ()  # type: ignore[index]
 
 
+def test_serialize_gives_what_safetensors_gives_and_takes_its_memory_once() -> None:
+    state = {f"{i}.weight": torch.full((256, 1024), float(i)) for i in range(8)}
+    every = {**of_every_dtype(), "scalar": torch.tensor(3.5), "empty": torch.empty(0, 5), "t": torch.eye(2, 3).t()}
+    read_back = safetensors.torch.load(serialize(every, {}))
+    assert read_back.keys() == every.keys()
+    assert all(torch.equal(value, every[name]) for name, value in read_back.items())
+    for each in (state, {"b": torch.ones(3), "a": torch.tensor(4), "c": torch.ones(2, 2)}):
+        assert serialize(each, {}) == safetensors.torch.save(each, {"format": "pt"})
+    tracemalloc.start()
+    try:
+        data = serialize(state, {})
+        assert tracemalloc.get_traced_memory()[1] < 1.1 * len(data)
+    finally:
+        tracemalloc.stop()
+
+
 # --- the file itself ------------------------------------------------------------------------------------------
 
 
