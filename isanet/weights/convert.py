@@ -45,8 +45,8 @@ CONTAINERS = (
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 """Parts that DataParallel, torch.compile and torch's other wrappers add to names, at any place in them."""
 
-ARGUMENTS = {field.name for field in fields(ISANetConfig)}
-"""What the `config` of an `isanet.ISANet` has."""
+ARGUMENTS = {field.name for field in fields(ISANetConfig)} | {"align_corners"}
+"""What the `config` of an `isanet.ISANet` has, or had before `logits_resize`."""
 
 COUNTERS = ("total_ops", "total_params", "n_averaged")
 """Last parts of names under which profilers (thop) and torch's AveragedModel leave their counts in a network."""

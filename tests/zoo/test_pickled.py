@@ -116,6 +116,13 @@ def test_a_parameter_with_attributes_is_read(tmp_path: Path) -> None:
     assert torch.equal(isanet.from_pretrained(saved(tmp_path, model)).classifier.weight, model.classifier.weight)
 
 
+def test_a_config_from_before_logits_resize_is_ours_too(tmp_path: Path) -> None:
+    model = own()
+    config = {name: value for name, value in model.config.items() if name != "logits_resize"}
+    path = saved(tmp_path, {"config": {**config, "align_corners": True}, "state_dict": model.state_dict()})
+    assert isanet.from_pretrained(path).config == model.config
+
+
 LAUGHS: list[Any] = ["ha"]
 for _ in range(60):
     LAUGHS = [LAUGHS, LAUGHS]
