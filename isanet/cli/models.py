@@ -17,6 +17,7 @@ from isanet.errors import CacheError, CheckpointFormatError, IsanetError, Output
 from isanet.labels import LABEL_SPACES
 from isanet.protocols import PROTOCOLS
 from isanet.weights import cache
+from isanet.weights.choosing import by_hand
 from isanet.weights.manifest import (
     Released,
     Weights,
@@ -141,7 +142,7 @@ def _download(options: argparse.Namespace) -> int:
     if bool(options.names) == options.all:
         raise ValueError("name the models, or pass --all; `isanet list` shows them")
     # What only a person can fetch is last, because that is an error
-    for weights in sorted(_released(options.names, list_models()), key=lambda each: not (each.packaged or each.urls)):
+    for weights in sorted(_released(options.names, list_models()), key=by_hand):
         if weights.packaged:
             print(f"{weights.name} is in the package: {packaged_path(weights.name)}; nothing to download")
             continue

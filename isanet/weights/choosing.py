@@ -9,7 +9,7 @@ from numbers import Real
 from typing import NamedTuple
 
 from isanet.protocols import PROTOCOLS
-from isanet.weights.manifest import Weights, list_models, load_manifest
+from isanet.weights.manifest import Released, Weights, list_models, load_manifest
 
 CLEARLY_LESS = 0.8
 """A model of lower mIoU is only worth a look if it takes at most this share of the multiply-adds."""
@@ -59,7 +59,7 @@ def by_dataset(models: Iterable[Weights]) -> dict[str, list[Weights]]:
     return groups
 
 
-def by_hand(weights: Weights) -> bool:
+def by_hand(weights: Released) -> bool:
     """Whether only a person can download its file."""
     return not (weights.packaged or weights.urls or weights.hub)
 
@@ -87,10 +87,12 @@ def select(pattern: str = "*", **wanted: object) -> list[Weights]:
     if not models:
         raise ValueError(f"no model matches {pattern!r}; `isanet list` shows all")
     others = {fact: having({each: values[each] for each in values if each != fact}) for fact in values}
-    changes = [f"{fact} to {' or '.join(_values(fact, left))}" for fact, left in others.items() if left]
+    licensed = others.pop("license", None)
+    changes = [f"change {fact} to {' or '.join(_values(fact, left))}" for fact, left in others.items() if left]
+    changes += ["leave out license"] if licensed else []
     matching = "" if pattern == "*" else f" that matches {pattern!r}"
     having_all = " and ".join(f"{fact} {value}" for fact, value in values.items())
-    advice = f"change {', or '.join(changes)}" if changes else "`isanet list` shows all"
+    advice = ", or ".join(changes) or "`isanet list` shows all"
     raise ValueError(f"no model{matching} has {having_all}; {advice}")
 
 
