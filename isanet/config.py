@@ -179,7 +179,7 @@ class ISANetConfig:
         flags += [self.full_dilation, self.average_pool_shortcut]
         if any(type(flag) is not bool for flag in flags) or not 0 <= self.dropout <= 1:
             raise ValueError(f"flags must be true or false and dropout from 0 to 1, got {flags} and {self.dropout!r}")
-        if not 0 <= self.leaky_slope < 1:
+        if type(self.leaky_slope) not in (int, float) or not 0 <= self.leaky_slope < 1:
             raise ValueError(f"leaky_slope must be from 0 (ReLU) to below 1, got {self.leaky_slope!r}")
         if self.logits_resize not in get_args(LogitsResize):
             raise ValueError(f"logits_resize must be {', '.join(get_args(LogitsResize))}, got {self.logits_resize!r}")

@@ -94,10 +94,9 @@ def resize_logits(logits_NKHW: Tensor, size: tuple[int, int], how: LogitsResize)
         length, target = logits_NKHW.shape[dim], size[dim - 2]
         scale: tuple[Any, Any] = (length - 1, torch.sym_max(target - 1, 1)) if how == "corners" else (length, target)
         positions = torch.arange(target, device=logits_NKHW.device) * scale[0]  # whole: half precision has 8 bits
-        before, rest = positions // scale[1], positions % scale[1]
-        share = rest.to(torch.promote_types(logits_NKHW.dtype, torch.float32)) / scale[1]
+        before, share = positions // scale[1], (positions % scale[1]).to(logits_NKHW.dtype) / scale[1]
         first, second = (logits_NKHW.index_select(dim, index) for index in (before, (before + 1).clamp(max=length - 1)))
-        logits_NKHW = torch.lerp(first, second, share.to(logits_NKHW.dtype).view(-1, *[1] * (3 - dim)))
+        logits_NKHW = torch.lerp(first, second, share.view(-1, *[1] * (3 - dim)))
     return logits_NKHW
 
 

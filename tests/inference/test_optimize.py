@@ -326,12 +326,12 @@ def test_what_was_changed_is_not_optimized() -> None:
     not_affine.reduce.bn = nn.BatchNorm2d(12, affine=False)
     pooled, plain, sloped, floored = (network(kind) for kind in ("sssegmentation", "paddleseg", "openseg", "openseg"))
     pooled.backbone.layer2[0].pool = nn.AvgPool2d(2)
-    plain.backbone.layer2[0].pool = nn.AvgPool2d(2, ceil_mode=True)  # counts the padding
+    plain.backbone.layer2[0].pool = nn.AvgPool2d(2, count_include_pad=False)
     sloped.fuse.relu = nn.LeakyReLU(0.02, inplace=True)
     floored.backbone.maxpool.ceil_mode = False
     for model, reason in (
         (pooled, "'backbone.layer2.0.pool' is AvgPool2d, not NoneType"),
-        (plain, "'backbone.layer2.0.pool' has count_include_pad=True, not False"),
+        (plain, "'backbone.layer2.0.pool' has ceil_mode=False, not True"),
         (sloped, "'fuse.relu' has negative_slope=0.02, not 0.01"),
         (floored, "'backbone.maxpool' has ceil_mode=False, not True"),
         (biased, "'fuse.conv' has bias=(12,), not None"),

@@ -52,6 +52,46 @@ def test_a_wrong_order_of_attention_is_refused(order: object) -> None:
         ISANetConfig(num_classes=2, attention_order=order)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("stem_channels", [4, 4, 12]),
+        ("maxpool_ceil", True),
+        ("full_dilation", True),
+        ("average_pool_shortcut", True),
+        ("leaky_slope", 0.01),
+        ("logits_resize", "asymmetric"),
+        ("protocol", "flip"),
+    ],
+)
+def test_what_few_networks_have_is_written_where_it_is_not_the_default(argument: str, value: object) -> None:
+    values = ISANetConfig(num_classes=2, width=8, **{argument: value}).to_dict()  # type: ignore[arg-type]
+    assert {name: values[name] for name in RARE if name in values} == {argument: value}
+    assert ISANetConfig(**json.loads(json.dumps(values))).to_dict() == values
+    default = {**ISANetConfig(num_classes=2, width=8).to_dict(), "stem_channels": [4, 4, 8]}
+    assert argument not in ISANetConfig(**default).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("argument", "values", "message"),
+    [
+        ("stem_channels", [[4, 4], [4, 4, 8, 8], [4, 4, 8.0], "448"], "three stem_channels"),
+        ("stem_channels", [[4, 4, 0], [-4, 4, 8]], "all channel counts and block_size positive"),
+        ("maxpool_ceil", [1, None, "true"], "flags must be true or false"),
+        ("full_dilation", [1, None, "true"], "flags must be true or false"),
+        ("average_pool_shortcut", [1, None, "true"], "flags must be true or false"),
+        ("leaky_slope", [-0.01, 1, float("nan"), "0.01", None, True, [0]], r"leaky_slope must be from 0 \(ReLU\)"),
+        ("logits_resize", ["bilinear", True, None, ["corners"]], "must be half_pixel, corners, asymmetric, got"),
+        ("protocol", ["whole-image"], "protocol must be whole, "),
+        ("protocol", [[], 3], "protocol and label_space must be texts"),
+    ],
+)
+def test_wrong_values_are_named(argument: str, values: list[object], message: str) -> None:
+    for value in values:
+        with pytest.raises(ValueError, match=message):
+            ISANetConfig(num_classes=2, **{argument: value})  # type: ignore[arg-type]
+
+
 def test_help_shows_the_arguments() -> None:
     parameters = inspect.signature(ISANet).parameters.values()
     assert [parameter.name for parameter in parameters] == [field.name for field in dataclasses.fields(ISANetConfig)]

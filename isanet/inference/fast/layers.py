@@ -77,7 +77,7 @@ class AveragePool(nn.Module):
 
     def forward(self, x: Tensor, *, padded: bool = False) -> Tensor:
         """As `Conv`."""
-        return F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
+        return F.avg_pool2d(x, 2, ceil_mode=True)
 
 
 class Block(nn.Module):

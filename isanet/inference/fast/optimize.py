@@ -53,7 +53,7 @@ def optimize(
 
     Raises:
         ValueError: The model is not an ISANet as it was built; an unknown precision, or one that the device does not
-            have; int8 without images.
+            have; int8 without images, or of a network with leaky heads or pooled shortcuts.
     """
     if reason := why_not_optimizable(model):
         raise ValueError(f"this network cannot be optimized: {reason}")
