@@ -329,11 +329,8 @@ def test_a_file_is_recognized_by_what_it_holds_and_not_by_its_name(tmp_path: Pat
 @pytest.mark.parametrize(
     ("listing", "size"),
     [
-        ("paddleseg_r50_cityscapes_769x769", (97, 129)),
         ("paddleseg_r50_voc12aug_512x512", (101, 117)),
         ("openseg_r101_cityscapes_inplace_abn", (101, 117)),
-        ("openseg_r101_cityscapes_torchsyncbn", (77, 203)),
-        ("bpkd_r18_pascal_context_59", (77, 101)),
     ],
 )
 def test_a_bare_file_gives_its_codebases_logits(tmp_path: Path, listing: str, size: tuple[int, int]) -> None:
