@@ -364,7 +364,7 @@ def _noted_config(checkpoint: object, pattern: str) -> bool:
 def infer_architecture(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """The arguments of `isanet.ISANet`, inferred from the shapes of a converted state dict.
 
-    `logits_resize`, `residual_first`, `block_size`, and the order of two ranges of attention cannot be inferred.
+    What changes no shape cannot be inferred: `isanet.weights.layouts.NOT_SHOWN`, `block_size`, the order of attentions.
 
     Raises:
         CheckpointMismatchError: A tensor is missing or has an impossible shape, or no known backbone fits.

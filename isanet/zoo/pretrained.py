@@ -283,7 +283,7 @@ def _inferred_config(state: Mapping[str, Tensor], layout: str, raw: object) -> t
     config = {"preprocessing": imagenet_preprocessing(), **implied, **convert.infer_architecture(state)}
     if corners := convert.notes_align_corners(raw):
         config["logits_resize"] = "corners"
-    if corners or convert.notes_windows(raw):
+    if convert.notes_windows(raw):
         config["protocol"] = "mmseg-slide-769"
     noted = convert.notes_classes(raw, config["num_classes"])
     space = label_space_for(config["num_classes"])

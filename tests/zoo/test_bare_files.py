@@ -298,12 +298,15 @@ def test_a_bare_file_of_other_classes_has_what_its_codebase_does(
     assert isanet.from_pretrained(tmp_path / "folder").config == config
 
 
-@pytest.mark.parametrize("config", ["align_corners=True", "test_cfg=dict(mode='slide')"])
-def test_mmsegmentations_models_for_windows_are_run_by_windows(tmp_path: Path, config: str) -> None:
+@pytest.mark.parametrize("corners", [False, True])
+@pytest.mark.parametrize(("mode", "protocol"), [("slide", "mmseg-slide-769"), ("whole", "mmseg-whole")])
+def test_mmsegmentations_models_for_windows_are_run_by_windows(
+    tmp_path: Path, corners: bool, mode: str, protocol: str
+) -> None:
+    config = f"decode_head=dict(align_corners={corners}), test_cfg=dict(mode='{mode}')"
     path = saved(tmp_path, {"state_dict": state(19, "mmsegmentation"), "meta": {"config": config}})
     model = isanet.from_pretrained(path)
-    corners = "corners" in config
-    assert model.config["protocol"] == "mmseg-slide-769"
+    assert model.config["protocol"] == protocol
     assert model.config.get("logits_resize") == ("corners" if corners else None)
     assert model.preprocessing["short_edge"] == (1025 if corners else 1024)
 
