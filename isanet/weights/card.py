@@ -88,6 +88,9 @@ def _training(provenance: Mapping[str, str]) -> str:
     """What a card says of a model that `isanet.finetune` trained."""
     start = f" from {_code(provenance['started_from'])}" if "started_from" in provenance else ""
     paragraphs = [f"Trained{start} on {markdown_text(provenance['trained_on'])}, by `isanet finetune`."]
+    released = load_manifest().get(provenance.get("started_from", ""))
+    if released is not None and not released.commercial:
+        paragraphs.append(f"The weights that it started from are **not for commercial use**: {released.license}.")
     if "measured" in provenance:
         paragraphs.append(f"Measured: {markdown_text(provenance['measured'])}.")
     if "recipe" in provenance:

@@ -34,3 +34,11 @@ def test_a_card_says_whose_a_model_is_and_what_its_license_allows(name: str) -> 
     assert not re.search(
         r"published by|[Cc]ommercial", model_card(ISANetConfig(**model_config(weights)).to_dict(), facts)
     )
+
+
+@pytest.mark.parametrize(("start", "free"), [("isanet_r18_ade20k.bpkd_cwd", False), ("isanet_r50_voc", True)])
+def test_the_card_of_a_trained_model_says_what_the_license_of_its_start_forbids(start: str, free: bool) -> None:
+    card = model_card(ISANetConfig(num_classes=2).to_dict(), {"started_from": start, "trained_on": "pets"})
+    assert f"from `{start}` on pets" in card
+    assert ("not for commercial use" in card) is not free
+    assert (isanet.model_info(start).license in card) is not free
