@@ -16,7 +16,6 @@ log = logging.getLogger("isanet")
 
 _told = set[tuple[int, ...]]()  # the sizes to which images were padded and that some did not fit, in this process
 
-
 _EDGES = ("short_edge", "long_edge")
 
 

@@ -121,7 +121,10 @@ class Recipe:
         ignore_index = values.get("ignore_index", IGNORED)
         known = "optimizer" in values and "iterations" not in values  # a recipe counts epochs
         if values.get("schedule") != "poly" or ignore_index != IGNORED or not known:
-            raise ValueError(f"isanet cannot follow the recipe of {name}: {values}")
+            raise ValueError(
+                f"isanet cannot follow the recipe of {name}: it needs an optimizer, a poly schedule, and epochs, not "
+                f"iterations; got {values}"
+            )
         values["optimizer"] = values["optimizer"].lower()
         if "sync_batch_norm" in values:
             values["sync_batch_norm"] = bool(values["sync_batch_norm"])  # the number of processes in the manifest
