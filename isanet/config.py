@@ -5,9 +5,10 @@ Standard library only.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple, get_args
 
 from isanet.labels import LABEL_SPACES
@@ -206,31 +207,30 @@ class ISANetConfig:
             raise ValueError(f"block_size must be at most {MAX_BLOCK}, got {block}: maps are padded to whole blocks")
 
     def to_dict(self) -> dict[str, Any]:
-        """The arguments, ready for JSON, in the order in which they are declared; the caller may change them.
-
-        Those by which few published ISANets differ are left out where they have their default.
-        """
-        values = {field.name: getattr(self, field.name) for field in fields(self)} | {
+        """The arguments, ready for JSON, in the order in which they are declared; the caller may change them."""
+        return {field.name: getattr(self, field.name) for field in fields(self)} | {
             "stem_channels": list(self.stem_channels),
             "attention_order": list(self.attention_order),
             "classes": list(self.classes),
             "palette": [list(color) for color in self.palette],
             "preprocessing": None if self.preprocessing is None else dict(self.preprocessing),
         }
-        derived = {"stem_channels": [self.width // 2, self.width // 2, self.width], "attention_order": [*ATTENTIONS]}
-        for name in RARE:
-            if values[name] == derived.get(name, _DEFAULTS[name]):
-                del values[name]
-        return values
 
 
-_DEFAULTS = {field.name: field.default for field in fields(ISANetConfig) if field.default is not MISSING}
+def config_json(config: Mapping[str, Any], indent: int | None = None) -> str:
+    """What a file has of a network's arguments: those that differ from their default, as JSON.
 
-RARE = (
-    *("stem_channels", "maxpool_ceil", "full_dilation", "average_pool_shortcut", "leaky_slope", "logits_resize"),
-    *("attention_order", "protocol"),
-)
-"""Arguments that config.json has only where they differ from their default."""
+    >>> config_json({"num_classes": 2, "backbone": "resnet101", "width": 64, "stem_channels": [32, 32, 64]})
+    '{"num_classes": 2, "backbone": "resnet101"}'
+
+    Args:
+        config: As `ISANetConfig.to_dict` gives it.
+        indent: As of `json.dumps`.
+    """
+    width = config["width"]
+    defaults = {field.name: field.default for field in fields(ISANetConfig)}
+    defaults |= {"stem_channels": [width // 2, width // 2, width], "attention_order": [*ATTENTIONS]}
+    return json.dumps({name: value for name, value in config.items() if value != defaults[name]}, indent=indent)
 
 
 def check_preprocessing(value: object) -> str:

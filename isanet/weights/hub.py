@@ -7,7 +7,6 @@ state dict, the arguments of `isanet.ISANet` and facts about where the weights c
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 import re
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from isanet._files import atomic_write_all, given_path
 from isanet._text import clean, shortened
+from isanet.config import config_json
 from isanet.errors import (
     CacheError,
     CheckpointError,
@@ -282,7 +282,7 @@ def save_pretrained(
     path = given_path(folder, OutputError)
     files = {
         "model.safetensors": serialized(state, config, provenance),
-        "config.json": (json.dumps(config, indent=1) + "\n").encode(),
+        "config.json": (config_json(config, indent=1) + "\n").encode(),
     }
     if new_card or not (path / "README.md").exists():
         verified = is_released(state, config, provenance.get("name", ""))
@@ -385,7 +385,7 @@ def look_up(repo_id: str, name: str, *, revision: str = "main", token: str | boo
 def serialized(state: Mapping[str, Tensor], config: Mapping[str, Any], provenance: Mapping[str, str]) -> bytes:
     """The bytes of a safetensors file with a model's tensors in float32, its config and its provenance."""
     tensors = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
-    return checkpoint.serialize(tensors, {**provenance, "config": json.dumps(config)})
+    return checkpoint.serialize(tensors, {**provenance, "config": config_json(config)})
 
 
 def is_released(state: Mapping[str, Tensor], config: Mapping[str, Any], name: str) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from isanet._files import atomic_write_all, output_errors, write_output
+from isanet.config import config_json
 from isanet.labels import LABEL_SPACES
 from isanet.model import ISANet
 from isanet.weights import checkpoint
@@ -74,7 +75,7 @@ def package_model(
         raise ValueError(f"{name} must have the classes and colors of a label space: {', '.join(LABEL_SPACES)}")
     state = {key: value.half() if value.is_floating_point() else value for key, value in model.state_dict().items()}
     checkpoint.fit_state_dict(state, meta_model(model.config).state_dict())
-    data = checkpoint.serialize(state, {**model.provenance, "config": json.dumps(model.config)})
+    data = checkpoint.serialize(state, {**model.provenance, "config": config_json(model.config)})
     if len(data) > MAX_PACKAGED_BYTES:
         raise ValueError(f"{name} has {len(data):,} bytes; a packaged model has at most {MAX_PACKAGED_BYTES:,}")
     manifest = manifest_path()

@@ -7,7 +7,6 @@ package, and no cache is needed.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from torch import nn
 
 from isanet._files import atomic_write
 from isanet._version import __version__
+from isanet.config import config_json
 from isanet.errors import (
     CacheError,
     CheckpointFormatError,
@@ -318,7 +318,7 @@ def _convert(weights: Released, file: File, expected: str | None) -> nn.Module:
 def _store(weights: Released, network: nn.Module, source: str, file: File, expected: str | None) -> Loaded:
     """Write the converted file and its record into the cache."""
     provenance, state = _provenance(weights, source, file.sha256), network.state_dict()
-    config = {"config": json.dumps(network.config)} if isinstance(network, ISANet) else {}
+    config = {"config": config_json(network.config)} if isinstance(network, ISANet) else {}
     data = checkpoint.serialize(state, {**provenance, **config})
     _cache_converted(weights, _record(weights, sha256(data).hexdigest(), source, file.sha256, len(file.data)), data)
     if expected is None:

@@ -85,7 +85,7 @@ def test_four_steps_equal_upstreams() -> None:
         schedule.step()
     trained = model.state_dict()
     for name, norm in trace["final_l2_norms"].items():
-        (ours,) = convert.convert({name: state[name]}, "sssegmentation")
+        (ours,) = convert.rename({name: state[name]}, convert.LAYOUTS["sssegmentation"], "sssegmentation")
         assert trained[ours].norm().item() == pytest.approx(norm, rel=1e-6), name
 
 

@@ -20,6 +20,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 import isanet
+from isanet.config import config_json
 from isanet.weights import cache, checkpoint, convert
 from isanet.weights.cache import Record
 from isanet.zoo import released
@@ -415,7 +416,7 @@ def test_the_converted_file_says_where_it_came_from(tiny: FileServer, home: Path
     }
     assert metadata.items() >= expected.items()
     assert model.provenance == expected
-    assert json.loads(metadata["config"]) == model.config
+    assert metadata["config"] == config_json(model.config)
     written = cache.read_record(NAME)
     assert written is not None
     data = the_file(home).read_bytes()

@@ -26,6 +26,7 @@ import torch
 from huggingface_hub.errors import HTTPError
 
 import isanet
+from isanet.config import config_json
 from isanet.model import ISANet
 from isanet.weights import checkpoint
 from isanet.weights.card import model_card
@@ -643,7 +644,7 @@ def test_a_saved_model_says_where_it_came_from(tiny: FileServer, tmp_path: Path)
     (tmp_path / "mine" / "README.md").write_text("my own words")
     again.save_pretrained(tmp_path / "mine")
     assert (tmp_path / "mine" / "README.md").read_text() == "my own words"
-    assert json.loads((tmp_path / "mine" / "config.json").read_text()) == model.config
+    assert json.loads((tmp_path / "mine" / "config.json").read_text()) == json.loads(config_json(model.config))
 
 
 def test_a_failed_save_changes_no_file(tiny: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -290,7 +290,7 @@ def test_a_bare_file_of_other_classes_has_what_its_codebase_does(
     model = isanet.from_pretrained(written(tmp_path, layout, state(count, layout)))
     config = model.config
     assert all(config[key] == value for key, value in NOT_SHOWN[layout].items())
-    assert ("leaky_slope" in config) == (layout == "openseg")
+    assert config["leaky_slope"] == (0.01 if layout == "openseg" else 0)
     assert "no resize" in caplog.text
     assert ("BGR" in caplog.text) == layout.startswith("openseg")
     assert model.label_space == (None if count == 3 else "ade20k150")
@@ -307,7 +307,7 @@ def test_mmsegmentations_models_for_windows_are_run_by_windows(
     path = saved(tmp_path, {"state_dict": state(19, "mmsegmentation"), "meta": {"config": config}})
     model = isanet.from_pretrained(path)
     assert model.config["protocol"] == protocol
-    assert model.config.get("logits_resize") == ("corners" if corners else None)
+    assert model.config["logits_resize"] == ("corners" if corners else "half_pixel")
     assert model.preprocessing["short_edge"] == (1025 if corners else 1024)
 
 

@@ -19,6 +19,7 @@ from PIL import Image
 import isanet
 from isanet import datasets, toystreets
 from isanet.cli import run as cli
+from isanet.config import config_json
 from isanet.model import ISANet
 from isanet.toystreets.draw import CAR
 from isanet.weights import checkpoint
@@ -111,7 +112,7 @@ def test_the_file_is_small_and_tells_its_own_architecture(package: Path) -> None
     path = packaged_path(NAME)
     tensors, metadata = checkpoint.read_safetensors(checkpoint.read_file(path))
     assert {value.dtype for value in tensors.values()} == {torch.float16, torch.int64}
-    assert json.loads(metadata["config"]) == trained().config
+    assert metadata["config"] == config_json(trained().config)
     assert torch.equal(logits(isanet.from_pretrained(path)), logits(isanet.from_pretrained(NAME)))
 
 
