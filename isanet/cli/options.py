@@ -14,11 +14,11 @@ PRECISIONS = ("float32", "bfloat16", "float16", "int8")
 """As in isanet.inference.fast.optimize, which would import torch."""
 
 EXPORTS = ("cvat", "roboflow", "supervisely", "label-studio", "labelme", "via", "coco")
-LAYOUTS = ("auto", "voc", "ade20k", "cityscapes", "folder", *EXPORTS)
+LAYOUTS = ("auto", "voc", "ade20k", "cityscapes", "context59", "folder", *EXPORTS)
 """As in `isanet.datasets.open_dataset`."""
 
 MODEL = "name in the zoo, org/name on the Hugging Face Hub, folder or file"
-DATA = "folder with VOC, ADE20K, Cityscapes, your own images and masks, or what a labelling tool exported"
+DATA = "folder with VOC, ADE20K, Cityscapes or Pascal Context, your own images and masks, or a labelling tool's export"
 VALUE_RANGE = "values of images of more than 8 bits that become black and white, such as 0,4095"
 DEVICE = "auto, cpu, cuda, cuda:1 or mps; default: auto"
 

@@ -24,7 +24,7 @@ def add_commands(add_command: AddCommand) -> None:
     publish.add_argument("names", nargs="+", metavar="NAME", help="models of the zoo, or glob patterns")
     text = "repository to push to; {name} stands for the model's name, as in org/{name}"
     publish.add_argument("--repo", required=True, metavar="ORG/{name}", help=text)
-    text = "datasets to measure models on: layout (voc, ade20k, cityscapes), '=' and folder"
+    text = "datasets to measure models on: layout (voc, ade20k, cityscapes, context59), '=' and folder"
     publish.add_argument("--data", nargs="+", default=[], metavar="LAYOUT=DIR", help=text)
     text = "a trial on N images of each dataset: nothing is pushed or written"
     publish.add_argument("--limit", type=positive_int, metavar="N", help=text)

@@ -8,7 +8,7 @@ from isanet.datasets.base import Options, SegmentationDataset, Transforms
 from isanet.datasets.exported import Exported
 from isanet.datasets.folder import Folder
 from isanet.datasets.importing import import_masks
-from isanet.datasets.official import ADE20K, VOC2012, Cityscapes
+from isanet.datasets.official import ADE20K, VOC2012, Cityscapes, PascalContext
 from isanet.datasets.opening import open_dataset, open_train_and_val
 from isanet.datasets.toystreets import ToyStreets
 from isanet.datasets.wrapped import Wrapped
@@ -20,6 +20,7 @@ __all__ = [
     "Exported",
     "Folder",
     "Options",
+    "PascalContext",
     "SegmentationDataset",
     "ToyStreets",
     "Transforms",

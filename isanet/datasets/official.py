@@ -236,6 +236,45 @@ class Cityscapes(OfficialDataset):
         super().__init__(root, split, FoundFiles(images, masks, name=_image_name), **options)
 
 
+class PascalContext(OfficialDataset):
+    """Pascal Context on the images of PASCAL VOC 2010: the 59 most frequent classes, without a background.
+
+    >>> isanet.datasets.PascalContext("VOC2010", "val")
+    PascalContext(VOC2010, val, 4 images, 59 classes: aeroplane, bag, bed, …)
+
+    Args:
+        root: The folder with `VOCdevkit`, or that, or `VOC2010` in it (the one with `JPEGImages`).
+        split: "train" or "val".
+        options: See `Options`.
+
+    Masks and lists are those that mmsegmentation's converter makes of `trainval_merged.json`: it lists 4,996 and 5,104
+    images, where the paper has 4,998 and 5,105. The value 0, the other classes, is ignored; 1 to 59 become 0 to 58.
+
+    Raises:
+        DatasetError: Something is not as described; the message names the file.
+
+    Source: https://cs.stanford.edu/~roozbeh/pascal-context/ and mmsegmentation's
+    `tools/dataset_converters/pascal_context.py`.
+    """
+
+    name = "Pascal Context"
+    splits = ("train", "val")
+    _space = LABEL_SPACES["context59"]
+    _val_size = 5104
+    _homes = ("VOCdevkit/VOC2010", "VOC2010", ".")
+    _marks = (("JPEGImages", "SegmentationClassContext"),)
+    expected_layout = "JPEGImages, SegmentationClassContext and ImageSets, also below VOCdevkit/VOC2010 or VOC2010"
+    _ignored = (0,)
+    _valid_values = "Pascal Context's hold 0 to 59 (0: ignored)"
+
+    def __init__(self, root: PathLike, split: str = "val", **options: Unpack[Options]) -> None:
+        root, home = self._open(root, split)
+        images = files_by_key(home / "JPEGImages", ".jpg")
+        masks = files_by_key(home / "SegmentationClassContext", ".png")
+        keys = read_keys(home / "ImageSets" / "SegmentationContext" / f"{split}.txt")
+        super().__init__(root, split, FoundFiles(images, masks, keys), **options)
+
+
 def _image_name(key: str) -> str:
     """The name of a sample of Cityscapes: its image's file name without the city's folder."""
     return f"{PurePosixPath(key).name}_leftImg8bit"

@@ -13,7 +13,7 @@ from isanet.datasets.exported import Exported
 from isanet.datasets.exports import files_below
 from isanet.datasets.folder import Folder, split_paths
 from isanet.datasets.listing import PathLike, contents, existing_folder, files_by_key, has_folders
-from isanet.datasets.official import ADE20K, VOC2012, Cityscapes, OfficialDataset
+from isanet.datasets.official import ADE20K, VOC2012, Cityscapes, OfficialDataset, PascalContext
 from isanet.errors import DatasetError
 from isanet.images.reading import SUFFIXES
 
@@ -21,6 +21,7 @@ DATASETS: dict[str, type[OfficialDataset] | type[Folder]] = {
     "voc": VOC2012,
     "ade20k": ADE20K,
     "cityscapes": Cityscapes,
+    "context59": PascalContext,
     "folder": Folder,
 }
 """Dataset classes by the names that `open_dataset` takes as `layout`."""
@@ -44,10 +45,11 @@ def open_dataset(
     Args:
         root: The folder, as for the classes of this package.
         split: None: "val", but all of your own folder (`Folder`).
-        layout: "voc", "ade20k", "cityscapes", "folder", what a labelling tool exported ("cvat", "roboflow",
-            "supervisely", "label-studio", "labelme", "via", "coco"), or "auto": by what is in `root`. A folder with a
-            `classes.txt` is never taken for one of the first three. Of your own folder, images and masks are also
-            found in folders of other usual names ("imgs", "labels"), or beside each other ("x.jpg", "x_mask.png").
+        layout: "voc", "ade20k", "cityscapes", "context59", "folder", what a labelling tool exported ("cvat",
+            "roboflow", "supervisely", "label-studio", "labelme", "via", "coco"), or "auto": by what is in `root`. A
+            folder with a `classes.txt` is never taken for one of the first four. Of your own folder, images and masks
+            are also found in folders of other usual names ("imgs", "labels"), or beside each other ("x.jpg",
+            "x_mask.png").
         options: Further arguments of the class.
 
     Raises:

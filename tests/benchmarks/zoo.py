@@ -16,14 +16,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.benchmarks.loading import peak
+
 ROOT = Path(__file__).parents[2]
-
-
-def peak() -> int:
-    """The most bytes that this process has had in memory."""
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def use(manifest: str) -> None:

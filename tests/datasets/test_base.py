@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from isanet.datasets import ADE20K, VOC2012, Cityscapes, Folder, SegmentationDataset, open_dataset
+from isanet.datasets import ADE20K, VOC2012, Cityscapes, Folder, PascalContext, SegmentationDataset, open_dataset
 from isanet.errors import DatasetError, ImageError
 from isanet.images.reading import read_image
 from isanet.labels import IGNORED
@@ -26,6 +26,7 @@ OFFICIAL: dict[str, tuple[Callable[..., dict[str, Replica]], type[SegmentationDa
     "voc": (replicas.voc, VOC2012),
     "ade20k": (replicas.ade20k, ADE20K),
     "cityscapes": (replicas.cityscapes, Cityscapes),
+    "context59": (replicas.pascal_context, PascalContext),
 }
 
 
@@ -138,6 +139,8 @@ WRONG_WHEN_MADE = [
     ("cityscapes", "missing mask", ["have no mask: 'frankfurt/frankfurt_000000_000019'"]),
     ("cityscapes", "missing image", ["have no image: 'frankfurt/frankfurt_000000_000019'"]),
     ("cityscapes", "train ids alone", ["labelTrainIds.png alone", "script", "labelIds.png", "gtFine_trainvaltest.zip"]),
+    ("context59", "line leads out", ["LIST", "line 5", "'../../secret'", "leads out"]),
+    ("context59", "missing mask", ["have no mask: '2008_000101'"]),
     ("folder", "missing mask", ["have no mask: 'pic 0.0'"]),
     ("folder", "missing image", ["have no image: 'pic 0.0'"]),
 ]
@@ -161,6 +164,7 @@ WRONG_WHEN_READ = [(layout, trap, parts) for layout in LAYOUTS for trap, parts i
     ("voc", "stray value", ["0 to 20, and 255"]),
     ("ade20k", "stray value", ["0 to 150"]),
     ("cityscapes", "stray value", ["0 to 33"]),
+    ("context59", "stray value", ["0 to 59"]),
 ]
 
 

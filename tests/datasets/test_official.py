@@ -50,8 +50,8 @@ def test_names_and_sizes_are_those_of_the_published_metrics(tmp_path: Path) -> N
         for split in {"train", "trainval", "test"} & set(kind.splits):
             if (layout, split) != ("ade20k", "test"):
                 assert kind(tmp_path / layout, split).official_size is None
-    assert set(sizes) == published - {drawn.name, "Pascal Context"}  # which has no reader
-    assert sizes == {"PASCAL VOC 2012": 1449, "ADE20K": 2000, "Cityscapes": 500}
+    assert set(sizes) == published - {drawn.name}
+    assert sizes == {"PASCAL VOC 2012": 1449, "ADE20K": 2000, "Cityscapes": 500, "Pascal Context": 5104}
 
 
 @pytest.mark.parametrize("home", [".", "VOC2012", "VOCdevkit/VOC2012"])
@@ -69,7 +69,7 @@ def test_ade20k_itself_is_a_root_and_the_long_names_are_splits(tmp_path: Path) -
     assert ADE20K(tmp_path, "validation").official_size == 2000
 
 
-@pytest.mark.parametrize("layout", OFFICIAL)
+@pytest.mark.parametrize("layout", [layout for layout in OFFICIAL if layout != "context59"])
 def test_a_test_split_has_only_images(tmp_path: Path, layout: str) -> None:
     make, kind = OFFICIAL[layout]
     make(tmp_path)
@@ -272,7 +272,7 @@ def test_train_ids_named_label_ids_are_an_error(tmp_path: Path) -> None:
 def test_unknown_splits_and_roots(tmp_path: Path, layout: str) -> None:
     make, kind = OFFICIAL[layout]
     make(tmp_path / "set")
-    with pytest.raises(DatasetError, match="no split 'valid'; it has: train, val, "):
+    with pytest.raises(DatasetError, match="no split 'valid'; it has: train, val"):
         kind(tmp_path / "set", "valid")
     with pytest.raises(DatasetError, match=r"nowhere does not exist"):
         kind(tmp_path / "nowhere")

@@ -38,7 +38,7 @@ def test_no_layout_and_several_layouts_are_errors(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     with pytest.raises(DatasetError, match=r"no known layout.*VOC2012: .*ADE20K: .*Cityscapes: .*Folder: .* images$"):
         open_dataset(tmp_path)
-    with pytest.raises(DatasetError, match=r"unknown layout 'yolo'.*auto, voc, ade20k, cityscapes, folder, cvat"):
+    with pytest.raises(DatasetError, match=r"'yolo'.*auto, voc, ade20k, cityscapes, context59, folder, cvat"):
         open_dataset(tmp_path, layout="yolo")
     replicas.voc(tmp_path)
     replicas.ade20k(tmp_path)

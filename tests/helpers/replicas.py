@@ -176,6 +176,36 @@ def ade20k(root: Path, *, train: int = 3, val: int = 4, seed: int = 0, traps: It
     return result
 
 
+def pascal_context(
+    root: Path,
+    *,
+    home: str = "VOCdevkit/VOC2010",
+    train: int = 3,
+    val: int = 4,
+    seed: int = 0,
+    traps: Iterable[str] = (),
+) -> dict[str, Replica]:
+    """Pascal Context: JPEG images, masks of 0 (other) to 59, lists. Traps go into "val"."""
+    space, base = LABEL_SPACES["context59"], root / home
+    result = {}
+    for split, count in (("train", train), ("val", val)):
+        keys = [f"2008_{i + 1 + 100 * (split == 'val'):06d}" for i in range(count)]
+        masks = {
+            key: labels(seed + i + 100 * (split == "val"), 59, SIZES[i % len(SIZES)], avoid=[12, 47, 57])
+            for i, key in enumerate(keys)
+        }
+        masks[keys[0]][:8, :8] = 58  # the greatest; 12, 47 and 57 have nearly the color of another class
+        images = {key: save(base / "JPEGImages" / f"{key}.jpg", paint(masks[key], space)) for key in keys}
+        folder = base / "SegmentationClassContext"
+        files = {key: save(folder / f"{key}.png", masks[key] + np.uint8(1)) for key in keys}  # 255 becomes 0
+        listed = base / "ImageSets" / "SegmentationContext" / f"{split}.txt"
+        listed.parent.mkdir(parents=True, exist_ok=True)
+        listed.write_text("".join(f"{key}\n" for key in keys))
+        result[split] = Replica(root, split, space, keys, masks, images, files, listed)
+    spring(result["val"], traps)
+    return result
+
+
 def cityscapes(
     root: Path, *, train: int = 3, val: int = 4, seed: int = 0, traps: Iterable[str] = ()
 ) -> dict[str, Replica]:

@@ -94,6 +94,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     replicas.voc(folder)
     replicas.ade20k(folder)
     replicas.cityscapes(folder / "cityscapes")
+    replicas.pascal_context(folder, home="VOC2010")
     exports.labelme(folder / "boxes")
     return folder
 
