@@ -10,7 +10,7 @@ import torch
 from isanet.weights.manifest import Weights, manifest_path
 from tests.helpers import stand_in
 
-SPACES = {"voc21": "voc", "ade150": "ade20k", "cityscapes19": "cityscapes", "context59": "pascal_context_59"}
+SPACES = {"voc21": "voc", "ade20k150": "ade20k", "cityscapes19": "cityscapes", "context59": "pascal_context_59"}
 
 
 def listing(weights: Weights) -> str:
@@ -18,6 +18,11 @@ def listing(weights: Weights) -> str:
     backbone = weights.architecture["backbone"].replace("resnet", "r")
     found = sorted(stand_in.DATA.glob(f"{weights.family}_{backbone}_{SPACES[weights.label_space]}*.keys.json"))
     return found[0].name.removesuffix(".keys.json")  # of openseg's two, InPlaceABN's
+
+
+def is_wrapped(weights: Weights) -> bool:
+    """Whether the names in a file are expected to be those of mmrazor: of BPKD's without distillation."""
+    return weights.name.endswith(("bpkd_plain", "r101_context59.bpkd"))
 
 
 def write(weights: Weights, folder: Path) -> Path:
@@ -30,7 +35,7 @@ def write(weights: Weights, folder: Path) -> Path:
         return stand_in.openseg_file(path, state)
     if weights.family == "sssegmentation":
         torch.save({"epoch": 60, "model": state, "optimizer": stand_in.sgd_state(state)}, path)
-    elif weights.name.endswith(("bpkd_plain", "r101_context59.bpkd")):  # mmrazor's
+    elif is_wrapped(weights):
         torch.save({"state_dict": {f"architecture.model.{name}": value for name, value in state.items()}}, path)
     else:
         torch.save({"meta": {}, "state_dict": state}, path)
