@@ -122,9 +122,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_piece(self, piece: bytes, framing: str) -> None:
         if piece:
-            self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if framing == "chunked" else piece)
-            with self.owner.lock:
+            with self.owner.lock:  # counted first: the client may be done before this thread goes on
                 self.owner.sent[self.path.partition("?")[0]] += len(piece)
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if framing == "chunked" else piece)
 
     def reply(self, code: int, headers: dict[str, str] | None = None, body: bytes = b"") -> None:
         self.send_response(code)
