@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from hashlib import sha256
 from typing import Any, NamedTuple
 
+from isanet.config import ISANetConfig
 from isanet.datasets.base import SegmentationDataset
 from isanet.errors import IntegrityError, IsanetError, NetworkError, OutputError
 from isanet.evaluation.evaluate import evaluate
@@ -153,7 +154,8 @@ def _push(
 ) -> dict[str, Any] | None:
     """Push a converted file with its config and card; where it is then, as of `Weights.hub`. None without a token."""
     tensors, metadata = checkpoint.read_safetensors(file)
-    config, provenance = json.loads(metadata["config"]), released.recorded_provenance(metadata)
+    config = ISANetConfig(**json.loads(metadata["config"])).to_dict()  # a file has what differs from the defaults
+    provenance = released.recorded_provenance(metadata)
     if provenance["source"].startswith("file:"):  # a path on this machine
         provenance["source"] = provenance["source"].rpartition("/")[2]
     data = hub.serialized(tensors, config, provenance)

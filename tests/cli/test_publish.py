@@ -11,11 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 import isanet
+from isanet.config import ISANetConfig, config_json
 from isanet.tools import publish as tool
-from isanet.weights import cache
+from isanet.weights import cache, checkpoint
+from isanet.weights.pickles import File
 from tests.helpers import replicas, tiny_zoo
 from tests.helpers.commands import run
 from tests.helpers.disk import full_at
@@ -68,6 +72,19 @@ for name in isanet.list_models():
     labels = isanet.Segmenter(name, device="cpu", precision="float32")(street()).labels
     print(name, hashlib.sha256(labels.tobytes()).hexdigest())
 """
+
+
+def test_a_model_of_default_arguments_is_pushed_with_its_config_and_card(hub: HubServer, org: str) -> None:
+    preprocessing = isanet.model_info("isanet_r50_voc").preprocessing
+    config = ISANetConfig(num_classes=21, preprocessing=preprocessing).to_dict()
+    metadata = {"config": config_json(config), "source": "https://example.org/weights.pth"}
+    data = checkpoint.serialize({"classifier.bias": torch.zeros(21)}, metadata)
+    file = File("weights.safetensors", np.frombuffer(bytearray(data), np.uint8), "")
+    place = tool._push(file, f"{org}/defaults", token=hub.token, overwrite=False, say=print)
+    assert place is not None
+    files = hub.files(place["repo"])
+    assert ISANetConfig(**json.loads(files["config.json"])).to_dict() == config
+    assert b"resnet50, 21 classes" in files["README.md"]
 
 
 def test_what_is_published_is_what_another_machine_gets_without_upstream(
