@@ -68,12 +68,9 @@ def _publish(options: argparse.Namespace) -> int:
     if done:
         rows = [("NAME", "SHA256", "DOWNLOAD", "mIoU", "PUBLISHED", "ADDRESS")]
         for name, each in done.items():
-            measured, published = (
-                "-" if each.miou is None else f"{100 * each.miou:.2f}",
-                model_info(name).metrics["miou"],
-            )
-            row = (name, each.sha256[:8], megabytes(each.size), measured, f"{100 * published:.2f}", each.address)
-            rows.append(row)
+            measured = "-" if each.miou is None else f"{100 * each.miou:.2f}"
+            published = f"{100 * model_info(name).metrics['miou']:.2f}"
+            rows.append((name, each.sha256[:8], megabytes(each.size), measured, published, each.address))
         print("", *aligned(rows, left=6), sep="\n")
     if failed:
         print(f"\n{len(failed)} of {len(models)} failed: {', '.join(failed)}; the same call goes on with them")

@@ -35,7 +35,6 @@ ONLY_PYTHON = {
     "token": "HF_TOKEN is for the command line",
     "preprocessing": "of a network that was built in Python",
     "num_classes": "the same",
-    "align_corners": "the same; a fact, no advice",
     "count": "of ToyStreets",
     "size": "the same",
     "seed": "the same; in other commands the recipe's",

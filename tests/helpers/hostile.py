@@ -7,7 +7,10 @@ import json
 import zipfile
 from pathlib import Path
 
+import numpy as np
+
 from isanet.weights.checkpoint import LEGACY_MAGIC
+from isanet.weights.pickles import File
 
 MARKER = "was_run"
 COMMAND = f"echo run > {MARKER}"
@@ -125,6 +128,14 @@ def safetensors(header: object, data: bytes = b"", length: int | None = None) ->
     """A safetensors file; `header` may be raw bytes or anything for JSON."""
     raw = header if isinstance(header, bytes) else json.dumps(header).encode()
     return (len(raw) if length is None else length).to_bytes(8, "little") + raw + data
+
+
+def changed(valid: File, numbers: np.random.RandomState, likely: bytes) -> File:
+    """A file with one to three bytes changed, mostly to the `likely` ones or to extremes."""
+    data = valid.data.copy()
+    places = numbers.randint(len(data), size=numbers.randint(1, 4))
+    data[places] = numbers.choice([0, 1, 0x7F, 0xFF, *likely, numbers.randint(256)], len(places))
+    return valid._replace(data=data)
 
 
 def file(folder: Path, data: bytes) -> Path:

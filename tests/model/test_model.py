@@ -14,6 +14,7 @@ from isanet.attention import block_padding
 from isanet.model import ISANet
 from isanet.weights import convert
 from tests.helpers import stand_in
+from tests.helpers.precisions import needs_new_torch
 
 TINY: dict[str, Any] = {"backbone": "resnet14", "width": 8, "head_channels": 16, "key_channels": 8, "aux_channels": 8}
 
@@ -30,11 +31,6 @@ def tiny(**arguments: Any) -> ISANet:
             nn.init.uniform_(module.bias, -0.2, 0.2)
     nn.init.normal_(model.classifier.weight)
     return model.eval()
-
-
-needs_new_torch = pytest.mark.skipif(
-    torch.__version__ < "2.14", reason="torch 2.11 pins a size, and has no ShapesSpec; later ones were not tried"
-)
 
 
 def upstream(listing: str) -> ISANet:

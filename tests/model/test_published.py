@@ -15,6 +15,7 @@ from isanet.attention import ConvBNReLU
 from isanet.backbone import BasicBlock, Block, Bottleneck
 from isanet.config import LogitsResize
 from isanet.model import ISANet, resize_logits
+from tests.helpers.precisions import needs_new_torch
 from tests.helpers.published import KINDS, network
 
 
@@ -201,10 +202,6 @@ def test_an_argument_that_is_ignored_shows_in_the_logits(kind: str, argument: st
 
 SIZES = ((1, 1, 1), (2, 7, 9), (1, 16, 15), (3, 64, 64), (2, 101, 67), (1, 72, 136), (1, 8, 200))
 """Batch, height and width; some sides are 8n or 8n - 1, where ceil mode gives larger maps, some pooled ones are odd."""
-
-needs_new_torch = pytest.mark.skipif(
-    torch.__version__ < "2.14", reason="torch 2.11 pins a size, and has no ShapesSpec; later ones were not tried"
-)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (64, 95), (33, 70)])
