@@ -1,0 +1,220 @@
+"""The inference-optimized network as an ONNX graph, written node by node.
+
+No tracer runs: a graph takes seconds, reads like the network, and its sizes are free, from 1x1 pixels and any number of
+images. `isanet.export` writes it to files, and the other runtimes are fed with it in memory.
+
+Shape legend as in `isanet.model`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from isanet.inference.fast.layers import Attention, AveragePool, Block, Conv, MaxPool
+from isanet.inference.fast.network import FastISANet
+
+if TYPE_CHECKING:
+    import onnx
+
+OPSET = 18
+"""Of the operators: the first whose `Pad` takes axes; onnxruntime has it since 1.14."""
+
+IR_VERSION = 9
+
+
+class Graph:
+    """Nodes and constants of an ONNX graph; a value is known by its name.
+
+    >>> graph = Graph()
+    >>> graph("Add", "x", graph.ints(1))
+    'Add_0'
+    """
+
+    def __init__(self) -> None:
+        self.nodes: list[tuple[str, list[str], list[str], dict[str, Any]]] = []
+        self.constants: dict[str, NDArray[Any]] = {}
+
+    def __call__(self, op: str, *inputs: str, **attributes: Any) -> str:
+        """Add a node with one output, and give its name."""
+        return self.several(op, *inputs, outputs=1, **attributes)[0]
+
+    def several(self, op: str, *inputs: str, outputs: int, **attributes: Any) -> list[str]:
+        """Add a node with several outputs."""
+        names = [f"{op}_{len(self.nodes)}" + f"_{index}" * (outputs > 1) for index in range(outputs)]
+        self.nodes.append((op, list(inputs), names, attributes))
+        return names
+
+    def constant(self, value: NDArray[Any] | Tensor | np.generic, name: str = "") -> str:
+        """Add an array by a name, or a small one by its value."""
+        array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
+        array = np.ascontiguousarray(array, np.float32 if array.dtype == np.float64 else array.dtype)
+        name = name or f"{array.dtype}{list(array.shape)}:{','.join(map(str, array.ravel().tolist()))}"
+        self.constants[name] = array
+        return name
+
+    def ints(self, *values: int) -> str:
+        """A constant (N,) int64."""
+        return self.constant(np.array(values, np.int64))
+
+    def sizes(self, x: str, count: int) -> list[str]:
+        """The first `count` sizes of a value, (1,) int64 each."""
+        return [self("Shape", x, start=dim, end=dim + 1) for dim in range(count)]
+
+    def model(
+        self,
+        inputs: dict[str, tuple[type, list[int | str]]],
+        outputs: dict[str, tuple[str, type, list[int | str]]],
+        metadata: dict[str, str],
+    ) -> onnx.ModelProto:
+        """The graph with everything that a file needs.
+
+        Args:
+            inputs: dtype and shape by name; a size that is free has a name.
+            outputs: For each name the value, its dtype and shape.
+            metadata: Text by key.
+        """
+        from onnx import helper, numpy_helper
+
+        from isanet._version import __version__
+
+        def info(name: str, dtype: type, shape: list[int | str]) -> onnx.ValueInfoProto:
+            return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape)
+
+        nodes = [helper.make_node(op, into, out, name=out[0], **more) for op, into, out, more in self.nodes]
+        nodes += [helper.make_node("Identity", [value], [name]) for name, (value, _, _) in outputs.items()]
+        model = helper.make_model(
+            helper.make_graph(
+                nodes,
+                "isanet",
+                [info(name, dtype, shape) for name, (dtype, shape) in inputs.items()],
+                [info(name, dtype, shape) for name, (_, dtype, shape) in outputs.items()],
+                [numpy_helper.from_array(value, name) for name, value in self.constants.items()],
+            ),
+            opset_imports=[helper.make_opsetid("", OPSET)],
+            ir_version=IR_VERSION,
+            producer_name="isanet",
+            producer_version=__version__,
+        )
+        helper.set_model_props(model, metadata)
+        return model
+
+
+def network_graph(network: FastISANet, metadata: dict[str, str] | None = None) -> onnx.ModelProto:
+    """The network from normalized images to coarse logits: "images" (N, 3, H, W) -> "logits" (N, K, h, w), float32.
+
+    Args:
+        network: Made of a model by `isanet.inference.fast.optimize.optimize`, in float32.
+        metadata: What the file says of itself.
+    """
+    graph = Graph()
+    logits = coarse_logits(graph, network, "images")
+    return graph.model(
+        {"images": (np.float32, ["N", 3, "H", "W"])},
+        {"logits": (logits, np.float32, ["N", len(network.classes), "h", "w"])},
+        metadata or {},
+    )
+
+
+def coarse_logits(graph: Graph, network: FastISANet, images: str) -> str:
+    """`FastISANet.coarse_logits` as nodes of a graph."""
+    x = images
+    for number, module in enumerate(network.layers):
+        x = _layer(graph, module, x, f"layers.{number}")
+    block = graph.ints(network.block_size)
+    N, _, h, w = graph.sizes(x, 4)
+    P, Q = (graph("Div", graph("Add", size, graph.ints(network.block_size - 1)), block) for size in (h, w))
+    H, W = graph("Mul", P, block), graph("Mul", Q, block)
+    (top, bottom), (left, right) = (_margins(graph, whole, size) for whole, size in ((H, h), (W, w)))
+    y_NHWC = graph("Transpose", x, perm=[0, 2, 3, 1])
+    margins = graph("Concat", top, left, bottom, right, axis=0)
+    y_NHWC = graph("Pad", y_NHWC, margins, "", graph.ints(1, 2))
+    for number, attention in enumerate(network.attentions):
+        assert isinstance(attention, Attention)
+        y_NHWC = _attention(graph, attention, y_NHWC, (N, P, Q), f"attentions.{number}")
+    start = graph("Concat", top, left, axis=0)
+    end = graph("Add", start, graph("Concat", h, w, axis=0))
+    y_NHWC = graph("Slice", y_NHWC, start, end, graph.ints(1, 2))
+    y = graph("Transpose", y_NHWC, perm=[0, 3, 1, 2])
+    y = graph("Concat", *((x, y) if network.residual_first else (y, x)), axis=1)
+    return _layer(graph, network.classifier, _layer(graph, network.fuse, y, "fuse"), "classifier")
+
+
+def _margins(graph: Graph, whole: str, size: str) -> tuple[str, str]:
+    """Zeros before and after that make a map whole blocks; as `isanet.attention.block_padding`."""
+    missing = graph("Sub", whole, size)
+    before = graph("Div", missing, graph.ints(2))
+    return before, graph("Sub", missing, before)
+
+
+def _layer(graph: Graph, module: nn.Module, x: str, name: str) -> str:
+    match module:
+        case Conv():
+            return _conv(graph, module, x, name)
+        case MaxPool():
+            return graph(
+                "MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1], ceil_mode=int(module.ceil)
+            )
+        case AveragePool():
+            # One more row and column, which do not count, are what ceil mode sees of odd sizes, and nothing of even
+            # ones; OpenVINO's own ceil mode gives an empty map for one pixel
+            return graph("AveragePool", x, kernel_shape=[2, 2], strides=[2, 2], pads=[0, 0, 1, 1], count_include_pad=0)
+        case Block():
+            shortcut = x
+            for number, part in enumerate(module.shortcut):
+                shortcut = _layer(graph, part, shortcut, f"{name}.shortcut.{number}")
+            for number, part in enumerate(module.convs):
+                last = number == len(module.convs) - 1
+                assert isinstance(part, Conv)
+                x = _conv(graph, part, x, f"{name}.convs.{number}", shortcut if last else "")
+            return x
+    raise AssertionError(f"{name} is a {type(module).__name__}")
+
+
+def _conv(graph: Graph, conv: Conv, x: str, name: str, shortcut: str = "") -> str:
+    weight = graph.constant(torch.cat(list(conv.weights), 1), f"{name}.weight")
+    bias = graph.constant(conv.bias, f"{name}.bias")
+    pads = [*conv.padding, *conv.padding]
+    x = graph("Conv", x, weight, bias, strides=conv.stride, pads=pads, dilations=conv.dilation)
+    x = graph("Add", x, shortcut) if shortcut else x
+    return x if conv.slope is None else _relu(graph, x, conv.slope)
+
+
+def _relu(graph: Graph, x: str, slope: float) -> str:
+    return graph("LeakyRelu", x, alpha=slope) if slope else graph("Relu", x)
+
+
+def _attention(graph: Graph, attention: Attention, x_NHWC: str, sizes: tuple[str, str, str], name: str) -> str:
+    """(N, P*R, Q*S, C) -> the same."""
+    N, P, Q = sizes
+    C, D = attention.bias.shape[0], attention.query.shape[0]
+    block, slope = graph.ints(attention.block_size), attention.slope
+
+    def linear(x: str, part: str) -> str:
+        weight, bias = getattr(attention, part), getattr(attention, f"{part}_bias")
+        product = graph("MatMul", x, graph.constant(weight.T, f"{name}.{part}"))
+        return graph("Add", product, graph.constant(bias, f"{name}.{part}_bias"))
+
+    split = graph("Concat", N, P, block, Q, block, graph.ints(C), axis=0)
+    x = graph("Transpose", graph("Reshape", x_NHWC, split), perm=attention.order)
+    regrouped = graph("Shape", x)
+    positions, blocks = graph.ints(attention.block_size**2), graph("Mul", P, Q)
+    G, L = (positions, blocks) if attention.long_range else (blocks, positions)
+    x_NGLC = graph("Reshape", x, graph("Concat", N, G, L, graph.ints(C), axis=0))
+    first = attention.query.shape[1]
+    query, key, value = graph.several("Split", linear(x_NGLC, "first"), graph.ints(first, first, C), outputs=3, axis=-1)
+    query, key = (
+        _relu(graph, linear(_relu(graph, x, slope), part), slope) for x, part in ((query, "query"), (key, "key"))
+    )
+    query = graph("Mul", query, graph.constant(np.float32(D**-0.5)))
+    weights = graph("Softmax", graph("MatMul", query, graph("Transpose", key, perm=[0, 1, 3, 2])), axis=-1)
+    context = graph("Add", graph("MatMul", weights, value), graph.constant(attention.bias, f"{name}.bias"))
+    x = graph("Reshape", _relu(graph, context, slope), regrouped)
+    x = graph("Transpose", x, perm=[attention.order.index(dim) for dim in range(6)])
+    return graph(
+        "Reshape", x, graph("Concat", N, graph("Mul", P, block), graph("Mul", Q, block), graph.ints(C), axis=0)
+    )

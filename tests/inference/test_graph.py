@@ -1,0 +1,39 @@
+"""The ONNX graph of a network gives the network's logits, in both runtimes."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import openvino
+import pytest
+import torch
+
+from isanet.inference.fast.optimize import optimize
+from isanet.inference.runtimes.graph import network_graph
+from tests.helpers.published import KINDS, network
+
+SIZES = [(1, 1), (2, 2), (7, 9), (64, 64), (65, 97), (129, 255)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_of_every_kind_of_network_in_every_size(kind: str) -> None:
+    model = network(kind).double()
+    fast = optimize(network(kind).float())
+    proto = network_graph(fast, {"classes": "[]"})
+    onnx.checker.check_model(proto, full_check=True)
+    assert {prop.key: prop.value for prop in proto.metadata_props} == {"classes": "[]"}
+    file = proto.SerializeToString()
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    generator = torch.Generator().manual_seed(0)
+    for count, size in enumerate(SIZES, 1):
+        images = torch.randn(1 + count % 2, 3, *size, generator=generator)
+        with torch.no_grad():
+            expected = model.coarse_logits(images.double()).numpy()
+            # Each rounds to 24 bits in another order, and where softmax is close to a tie it multiplies rounding errors:
+            # torch's own, in float32, is the measure
+            rounding = np.abs(fast.coarse_logits(images).numpy() - expected).max()
+        for logits in (session.run(None, {"images": images.numpy()})[0], compiled(images.numpy())[0]):
+            np.testing.assert_allclose(logits, expected, rtol=0, atol=8 * rounding + 1e-6 * np.abs(expected).max())
