@@ -21,10 +21,8 @@ from isanet.inference.fast.network import FastISANet
 if TYPE_CHECKING:
     import onnx
 
-OPSET = 18
-"""Of the operators: the first whose `Pad` takes axes; onnxruntime has it since 1.14."""
-
-IR_VERSION = 9
+OPSET, IR_VERSION = 17, 8
+"""Of the operators and of the file: of 2022, so that runtimes on old devices read them."""
 
 
 class Graph:
@@ -61,9 +59,9 @@ class Graph:
         """A constant (N,) int64."""
         return self.constant(np.array(values, np.int64))
 
-    def sizes(self, x: str, count: int) -> list[str]:
-        """The first `count` sizes of a value, (1,) int64 each."""
-        return [self("Shape", x, start=dim, end=dim + 1) for dim in range(count)]
+    def sizes(self, x: str, dims: int) -> list[str]:
+        """All sizes of a value of so many dimensions, (1,) int64 each."""
+        return self.several("Split", self("Shape", x), self.ints(*[1] * dims), outputs=dims, axis=0)
 
     def model(
         self,
@@ -131,8 +129,8 @@ def coarse_logits(graph: Graph, network: FastISANet, images: str) -> str:
     H, W = graph("Mul", P, block), graph("Mul", Q, block)
     (top, bottom), (left, right) = (_margins(graph, whole, size) for whole, size in ((H, h), (W, w)))
     y_NHWC = graph("Transpose", x, perm=[0, 2, 3, 1])
-    margins = graph("Concat", top, left, bottom, right, axis=0)
-    y_NHWC = graph("Pad", y_NHWC, margins, "", graph.ints(1, 2))
+    none = graph.ints(0)  # of all dimensions: onnxruntime's optimizer confuses those of a Pad that names its axes
+    y_NHWC = graph("Pad", y_NHWC, graph("Concat", none, top, left, none, none, bottom, right, none, axis=0))
     for number, attention in enumerate(network.attentions):
         assert isinstance(attention, Attention)
         y_NHWC = _attention(graph, attention, y_NHWC, (N, P, Q), f"attentions.{number}")
