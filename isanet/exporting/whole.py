@@ -9,25 +9,23 @@ Shape legend as in `isanet.model`; H and W are those of the image, h and w of wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import reduce
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from isanet.config import LogitsResize
 from isanet.inference.fast.network import FastISANet
-from isanet.inference.runtimes.graph import Graph, coarse_logits
+from isanet.inference.runtimes.graph import Graph, coarse_logits, tensor_type
 from isanet.protocols import Protocol
-
-if TYPE_CHECKING:
-    import onnx
 
 _BITS = 2048  # the weights of OpenCV's resize have 11 bits
 
 
-def whole_graph(network: FastISANet, protocol: Protocol, metadata: dict[str, str]) -> onnx.ModelProto:
-    """From an image to its labels: "image" (H, W, 3) uint8 RGB -> "labels" (H, W), uint8 (int32 for K > 256).
+def whole_file(network: FastISANet, protocol: Protocol, metadata: dict[str, str]) -> Iterator[bytes]:
+    """An ONNX file, in parts, from an image to its labels.
+
+    "image" (H, W, 3) uint8 RGB -> "labels" (H, W), uint8 (int32 for K > 256).
 
     Args:
         network: In float32, of a model that has preprocessing.
@@ -59,14 +57,8 @@ def whole_graph(network: FastISANet, protocol: Protocol, metadata: dict[str, str
     logits = _resize_logits(graph, logits, own, "corners" if corners else "half_pixel")
     dtype = np.uint8 if K <= 256 else np.int32
     labels = graph("Squeeze", graph("ArgMax", logits, axis=1, keepdims=0), graph.ints(0))
-    labels = graph("Cast", labels, to=_type(dtype))
-    return graph.model({"image": (np.uint8, ["H", "W", 3])}, {"labels": (labels, dtype, ["H", "W"])}, metadata)
-
-
-def _type(dtype: type) -> int:
-    from onnx import helper
-
-    return int(helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+    labels = graph("Cast", labels, to=tensor_type(dtype))
+    return graph.file({"image": (np.uint8, ["H", "W", 3])}, {"labels": (labels, dtype, ["H", "W"])}, metadata)
 
 
 # --- as isanet.images.preprocess
@@ -81,13 +73,13 @@ def _prepared(graph: Graph, network: FastISANet, own: list[str]) -> tuple[str, l
         size = _fit_edges(graph, size, short_edge, long_edge)
     if pad_to:
         size = _fit_inside(graph, size, pad_to)
-    pixels = graph("Cast", "image", to=_type(np.int32))
+    pixels = graph("Cast", "image", to=tensor_type(np.int32))
     if size is not own:
         pixels = _resize_pixels(graph, pixels, own, size)
     if preprocessing.get("channels") == "BGR":
         pixels = graph("Gather", pixels, graph.ints(2, 1, 0), axis=2)
     mean, std = (np.array(preprocessing[name], np.float64) for name in ("mean", "std"))
-    x = graph("Sub", graph("Cast", pixels, to=_type(np.float32)), graph.constant(mean.astype(np.float32)))
+    x = graph("Sub", graph("Cast", pixels, to=tensor_type(np.float32)), graph.constant(mean.astype(np.float32)))
     x = graph("Transpose", graph("Mul", x, graph.constant((1 / std).astype(np.float32))), perm=[2, 0, 1])
     x = graph("Unsqueeze", x, graph.ints(0))
     if pad_to:
@@ -149,7 +141,7 @@ def _resize_pixels(graph: Graph, pixels: str, own: list[str], size: list[str]) -
     # At the border, one pixel has all the weight horizontally; vertically its row is read twice
     right_weight = graph("Where", graph("Equal", left, right), graph.ints(0), right_weight)
     whole = graph.constant(np.int32(_BITS))
-    down, across = (graph("Cast", weight, to=_type(np.int32)) for weight in (bottom_weight, right_weight))
+    down, across = (graph("Cast", weight, to=tensor_type(np.int32)) for weight in (bottom_weight, right_weight))
     down = graph("Unsqueeze", down, graph.ints(1, 2))
     across = graph("Unsqueeze", across, graph.ints(1))
 
@@ -190,7 +182,7 @@ def _taps(graph: Graph, length: str, target: str) -> tuple[str, str, str]:
     share = graph("Mul", share, graph.ints(_BITS))
     powers = np.arange(2, 13)
     doublings = graph("GreaterOrEqual", graph("Unsqueeze", first, one), graph.constant(2**powers))
-    doublings = graph("ReduceSum", graph("Cast", doublings, to=_type(np.int64)), one, keepdims=0)
+    doublings = graph("ReduceSum", graph("Cast", doublings, to=tensor_type(np.int64)), one, keepdims=0)
     finer = graph(
         "Gather", graph.constant(2 ** (12 - np.arange(1, 13))), doublings
     )  # steps that float32 has in a weight
@@ -207,7 +199,7 @@ def _rounded(graph: Graph, numerator: str, denominator: str, whole: str | None) 
     twice = graph("Mul", graph("Mod", numerator, denominator), graph.ints(2))
     is_odd = graph("Mod", total, graph.ints(2))
     up = graph("Greater", graph("Add", twice, is_odd), denominator)
-    return graph("Add", total, graph("Cast", up, to=_type(np.int64)))
+    return graph("Add", total, graph("Cast", up, to=tensor_type(np.int64)))
 
 
 # --- as isanet.inference.predict
@@ -283,7 +275,7 @@ class _Axis:
             window = graph("Min", window, last)
             position = graph("Sub", x, graph("Gather", self.starts, window))
             covers = graph("And", graph("GreaterOrEqual", position, zero), graph("Less", position, self.length))
-            inside.append(graph("Cast", graph("And", is_one, covers), to=_type(np.float32)))
+            inside.append(graph("Cast", graph("And", is_one, covers), to=tensor_type(np.float32)))
             position = graph("Min", graph("Max", position, zero), graph("Sub", self.length, one))
             found.append(graph("Add", graph("Mul", window, self.length), position))
         total = reduce(lambda total, each: graph("Add", total, each), inside)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from isanet.inference.fast.optimize import optimize
-from isanet.inference.runtimes.graph import network_graph
+from isanet.inference.runtimes.graph import network_file
 from tests.helpers.published import KINDS, network
 
 SIZES = [(1, 1), (2, 2), (7, 9), (64, 64), (65, 97), (129, 255)]
@@ -20,10 +20,10 @@ SIZES = [(1, 1), (2, 2), (7, 9), (64, 64), (65, 97), (129, 255)]
 def test_logits_of_every_kind_of_network_in_every_size(kind: str) -> None:
     model = network(kind).double()
     fast = optimize(network(kind).float())
-    proto = network_graph(fast, {"classes": "[]"})
+    file = b"".join(network_file(fast, {"classes": "[]"}))
+    proto = onnx.load_model_from_string(file)
     onnx.checker.check_model(proto, full_check=True)
     assert {prop.key: prop.value for prop in proto.metadata_props} == {"classes": "[]"}
-    file = proto.SerializeToString()
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     core = openvino.Core()
     compiled = core.compile_model(core.read_model(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

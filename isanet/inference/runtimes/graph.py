@@ -8,7 +8,8 @@ Shape legend as in `isanet.model`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +18,6 @@ from torch import Tensor, nn
 
 from isanet.inference.fast.layers import Attention, AveragePool, Block, Conv, MaxPool
 from isanet.inference.fast.network import FastISANet
-
-if TYPE_CHECKING:
-    import onnx
 
 OPSET, IR_VERSION = 17, 8
 """Of the operators and of the file: of 2022, so that runtimes on old devices read them."""
@@ -50,7 +48,7 @@ class Graph:
     def constant(self, value: NDArray[Any] | Tensor | np.generic, name: str = "") -> str:
         """Add an array by a name, or a small one by its value."""
         array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
-        array = np.ascontiguousarray(array, np.float32 if array.dtype == np.float64 else array.dtype)
+        array = array.astype(np.float32) if array.dtype == np.float64 else array
         name = name or f"{array.dtype}{list(array.shape)}:{','.join(map(str, array.ravel().tolist()))}"
         self.constants[name] = array
         return name
@@ -63,47 +61,70 @@ class Graph:
         """All sizes of a value of so many dimensions, (1,) int64 each."""
         return self.several("Split", self("Shape", x), self.ints(*[1] * dims), outputs=dims, axis=0)
 
-    def model(
+    def file(
         self,
         inputs: dict[str, tuple[type, list[int | str]]],
         outputs: dict[str, tuple[str, type, list[int | str]]],
         metadata: dict[str, str],
-    ) -> onnx.ModelProto:
-        """The graph with everything that a file needs.
+    ) -> Iterator[bytes]:
+        """The parts, one after the other, of an ONNX file; no two copies of the constants are in memory at once.
 
         Args:
             inputs: dtype and shape by name; a size that is free has a name.
             outputs: For each name the value, its dtype and shape.
             metadata: Text by key.
         """
-        from onnx import helper, numpy_helper
+        import onnx
+        from onnx import helper
 
         from isanet._version import __version__
 
-        def info(name: str, dtype: type, shape: list[int | str]) -> onnx.ValueInfoProto:
-            return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape)
-
-        nodes = [helper.make_node(op, into, out, name=out[0], **more) for op, into, out, more in self.nodes]
-        nodes += [helper.make_node("Identity", [value], [name]) for name, (value, _, _) in outputs.items()]
-        model = helper.make_model(
-            helper.make_graph(
-                nodes,
-                "isanet",
-                [info(name, dtype, shape) for name, (dtype, shape) in inputs.items()],
-                [info(name, dtype, shape) for name, (_, dtype, shape) in outputs.items()],
-                [numpy_helper.from_array(value, name) for name, value in self.constants.items()],
-            ),
-            opset_imports=[helper.make_opsetid("", OPSET)],
-            ir_version=IR_VERSION,
-            producer_name="isanet",
-            producer_version=__version__,
-        )
+        model = onnx.ModelProto(ir_version=IR_VERSION, producer_name="isanet", producer_version=__version__)
+        model.opset_import.add(version=OPSET)
         helper.set_model_props(model, metadata)
-        return model
+        graph = onnx.GraphProto(name="isanet")
+        for op, into, out, more in self.nodes:
+            graph.node.append(helper.make_node(op, into, out, name=out[0], **more))
+        for name, (dtype, shape) in inputs.items():
+            graph.input.append(helper.make_tensor_value_info(name, tensor_type(dtype), shape))
+        for name, (value, dtype, shape) in outputs.items():
+            graph.node.append(helper.make_node("Identity", [value], [name], name=name))
+            graph.output.append(helper.make_tensor_value_info(name, tensor_type(dtype), shape))
+
+        def constants() -> Iterator[bytes]:
+            for name, array in self.constants.items():
+                tensor = onnx.TensorProto(name=name, dims=array.shape, data_type=tensor_type(array.dtype))
+                tensor.raw_data = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+                yield _field(onnx.GraphProto.INITIALIZER_FIELD_NUMBER, tensor.SerializeToString())
+
+        # The model is a message in which the graph is the last field, and in that the constants
+        start = graph.SerializeToString()
+        length = len(start) + sum(map(len, constants()))
+        yield model.SerializeToString() + _field(onnx.ModelProto.GRAPH_FIELD_NUMBER, start, length)
+        yield from constants()
 
 
-def network_graph(network: FastISANet, metadata: dict[str, str] | None = None) -> onnx.ModelProto:
-    """The network from normalized images to coarse logits: "images" (N, 3, H, W) -> "logits" (N, K, h, w), float32.
+def _field(number: int, content: bytes, length: int | None = None) -> bytes:
+    """A field of a protocol buffer (https://protobuf.dev/programming-guides/encoding), or its beginning."""
+
+    def varint(value: int) -> bytes:
+        digits = [value >> shift & 127 for shift in range(0, max(1, value.bit_length()), 7)]
+        return bytes([*(digit | 128 for digit in digits[:-1]), digits[-1]])
+
+    return varint(number << 3 | 2) + varint(len(content) if length is None else length) + content
+
+
+def tensor_type(dtype: Any) -> int:
+    """ONNX's number of a numpy dtype."""
+    from onnx import helper
+
+    return int(helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+
+
+def network_file(network: FastISANet, metadata: dict[str, str] | None = None) -> Iterator[bytes]:
+    """An ONNX file, in parts, from normalized images to coarse logits.
+
+    "images" (N, 3, H, W) -> "logits" (N, K, h, w), float32.
 
     Args:
         network: Made of a model by `isanet.inference.fast.optimize.optimize`, in float32.
@@ -111,7 +132,7 @@ def network_graph(network: FastISANet, metadata: dict[str, str] | None = None) -
     """
     graph = Graph()
     logits = coarse_logits(graph, network, "images")
-    return graph.model(
+    return graph.file(
         {"images": (np.float32, ["N", 3, "H", "W"])},
         {"logits": (logits, np.float32, ["N", len(network.classes), "h", "w"])},
         metadata or {},
@@ -174,7 +195,8 @@ def _layer(graph: Graph, module: nn.Module, x: str, name: str) -> str:
 
 
 def _conv(graph: Graph, conv: Conv, x: str, name: str, shortcut: str = "") -> str:
-    weight = graph.constant(torch.cat(list(conv.weights), 1), f"{name}.weight")
+    parts = list(conv.weights)
+    weight = graph.constant(torch.cat(parts, 1) if len(parts) > 1 else parts[0], f"{name}.weight")
     bias = graph.constant(conv.bias, f"{name}.bias")
     pads = [*conv.padding, *conv.padding]
     x = graph("Conv", x, weight, bias, strides=conv.stride, pads=pads, dilations=conv.dilation)
