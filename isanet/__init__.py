@@ -9,7 +9,7 @@
 >>> report = isanet.evaluate("isanet_nano_toystreets", val)  # print(report); report.miou, .iou, .save("evaluated")
 >>> run = isanet.finetune("isanet_nano_toystreets", train, val, {"epochs": 1}, output="runs/streets")
 >>> model = isanet.from_pretrained("runs/streets")  # a torch.nn.Module: logits = model(images)
->>> model.save_pretrained("mine")  # model.push_to_hub("org/name"); every error is an isanet.IsanetError
+>>> model.save_pretrained("mine")  # or isanet.export(model, "mine.onnx"); every error is an isanet.IsanetError
 
 Everything public is a name of this module, imported when it is first used: `import isanet` does not wait for torch.
 The examples of docstrings use these names too: `segmenter`, `result`, `dataset`, `report`, `run` and `model`, and
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     )
     from isanet.evaluation.evaluate import evaluate
     from isanet.evaluation.report import Report
+    from isanet.exporting.write import export
     from isanet.inference.segmentation import Segmentation
     from isanet.inference.segmenter import Segmenter
     from isanet.model import ISANet
@@ -78,6 +79,7 @@ __all__ = [
     "Weights",
     "datasets",
     "evaluate",
+    "export",
     "finetune",
     "from_backbone",
     "from_pretrained",
@@ -99,6 +101,7 @@ _MODULE_OF = {
     "Segmenter": "isanet.inference.segmenter",
     "Weights": "isanet.weights.manifest",
     "evaluate": "isanet.evaluation.evaluate",
+    "export": "isanet.exporting.write",
     "finetune": "isanet.training.finetune",
     "from_backbone": "isanet.zoo.pretrained",
     "from_pretrained": "isanet.zoo.pretrained",

@@ -32,7 +32,7 @@ def test_logits_of_every_kind_of_network_in_every_size(kind: str) -> None:
         images = torch.randn(1 + count % 2, 3, *size, generator=generator)
         with torch.no_grad():
             expected = model.coarse_logits(images.double()).numpy()
-            # Each rounds to 24 bits in another order, and where softmax is close to a tie it multiplies rounding errors:
+            # Each rounds to 24 bits in another order, and softmax close to a tie multiplies rounding errors:
             # torch's own, in float32, is the measure
             rounding = np.abs(fast.coarse_logits(images).numpy() - expected).max()
         for logits in (session.run(None, {"images": images.numpy()})[0], compiled(images.numpy())[0]):
