@@ -27,6 +27,36 @@ _BAND_BYTES = {"cpu": 8 << 20}
 _BAND_BYTES_ELSEWHERE = 256 << 20
 
 
+class Axis(NamedTuple):
+    """Each position of an axis as a weighted average of `taps` coarse ones.
+
+    Attributes:
+        indices: (length, taps) int64, of coarse positions.
+        weights: (length, taps), at least 0, of sum 1.
+    """
+
+    indices: Tensor
+    weights: Tensor
+
+    def at(self, positions: Tensor | slice) -> Axis:
+        """The axis that has only these of the positions, in their order."""
+        return Axis(self.indices[positions], self.weights[positions])
+
+
+class Blend(NamedTuple):
+    """A map that only resizes: each pixel is a weighted average of a few coarse logits.
+
+    Attributes:
+        coarse: (K, h, w).
+        y: (H, taps), the coarse rows of each row.
+        x: (W, taps), the coarse columns of each column.
+    """
+
+    coarse: Tensor
+    y: Axis
+    x: Axis
+
+
 class LogitsMap(NamedTuple):
     """Logits of every class at every pixel, made a few rows at a time.
 
@@ -35,18 +65,22 @@ class LogitsMap(NamedTuple):
         like: An empty tensor of the dtype and on the device of the logits.
         values_per_row: Values of each class that are computed for one row, at the step that needs most.
         rows: `rows(start, stop)` makes rows `start` to `stop - 1`: (K, stop - start, W).
+        blend: The same map for single pixels; None if it averages windows.
     """
 
     shape: tuple[int, int, int]
     like: Tensor
     values_per_row: int
     rows: Callable[[int, int], Tensor]
+    blend: Blend | None = None
 
 
 def stored(logits_KHW: Tensor) -> LogitsMap:
     """A map that is in memory already."""
     K, H, W = logits_KHW.shape
-    return LogitsMap((K, H, W), logits_KHW.new_empty(0), 0, lambda start, stop: logits_KHW[:, start:stop])
+    y, x = (Axis(torch.arange(size)[:, None], torch.ones(size, 1, dtype=logits_KHW.dtype)) for size in (H, W))
+    blend = Blend(logits_KHW, y, x)
+    return LogitsMap((K, H, W), logits_KHW.new_empty(0), 0, lambda start, stop: logits_KHW[:, start:stop], blend)
 
 
 def resized(source: LogitsMap, size: tuple[int, int], how: LogitsResize) -> LogitsMap:
@@ -61,15 +95,9 @@ def resized(source: LogitsMap, size: tuple[int, int], how: LogitsResize) -> Logi
     height, width = size
     if size == (H, W):
         return source
-    # Positions as torch computes them (aten/src/ATen/native/UpSample.h), in the logits' precision too: columns are
-    # resized by `resize_logits`, rows are blended here.
-    y = torch.arange(height, dtype=source.like.dtype)
-    if how == "corners":
-        y = y * ((H - 1) / max(height - 1, 1))
-    else:
-        y = y * (H / height) if how == "asymmetric" else ((y + 0.5) * (H / height) - 0.5).clamp(min=0)
-    above = y.long().clamp(max=H - 1)
-    share = (y - above).to(source.like.device)[:, None]
+    # Columns are resized by `resize_logits`, rows are blended here
+    above, shares = _positions(H, height, how, source.like.dtype)
+    share = shares.to(source.like.device)[:, None]
     first_of: list[int] = above.tolist()  # the upper of the two source rows that a row is blended from
 
     def rows(start: int, stop: int) -> Tensor:
@@ -87,7 +115,38 @@ def resized(source: LogitsMap, size: tuple[int, int], how: LogitsResize) -> Logi
         return band
 
     values_per_row = max(width, math.ceil(source.values_per_row * H / height))
-    return LogitsMap((K, height, width), source.like, values_per_row, rows)
+    blend = source.blend and source.blend._replace(
+        y=_resized_axis(source.blend.y, height, how), x=_resized_axis(source.blend.x, width, how)
+    )
+    return LogitsMap((K, height, width), source.like, values_per_row, rows, blend)
+
+
+def _positions(length: int, target: int, how: LogitsResize, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """For each of `target` positions the nearest of `length` at or before it, and the share of the next one.
+
+    As torch computes them (aten/src/ATen/native/UpSample.h), in the logits' precision too.
+    """
+    position = torch.arange(target, dtype=dtype)
+    if how == "corners":
+        position = position * ((length - 1) / max(target - 1, 1))
+    elif how == "asymmetric":
+        position = position * (length / target)
+    else:
+        position = ((position + 0.5) * (length / target) - 0.5).clamp(min=0)
+    before = position.long().clamp(max=length - 1)
+    return before, position - before
+
+
+def _resized_axis(axis: Axis, target: int, how: LogitsResize) -> Axis:
+    length = len(axis.indices)
+    if target == length:
+        return axis
+    before, share = _positions(length, target, how, axis.weights.dtype)
+    first, second, share = axis.at(before), axis.at((before + 1).clamp(max=length - 1)), share[:, None]
+    return Axis(
+        torch.cat([first.indices, second.indices], dim=1),
+        torch.cat([first.weights * (1 - share), second.weights * share], dim=1),
+    )
 
 
 def cropped(source: LogitsMap, size: tuple[int, int]) -> LogitsMap:
@@ -95,16 +154,23 @@ def cropped(source: LogitsMap, size: tuple[int, int]) -> LogitsMap:
     K, H, W = source.shape
     if size == (H, W):
         return source
-    return source._replace(
-        shape=(K, *size),
-        values_per_row=max(W, source.values_per_row),
-        rows=lambda start, stop: source.rows(start, stop)[..., : size[1]],
+    y, x = (slice(length) for length in size)
+    return LogitsMap(
+        (K, *size),
+        source.like,
+        max(W, source.values_per_row),
+        lambda start, stop: source.rows(start, stop)[..., x],
+        source.blend and source.blend._replace(y=source.blend.y.at(y), x=source.blend.x.at(x)),
     )
 
 
 def mirrored(source: LogitsMap) -> LogitsMap:
     """A map with left and right exchanged."""
-    return source._replace(rows=lambda start, stop: source.rows(start, stop).flip(2))
+    backward = torch.arange(source.shape[2]).flip(0)
+    return source._replace(
+        rows=lambda start, stop: source.rows(start, stop).flip(2),
+        blend=source.blend and source.blend._replace(x=source.blend.x.at(backward)),
+    )
 
 
 def averaged(

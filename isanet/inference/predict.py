@@ -20,6 +20,7 @@ from isanet.config import LogitsResize
 from isanet.errors import IsanetError
 from isanet.images.preprocess import content_size, preprocess, scaled
 from isanet.images.reading import RGBImage, check_array
+from isanet.inference.argmax import argmax
 from isanet.inference.logits import LogitsMap, averaged, cropped, mirrored, resized, resized_bands, stored
 from isanet.inference.network import Network
 from isanet.protocols import Protocol
@@ -351,6 +352,9 @@ def label_map(
 ) -> Prediction:
     """Label of every pixel: maps of logits resized to `size`, averaged, argmax; a band of rows at a time.
 
+    On a processor, where labels alone are asked for and no windows are averaged, `isanet.inference.argmax` makes the
+    same ones without most of the logits.
+
     Args:
         maps: One or more, finite, of K classes each.
         size: (height, width) of the image.
@@ -364,9 +368,15 @@ def label_map(
         probabilities, or None.
     """
     K, like = maps[0].shape[0], maps[0].like
+    average_probabilities &= confidence or len(maps) > 1  # of a single map, the order is the same
     dtype = _label_type(K) if keep is None else keep.dtype
     labels = torch.empty(size, dtype=dtype, device=like.device)
     probabilities = torch.empty(size, device=like.device) if confidence else None
+    blends = [blend for source in maps if (blend := resized(source, size, how).blend) is not None]
+    if len(blends) == len(maps) and not confidence and like.device.type == "cpu":
+        for rows, label in argmax(blends, average_probabilities=average_probabilities):
+            labels[rows] = label if keep is None else keep[label.int()]
+        return labels, None
     for rows, band_KHW in resized_bands(maps, size, how, average_probabilities=average_probabilities):
         highest, label = band_KHW.max(dim=0)
         labels[rows] = label.to(dtype) if keep is None else keep[label]
