@@ -53,13 +53,15 @@ class Record:
 
     Attributes:
         file: Name of the converted file in the cache.
-        file_sha256: Hash of the converted file, compared at every load.
+        file_sha256: Hash of the converted file.
         source: Address that the released file came from.
         source_sha256: Hash of the released file; any later copy must have the same.
         source_size: Its size in bytes.
         layout: Layout of its tensors' names, a key of `isanet.weights.convert.LAYOUTS` or `BACKBONE_LAYOUTS`.
         converter: Version of the converter.
         date: When it was converted, ISO 8601, UTC.
+        file_blake3: Another hash of the converted file, compared at every load because it is fast; "" in records of
+            earlier versions, with which file_sha256 is compared.
     """
 
     file: str
@@ -70,6 +72,7 @@ class Record:
     layout: str
     converter: int
     date: str
+    file_blake3: str = ""
 
 
 def home() -> Path:
@@ -128,13 +131,16 @@ def parse_record(name: str, values: Any) -> Record:
     Raises:
         ValueError: A value is malformed; KeyError or TypeError if it is not an object with all fields.
     """
-    record = Record(**{field.name: values[field.name] for field in fields(Record)})
+    given = {"file_blake3": "", **values}
+    record = Record(**{field.name: given[field.name] for field in fields(Record)})
     for field in fields(Record):
         if type(getattr(record, field.name)).__name__ != field.type:
             raise ValueError(f"{field.name} is not {field.type}")
     for digest in (record.file_sha256, record.source_sha256):
         if not re.fullmatch("[0-9a-f]{64}", digest):
             raise ValueError(f"{digest[:100]!r} is not a SHA-256 digest")
+    if not re.fullmatch("([0-9a-f]{64})?", record.file_blake3):
+        raise ValueError(f"{record.file_blake3[:100]!r} is not a BLAKE3 digest")
     if not re.fullmatch(re.escape(name) + _VERSION + _CONVERTED, record.file):
         raise ValueError(f"{record.file[:100]!r} is not a file name that isanet writes")
     return record

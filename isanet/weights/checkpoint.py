@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from blake3 import blake3
 from torch import Tensor
 
 from isanet._files import looks_like
@@ -55,18 +56,20 @@ SAFETENSORS_DTYPES = {
 _SAFETENSORS_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 
 
-def read_file(path: Path, max_bytes: int = MAX_FILE_BYTES) -> File:
-    """Read a file once, whole, and hash what was read.
+def read_file(path: Path, max_bytes: int = MAX_FILE_BYTES, *, by_blake3: bool = False) -> File:
+    """Read a file once, whole, and hash what was read, by SHA-256 or by BLAKE3.
 
     Raises:
         CheckpointFormatError: It is not a regular file, is larger than `max_bytes`, or changed while it was read.
         OSError: It cannot be read.
     """
     with open(path, "rb", opener=_open_nonblocking) as file:
-        return read_open_file(file, path, max_bytes)
+        return read_open_file(file, path, max_bytes, by_blake3=by_blake3)
 
 
-def read_open_file(file: io.BufferedReader | io.FileIO, path: Path, max_bytes: int = MAX_FILE_BYTES) -> File:
+def read_open_file(
+    file: io.BufferedReader | io.FileIO, path: Path, max_bytes: int = MAX_FILE_BYTES, *, by_blake3: bool = False
+) -> File:
     """As `read_file`, but of a file that is open; `path` is its name for messages."""
     before = os.fstat(file.fileno())
     if not stat.S_ISREG(before.st_mode):
@@ -75,7 +78,7 @@ def read_open_file(file: io.BufferedReader | io.FileIO, path: Path, max_bytes: i
     if size > max_bytes:
         raise CheckpointFormatError(f"{path} has {size:,} bytes; at most {max_bytes:,} are read")
     file.seek(0)
-    data, digest, read = np.empty(size, dtype=np.uint8), sha256(), 0
+    data, digest, read = np.empty(size, dtype=np.uint8), blake3() if by_blake3 else sha256(), 0
     with ThreadPoolExecutor(max_workers=1) as hashing:  # hashes one chunk while the next is read
         for start in range(0, size, _CHUNK_BYTES):
             chunk = data[start : start + _CHUNK_BYTES]
@@ -84,7 +87,7 @@ def read_open_file(file: io.BufferedReader | io.FileIO, path: Path, max_bytes: i
     after = os.fstat(file.fileno())
     if read != size or (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
         raise CheckpointFormatError(f"{path} was changed while it was read; try again when nothing writes to it")
-    return File(str(path), data, digest.hexdigest())
+    return File(str(path), data, *(("", digest.hexdigest()) if by_blake3 else (digest.hexdigest(), "")))
 
 
 def _open_nonblocking(path: str, flags: int) -> int:

@@ -33,11 +33,19 @@ Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]
 
 
 class File(NamedTuple):
-    """The bytes of a file in memory, and their hash."""
+    """The bytes of a file in memory, and their hash.
+
+    Attributes:
+        name: For messages.
+        data: The bytes.
+        sha256: Their hash; "" if they were hashed by BLAKE3, which is four times as fast.
+        blake3: That hash, or "".
+    """
 
     name: str
     data: Bytes
     sha256: str
+    blake3: str = ""
 
 
 MAX_DESCRIPTION_BYTES = 4 << 20

@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
+from blake3 import blake3
 
 from isanet._files import atomic_write, atomic_write_all, given_path, keep_existing, output_errors
 from isanet._text import clean
@@ -244,7 +245,8 @@ def _check_model(weights: Released, record: Record, file: File, path: Path) -> R
     if record.source != source and not record.source.startswith(f"{source} (by "):  # which an earlier archive added
         raise IntegrityError(f"the metadata of {file.name} names another origin than its record")
     file_name = cache.converted_name(name, record.file_sha256)
-    return replace(record, file=file_name, source=f"{source} (by {clean(path.name)})")
+    source = f"{source} (by {clean(path.name)})"
+    return replace(record, file=file_name, file_blake3=blake3(file.data.data).hexdigest(), source=source)
 
 
 def _is_installed(weights: Released, record: Record) -> bool:

@@ -17,6 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
+from blake3 import blake3
 from torch import nn
 
 from isanet._files import atomic_write
@@ -140,7 +141,7 @@ def _load_packaged(weights: Released) -> Loaded:
 def _load_cached(weights: Released, record: Record) -> Loaded:
     with ThreadPoolExecutor(max_workers=1) as pool:  # while the file is read and hashed
         network = pool.submit(meta_network, weights)
-        file = checkpoint.read_file(cache.home() / record.file)
+        file = checkpoint.read_file(cache.home() / record.file, by_blake3=bool(record.file_blake3))
     return load_converted(weights, record, file, values=False, network=network.result())
 
 
@@ -165,10 +166,14 @@ def load_converted(
             f"{file.name} was made from a file with sha256 {record.source_sha256}; "
             f"the manifest says {weights.known_digits}"
         )
-    if file.sha256 != record.file_sha256:
-        raise IntegrityError(
-            f"{file.name} has sha256 {file.sha256}, but {record.file_sha256} was recorded: it was changed or damaged"
-        )
+    hashes = [("sha256", file.sha256, record.file_sha256), ("blake3", file.blake3, record.file_blake3)]
+    known = [each for each in hashes if all(each)]
+    assert known, "the file is hashed in a way that its record has"
+    for kind, found, recorded in known:
+        if found != recorded:
+            raise IntegrityError(
+                f"{file.name} has {kind} {found}, but {recorded} was recorded: it was changed or damaged"
+            )
     tensors, metadata = checkpoint.read_safetensors(file)
     return Loaded(fill(network or meta_network(weights), tensors, values=values), recorded_provenance(metadata))
 
@@ -220,6 +225,7 @@ def read_verified(weights: Released) -> tuple[Record, File]:
         file = checkpoint.read_file(path)
     except OSError as error:
         raise CacheError(f"cannot read {path}: {error.strerror}") from error
+    file = file._replace(blake3=blake3(file.data.data).hexdigest())
     load_converted(weights, record, file, values=True)
     return record, file
 
@@ -364,7 +370,7 @@ def _cache_converted(weights: Released, record: Record, data: bytes | memoryview
     try:
         with atomic_write(folder / record.file) as stream:
             stream.write(data)
-        cache.write_record(weights.name, record)
+        cache.write_record(weights.name, replace(record, file_blake3=blake3(data).hexdigest()))
     except OSError as error:
         raise cache.write_error(folder, error, len(data)) from error
 

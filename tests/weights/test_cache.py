@@ -9,13 +9,14 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from blake3 import blake3
 from safetensors import safe_open
 from torch import Tensor
 
@@ -122,7 +123,11 @@ def test_a_record_is_read_as_it_was_written(home: Path, caplog: pytest.LogCaptur
 GOOD = json.dumps(asdict(record()))
 DAMAGED: list[str | bytes] = [
     *("", "{}", "[]", "null", "1", '"text"', GOOD[:-1], GOOD + "x", b"\xff\xfe", b"\0" * 300, "[" * 100_000),
-    *(json.dumps({k: v for k, v in asdict(record()).items() if k != field.name}) for field in fields(Record)),
+    *(
+        json.dumps({k: v for k, v in asdict(record()).items() if k != field.name})
+        for field in fields(Record)
+        if field.default is MISSING
+    ),
     *(
         json.dumps({**asdict(record()), field.name: value})
         for field in fields(Record)
@@ -133,6 +138,7 @@ DAMAGED: list[str | bytes] = [
         for field in ("file_sha256", "source_sha256")
         for value in ("", "a" * 63, "a" * 65, "A" * 64, "g" * 64, "a" * 64 + "\n")
     ),
+    *(json.dumps({**asdict(record()), "file_blake3": value}) for value in ("a" * 63, "A" * 64, "a" * 64 + "\n")),
     *(
         json.dumps({**asdict(record()), "file": value})
         for value in (
@@ -422,6 +428,7 @@ def test_the_converted_file_says_where_it_came_from(tiny: FileServer, home: Path
     data = the_file(home).read_bytes()
     assert written.file == f"{NAME}-{sha256(data).hexdigest()[:8]}.safetensors"
     assert written.file_sha256 == sha256(data).hexdigest()
+    assert written.file_blake3 == blake3(data).hexdigest()
     assert (written.source, written.source_sha256) == (expected["source"], expected["source_sha256"])
     assert (written.source_size, written.layout) == (len(upstream), "sssegmentation")
     assert written.converter == cache.CONVERTER_VERSION
@@ -471,17 +478,35 @@ def a_folder(path: Path) -> None:
 def record_of_other(path: Path) -> None:
     """The record is what was changed: it names another hash."""
     target = path.parent / f"{NAME}.json"
-    target.write_text(target.read_text().replace(sha256(path.read_bytes()).hexdigest(), "0" * 64))
+    target.write_text(target.read_text().replace(blake3(path.read_bytes()).hexdigest(), "0" * 64))
+
+
+def older_record_of_other(path: Path) -> None:
+    """The same of a record without BLAKE3's hash."""
+    target = path.parent / f"{NAME}.json"
+    target.write_text(json.dumps({**json.loads(target.read_text()), "file_sha256": "0" * 64, "file_blake3": ""}))
 
 
 DAMAGES = [
-    *(flip_header, flip_value, truncate, another_model, Path.unlink, a_folder, record_of_other),
+    *(flip_header, flip_value, truncate, another_model, Path.unlink, a_folder, record_of_other, older_record_of_other),
     *(lambda path: path.write_bytes(b""), lambda path: path.write_bytes(bytes(path.stat().st_size))),
     *(
         lambda path: (path.parent / f"{NAME}.json").write_text("{"),
         lambda path: (path.parent / f"{NAME}.json").unlink(),
     ),
 ]
+
+
+def test_a_record_of_an_earlier_version_is_enough(
+    tiny: FileServer, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    isanet.from_pretrained(NAME)
+    path = home / f"{NAME}.json"
+    record = json.loads(path.read_text())
+    del record["file_blake3"]
+    path.write_text(json.dumps(record))
+    monkeypatch.setenv("ISANET_OFFLINE", "1")
+    isanet.from_pretrained(NAME)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
