@@ -128,7 +128,7 @@ def _benchmark(options: argparse.Namespace) -> int:
     from isanet import from_pretrained
     from isanet.images.reading import read_image
     from isanet.inference.outputs import find_images
-    from isanet.inference.segmenter import find_device
+    from isanet.inference.runtimes.choice import find_device
     from isanet.tools.benchmark import benchmark, drawn_images, machine, table
 
     images = [read_image(path) for path in find_images(options.images)] if options.images else drawn_images()

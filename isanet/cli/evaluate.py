@@ -11,7 +11,7 @@ from typing import Any
 from isanet._text import clean
 from isanet.cli.options import (
     DATA,
-    MODEL,
+    RUNNABLE,
     AddCommand,
     add_allow_absent,
     add_dataset_options,
@@ -26,7 +26,7 @@ def add_commands(add_command: AddCommand) -> None:
     """Adds the commands of this file."""
     evaluate = add_command("evaluate", _evaluate, "evaluate a model on a dataset")
     evaluate.add_argument("root", metavar="DATA", help=DATA)
-    evaluate.add_argument("--model", required=True, help=MODEL)
+    evaluate.add_argument("--model", required=True, help=RUNNABLE)
     evaluate.add_argument("--split", help="split to evaluate; default: val, or all of your own folder")
     add_output_options(evaluate, "evaluated", force="discard the earlier report and start over")
     evaluate.add_argument("--limit", type=positive_int, metavar="N", help="only N images, spread over the dataset")
@@ -36,7 +36,7 @@ def add_commands(add_command: AddCommand) -> None:
     mapping = 'JSON file of classes to merge, such as {"vehicle": ["car", "bus"]}'
     evaluate.add_argument("--mapping", type=Path, metavar="FILE", help=mapping)
     add_allow_absent(evaluate)
-    add_inference_options(evaluate, precision="float32")
+    add_inference_options(evaluate, precision="float32", runtime=None)
     add_dataset_options(evaluate)
 
 
@@ -48,7 +48,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     dataset = datasets.open_dataset(options.root, options.split, **dataset_options(options))
     mapping = None if options.mapping is None else _read_mapping(options.mapping)
-    shared = ("protocol", "device", "precision", "batch_size")
+    shared = ("protocol", "device", "precision", "runtime", "batch_size")
     running: dict[str, Any] = {name: getattr(options, name) for name in shared}
     running |= {"overwrite": options.force, "progress": False if options.quiet else None}
     if not dataset.has_masks and options.predictions is not None:

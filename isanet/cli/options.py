@@ -13,11 +13,15 @@ from isanet.protocols import PROTOCOLS
 PRECISIONS = ("float32", "bfloat16", "float16", "int8")
 """As in isanet.inference.fast.optimize, which would import torch."""
 
+RUNTIMES = ("torch", "openvino", "onnxruntime")
+"""As in isanet.inference.runtimes.choice, which would import torch."""
+
 EXPORTS = ("cvat", "roboflow", "supervisely", "label-studio", "labelme", "via", "coco")
 LAYOUTS = ("auto", "voc", "ade20k", "cityscapes", "context59", "folder", *EXPORTS)
 """As in `isanet.datasets.open_dataset`."""
 
 MODEL = "name in the zoo, org/name on the Hugging Face Hub, folder or file"
+RUNNABLE = f"{MODEL}, .onnx or .xml of isanet export too"
 DATA = "folder with VOC, ADE20K, Cityscapes or Pascal Context, your own images and masks, or a labelling tool's export"
 VALUE_RANGE = "values of images of more than 8 bits that become black and white, such as 0,4095"
 DEVICE = "auto, cpu, cuda, cuda:1 or mps; default: auto"
@@ -42,8 +46,10 @@ def add_allow_absent(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow-absent", action="store_true", help="go on if only one class occurs in all masks")
 
 
-def add_inference_options(parser: argparse.ArgumentParser, precision: str, *, int8: bool = False) -> None:
-    """Adds how a model is run: protocol, device, precision with this default, batch size."""
+def add_inference_options(
+    parser: argparse.ArgumentParser, precision: str, *, runtime: str | None, int8: bool = False
+) -> None:
+    """Adds how a model is run: protocol, device, precision and runtime with these defaults, batch size."""
     protocols = f"how an image goes through the network: auto (what the model is meant for), {', '.join(PROTOCOLS)}"
     choices = ("auto", *PROTOCOLS)
     parser.add_argument(
@@ -52,6 +58,8 @@ def add_inference_options(parser: argparse.ArgumentParser, precision: str, *, in
     parser.add_argument("--device", default="auto", help=DEVICE)
     precisions = ("auto", *PRECISIONS[: 4 if int8 else 3])
     parser.add_argument("--precision", default=precision, choices=precisions, help=f"default: {precision}")
+    chosen = "the fastest installed" if runtime else "torch, the reference; of an exported file what reads it"
+    parser.add_argument("--runtime", default=runtime, choices=("auto", *RUNTIMES), help=f"default: {chosen}")
     parser.add_argument("--batch-size", type=positive_int, default=1, metavar="N", help="images per batch; default: 1")
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from isanet._files import output_errors
 from isanet._text import MAX_LINE, plural, shortened
-from isanet.cli.options import MODEL, VALUE_RANGE, AddCommand, add_inference_options, add_output_options, value_range
+from isanet.cli.options import RUNNABLE, VALUE_RANGE, AddCommand, add_inference_options, add_output_options, value_range
 from isanet.cli.printing import error_text, in_options
 from isanet.errors import DownloadError, ImageError, IntegrityError, IsanetError, OutputError
 from isanet.inference.outputs import (
@@ -75,7 +75,7 @@ def add_commands(add_command: AddCommand) -> None:
     segment.add_argument("--recursive", action="store_true", help=recursive)
     shard = "only the I-th of N parts of the images, which depend on their names alone: 3/100"
     segment.add_argument("--shard", type=_shard, metavar="I/N", help=shard)
-    segment.add_argument("--model", required=True, help=MODEL)
+    segment.add_argument("--model", required=True, help=RUNNABLE)
     add_output_options(segment, "segmented", force="replace existing outputs")
     segment.add_argument("--overlay", action="store_true", help="image with colored classes and a legend (default)")
     legend = (
@@ -95,7 +95,7 @@ def add_commands(add_command: AddCommand) -> None:
     segment.add_argument("--csv", type=Path, metavar="FILE.csv", help=table)
     errors = "append each failure, as a line of JSON"
     segment.add_argument("--errors", type=Path, metavar="FILE.jsonl", help=errors)
-    add_inference_options(segment, precision="auto", int8=True)
+    add_inference_options(segment, precision="auto", runtime="auto", int8=True)
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -190,6 +190,7 @@ def _segmenter(options: argparse.Namespace, plan: Mapping[Path | str, Mapping[st
         options.model,
         device=options.device,
         precision=options.precision,
+        runtime=options.runtime,
         protocol=options.protocol,
         value_range=options.value_range,
         calibration=_readable(plan, options.value_range) if options.precision == "int8" else (),

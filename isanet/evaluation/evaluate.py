@@ -16,7 +16,7 @@ from isanet.datasets.base import SegmentationDataset
 from isanet.datasets.wrapped import as_dataset
 from isanet.evaluation.matching import match_classes
 from isanet.evaluation.report import Report
-from isanet.evaluation.run import EvaluationRun, create_folders, exact_float32
+from isanet.evaluation.run import EvaluationRun, create_folders, exact_float32, reference
 from isanet.inference.segmenter import Segmenter
 from isanet.labels import Groups
 from isanet.model import ISANet, unwrapped
@@ -42,6 +42,7 @@ def evaluate(
     workers: int | None = None,
     device: str | torch.device = "auto",
     precision: str = "float32",
+    runtime: str | None = None,
     progress: bool | None = None,
 ) -> Report:
     """Measure a model on a dataset: one confusion matrix over all pixels of all images that are not ignored.
@@ -55,7 +56,7 @@ def evaluate(
     Report(isanet_nano_toystreets on streets: mIoU ... %, 4 images)
 
     Args:
-        model: An ISANet, which is moved to the device, or anything `isanet.from_pretrained` takes.
+        model: An ISANet, which is moved to the device, or anything `isanet.Segmenter` takes.
         dataset: One of `isanet.datasets`, with masks; a `torch.utils.data.Subset` of one; or any map-style dataset of
             pairs (PIL image, PIL mask) that has `classes`, see `isanet.datasets.Wrapped`.
         protocol: As for `isanet.Segmenter`: by default the one that the model is meant for, by which its published
@@ -81,6 +82,8 @@ def evaluate(
             "__main__":` for them; without it, the default is 0.
         device: As for `isanet.Segmenter`.
         precision: As for `isanet.Segmenter`, except int8; float32 by default, as published figures are.
+        runtime: As for `isanet.Segmenter`, but torch by default, by which the published figures were checked; of an
+            exported file the one that reads it.
         progress: Show a bar with the running mIoU; None: only on a terminal.
 
     Returns:
@@ -108,7 +111,7 @@ def evaluate(
         run = processes.run_on_all(
             lambda: EvaluationRun(
                 model, dataset, processes, protocol=protocol, mapping=mapping, limit=limit, boundary=boundary,
-                output=output, predictions=predictions, device=device, precision=precision,
+                output=output, predictions=predictions, device=device, precision=precision, runtime=runtime,
             )
         )  # fmt: skip
         done, replace = processes.run_on_first(lambda: run.start(overwrite=overwrite, allow_absent=allow_absent))
@@ -143,6 +146,7 @@ def label_maps(
     batch_size: int = 1,
     device: str | torch.device = "auto",
     precision: str = "float32",
+    runtime: str | None = None,
     progress: bool | None = None,
 ) -> None:
     """Write the label maps of a dataset, with or without masks, in the form that its evaluation server takes.
@@ -155,7 +159,9 @@ def label_maps(
         OutputError: A file exists and `overwrite` is not set, or cannot be written.
         IsanetError: The network gave values that are not finite.
     """
-    segmenter = Segmenter(model, device=device, precision=precision, protocol=protocol)
+    segmenter = Segmenter(
+        model, device=device, precision=precision, runtime=reference(model, runtime), protocol=protocol
+    )
     match_classes(segmenter.model, dataset.label_space, None)
     create_folders(Path(folder), dataset.keys, overwrite=overwrite)
     paths = [dataset.image_path(index) for index in range(len(dataset))]

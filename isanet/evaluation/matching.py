@@ -14,6 +14,7 @@ from torch import Tensor
 from isanet._text import listed
 from isanet.config import are_numbered
 from isanet.datasets.base import SegmentationDataset
+from isanet.inference.runtimes.exported import ExportedModel
 from isanet.inference.segmenter import Segmenter
 from isanet.labels import IGNORED, LABEL_SPACES, Groups, LabelSpace, check_groups, custom_space, merged
 from isanet.model import ISANet
@@ -48,7 +49,7 @@ class Match:
         return self.prediction_lookup.to(prediction.device)[prediction.long()]
 
 
-def match_classes(model: ISANet, space: LabelSpace, mapping: Groups | None) -> Match:
+def match_classes(model: ISANet | ExportedModel, space: LabelSpace, mapping: Groups | None) -> Match:
     """How the classes of a model and of a dataset correspond; `mapping` as for `isanet.evaluate`.
 
     Raises:
@@ -86,10 +87,10 @@ def match_classes(model: ISANet, space: LabelSpace, mapping: Groups | None) -> M
 # --- the published figure
 
 
-def published_entry(name: str | None, model: ISANet) -> Weights | None:
+def published_entry(name: str | None, model: ISANet | ExportedModel) -> Weights | None:
     """The entry in the manifest of a model that says it is that one, if its weights are verified to be so."""
     entry = load_manifest().get(name or "")
-    if entry is None or LABEL_SPACES[entry.label_space].classes != model.classes:
+    if entry is None or isinstance(model, ExportedModel) or LABEL_SPACES[entry.label_space].classes != model.classes:
         return None
     return entry if is_released(model.state_dict(), model.config, entry.name) else None
 

@@ -38,6 +38,7 @@ from isanet.evaluation.report import REPORT_FILES, Report
 from isanet.images.masks import open_mask
 from isanet.images.reading import RGBImage
 from isanet.inference.predict import Prepared, not_finite, prepare
+from isanet.inference.runtimes.exported import ExportedModel, is_exported
 from isanet.inference.segmentation import Segmentation
 from isanet.inference.segmenter import Segmenter
 from isanet.labels import Groups
@@ -74,6 +75,7 @@ class EvaluationRun:
         predictions: str | os.PathLike[str] | None,
         device: str | torch.device,
         precision: str,
+        runtime: str | None,
     ) -> None:
         if not dataset.has_masks:
             raise DatasetError(
@@ -84,7 +86,9 @@ class EvaluationRun:
         self.dataset, self.mapping = dataset, mapping
         num_images = len(dataset) if limit is None else min(limit, len(dataset))
         self.indices = [i * len(dataset) // num_images for i in range(num_images)]
-        self.segmenter = Segmenter(model, device=device, precision=precision, protocol=protocol)
+        self.segmenter = Segmenter(
+            model, device=device, precision=precision, runtime=reference(model, runtime), protocol=protocol
+        )
         self.name = (
             os.fspath(model) if isinstance(model, str | os.PathLike) else self.segmenter.model.provenance.get("name")
         )
@@ -108,6 +112,7 @@ class EvaluationRun:
             "mapping": self.mapping,
             "protocol": asdict(self.segmenter.protocol),
             "precision": self.segmenter.precision,
+            "runtime": self.segmenter.runtime,
             "boundary": self.counts.boundary is not None,
             "predictions": None if self.label_map_folder is None else str(self.label_map_folder.resolve()),
         }
@@ -214,7 +219,7 @@ class EvaluationRun:
     def report(self) -> Report:
         """The report on the counts of all processes."""
         segmenter, dataset, match, counts = self.segmenter, self.dataset, self.match, self.counts
-        model, protocol = segmenter.model, segmenter.protocol
+        model, protocol, device = segmenter.model, segmenter.protocol, str(segmenter.device)
         entry = published_entry(self.name, model)
         published = None if entry is None else published_figure(entry, protocol.name)
         incomparable = published and why_incomparable(published, segmenter, dataset, len(counts.images), self.mapping)
@@ -249,7 +254,7 @@ class EvaluationRun:
             protocol_text=protocol.text,
             protocol_reason=segmenter.protocol_reason,
             precision=segmenter.precision,
-            device=str(segmenter.device),
+            device=device if segmenter.runtime == "torch" else f"{device}, {segmenter.runtime}",
             seconds=counts.seconds,
             ignored_pixels=sum(image.ignored for image in counts.images),
             worst=tuple(ImageScore(dataset.keys[image.index], image.miou, image.pixel_accuracy) for image in worst),
@@ -269,8 +274,15 @@ class EvaluationRun:
             yield WorstImage(score, pixels, compared, image.ground_truth.numpy())
 
 
-def weights_digest(model: ISANet) -> str:
-    """SHA-256 of all tensors of a model."""
+def reference(model: ISANet | str | os.PathLike[str], runtime: str | None) -> str:
+    """The runtime of an evaluation: torch if left out, of an exported file what `isanet.Segmenter` takes."""
+    return runtime or ("auto" if is_exported(model) else "torch")
+
+
+def weights_digest(model: ISANet | ExportedModel) -> str:
+    """SHA-256 of all tensors of a model, or of an exported file."""
+    if isinstance(model, ExportedModel):
+        return model.sha256
     digest = sha256()
     for tensor in model.state_dict().values():
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)

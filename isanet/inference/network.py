@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from isanet._text import listed
 from isanet.config import LogitsResize
-
-if TYPE_CHECKING:
-    from isanet.model import ISANet
+from isanet.model import ISANet, unwrapped
 
 
 class Network(Protocol):
@@ -77,6 +77,27 @@ class EagerNetwork:
     def fits(self, shape: Sequence[int]) -> bool:
         """Always: there is no limit."""
         return True
+
+
+def loaded_model(model: ISANet | str | os.PathLike[str], options: Mapping[str, Any], device: torch.device) -> ISANet:
+    """An ISANet, or what `from_pretrained` takes, in evaluation mode on a device, in float32 or float64."""
+    if isinstance(model, str | os.PathLike):
+        from isanet.zoo.pretrained import from_pretrained
+
+        model = from_pretrained(model, **options)
+    elif options:
+        raise ValueError(f"{listed(options)}: arguments of from_pretrained, and the model is already loaded")
+    network: ISANet = unwrapped(model)
+    if not network.preprocessing:
+        raise ValueError(
+            "the model does not say how its images are prepared; build it with preprocessing={'mean': ..., "
+            "'std': ..., 'short_edge': ..., 'long_edge': ...}, the values it was trained with, or give them to "
+            "`isanet convert --preprocessing`"
+        )
+    network.to(device).eval()
+    if next(network.parameters()).dtype in (torch.float16, torch.bfloat16):
+        network.float()  # as `precision` says: half precision is computed by autocast
+    return network
 
 
 class ModelState:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,8 +25,8 @@ from isanet._text import listed, shortened
 from isanet.errors import ImageError, IsanetError
 from isanet.images.reading import MAX_PIXELS, RGBImage, Source, ValueRange, check_range
 from isanet.inference.fast.network import FastISANet
-from isanet.inference.fast.optimize import PRECISIONS, has_bfloat16, optimize, why_not_optimizable
-from isanet.inference.network import EagerNetwork, ModelState
+from isanet.inference.fast.optimize import PRECISIONS, optimize, why_not_optimizable
+from isanet.inference.network import EagerNetwork, ModelState, loaded_model
 from isanet.inference.predict import (
     Prediction,
     Prepared,
@@ -37,10 +36,13 @@ from isanet.inference.predict import (
     predict,
     prepare,
 )
+from isanet.inference.runtimes import choice
+from isanet.inference.runtimes.exported import ExportedModel, is_exported, read_exported
+from isanet.inference.runtimes.network import RuntimeNetwork
 from isanet.inference.segmentation import Segmentation
 from isanet.inference.sources import name_of, read_source, several, sources
 from isanet.labels import named_classes
-from isanet.model import ISANet, unwrapped
+from isanet.model import ISANet
 from isanet.protocols import Protocol
 from isanet.weights.url import is_address
 
@@ -50,6 +52,7 @@ MAX_CALIBRATION_IMAGES = 8
 log = logging.getLogger("isanet")
 
 _ran_in: set[int] = set()  # the process in which networks ran; in a forked one, also that of its parent
+
 
 
 class Segmenter:
@@ -66,12 +69,15 @@ class Segmenter:
     ((128, 256), True)
 
     Args:
-        model: An ISANet, or anything `isanet.from_pretrained` takes.
+        model: An ISANet, anything `isanet.from_pretrained` takes, or a file (.onnx, .xml) that `isanet.export` wrote.
         device: "auto" (CUDA if there is one, else MPS, else the CPU) or a device as torch names it ("cuda:1").
         precision: "float32", "bfloat16", "float16", "int8" (on the CPU), or "auto": bfloat16 where the device computes
             in it natively (on CPUs, if the model can be optimized), float16 on other CUDA devices, else float32.
-            On photographs, bfloat16 gave the labels of float32 at 99.6 % of the pixels, int8 at 98.6 %; int8
-            needs a CPU with VNNI.
+            On photographs, bfloat16 gave the labels of float32 at 99.6 % of the pixels, int8 at 98.6 %.
+        runtime: "torch", "openvino" (on the CPU, in any precision; int8 is its alone), "onnxruntime" (in float32), or
+            "auto": what was measured to be the fastest of those that are installed, if the model can be optimized; see
+            `isanet.inference.runtimes.choice`. Their labels are torch's, but for rounding. For onnxruntime, `device`
+            may be whatever its build has: "cuda:1", "tensorrt", "directml", "coreml".
         protocol: How an image goes through the network: a name in `isanet.protocols.PROTOCOLS`, your own `Protocol`,
             or "auto": the one that the model is meant for, by which its figure was measured.
         max_pixels: Larger images are refused, before they are decoded.
@@ -82,15 +88,17 @@ class Segmenter:
         compile: Compile the network with `torch.compile`. It takes a minute at the first image, and again at the
             first of another size.
         max_memory: Bytes that the maps in the network may take, beyond weights, image and labels; by default 4 GiB.
-            What needs more goes through in bands of rows, with the same labels; what needs more still (beyond 40
-            megapixels in float32), in overlapping windows. Models that cannot be optimized have no limit. An image so
+            What needs more goes through in bands of rows, by torch, with the same labels; what needs more still (beyond
+            40 megapixels in float32), and of an exported file, in overlapping windows. Models that cannot be optimized
+            have no limit. An image so
             wide that a single row of labels would need more is refused.
         **options: Of `isanet.from_pretrained`, where that loads the model: `classes`, `preprocessing`, `weights`, ...
 
     Attributes:
-        model: The model.
-        device: `torch.device` in use.
+        model: The model; of an exported file an `isanet.inference.runtimes.exported.ExportedModel`.
+        device: `torch.device` in use; the CPU for other runtimes, which move images by themselves.
         precision: Name of the precision in use.
+        runtime: Name of the runtime in use.
         protocol: The `Protocol` in use.
         protocol_reason: Why it is in use: "the model's own" or "as asked".
         max_pixels: As given.
@@ -98,8 +106,10 @@ class Segmenter:
         max_memory: As given; may be set at any time.
 
     Raises:
-        ValueError: An unknown or absent device, an unknown precision or protocol, a model without preprocessing; int8
-            without calibration, on another device than the CPU, or of a model that cannot be optimized.
+        ValueError: An unknown or absent device or runtime, an unknown precision or protocol, a model without
+            preprocessing; int8 without calibration, on another device than the CPU, or of a model that cannot be
+            optimized; an argument that an exported file cannot have.
+        CheckpointError: An exported file is damaged, or not one of `isanet.export`.
         ImageError: An image for calibration cannot be read.
     """
 
@@ -109,6 +119,7 @@ class Segmenter:
         device: str | torch.device = "auto",
         *,
         precision: str = "auto",
+        runtime: str = "auto",
         protocol: str | Protocol = "auto",
         max_pixels: int = MAX_PIXELS,
         value_range: ValueRange | None = None,
@@ -117,32 +128,27 @@ class Segmenter:
         max_memory: int = 4 << 30,
         **options: Any,
     ) -> None:
-        self.device = find_device(device)
         if precision not in ("auto", *PRECISIONS):
             raise ValueError(f"unknown precision {precision!r}; valid are auto, {', '.join(PRECISIONS)}")
+        runtime = choice.checked_runtime(runtime, precision, compile=compile)
         protocols.protocol(protocol)  # an unknown one is an error before the model is loaded
         check_range(value_range)
         self.max_pixels, self.value_range, self.max_memory = max_pixels, value_range, max_memory
-        if isinstance(model, str | os.PathLike):
-            from isanet.zoo.pretrained import from_pretrained
-
-            model = from_pretrained(model, **options)
-        elif options:
-            raise ValueError(f"{listed(options)}: arguments of from_pretrained, and the model is already loaded")
-        network: ISANet = unwrapped(model)
-        if not network.preprocessing:
-            raise ValueError(
-                "the model does not say how its images are prepared; build it with preprocessing={'mean': ..., "
-                "'std': ..., 'short_edge': ..., 'long_edge': ...}, the values it was trained with, or give them to "
-                "`isanet convert --preprocessing`"
-            )
-        self.model: ISANet = network.to(self.device).eval()
-        self.protocol = protocols.protocol(protocol, network.protocol)
+        self.model: ISANet | ExportedModel
+        if is_exported(model):
+            if wrong := [*options, *["compile"] * compile, *["calibration"] * bool(calibration)]:
+                raise ValueError(f"{listed(wrong)}: not for an exported file; export the model so instead")
+            self.model = read_exported(model)
+            runtime = choice.exported_runtime(self.model, runtime, precision, device)
+            self.device = choice.image_device(device, runtime)
+        else:
+            self.device = choice.image_device(device, runtime)
+            self.model = loaded_model(model, options, self.device)
+        self.protocol = protocols.protocol(protocol, self.model.protocol)
         self.protocol_reason = "the model's own" if protocol == "auto" else "as asked"
-        if next(network.parameters()).dtype in (torch.float16, torch.bfloat16):
-            network.float()  # as `precision` says: half precision is computed by autocast
-        self.precision = _auto_precision(self.device, network) if precision == "auto" else precision
-        self._compile = compile
+        self.precision = choice.auto_precision(self.device, runtime, self.model) if precision == "auto" else precision
+        self._wanted, self._compile = (runtime, device), compile
+        self.runtime = choice.choose_runtime(runtime, self.precision, self.device, self.model, compile=compile)
         self._calibration = [
             tensor[None]
             for source in (islice(sources(calibration), MAX_CALIBRATION_IMAGES) if precision == "int8" else ())
@@ -150,15 +156,16 @@ class Segmenter:
         ]
         self._lock = Lock()  # around what makes the network
         self._state: ModelState
-        self._network: EagerNetwork | FastISANet | None = None
-        if precision == "int8" or compile:
+        self._network: EagerNetwork | FastISANet | RuntimeNetwork | None = None
+        if precision == "int8" or compile or runtime not in ("auto", "torch"):
             self.network()  # errors are better now than at the first image
         log.info(
-            "segmenting on %s (%s) in %s (%s)%s",
+            "segmenting on %s (%s) in %s (%s)%s%s",
             self.device,
             "the best available" if device == "auto" else "as asked",
             self.precision,
             "the default for this device" if precision == "auto" else "as asked",
+            "" if self.runtime == "torch" else f" by {self.runtime}",
             ""
             if protocol == "auto" and self.protocol.name == "whole"
             else f" by protocol {self.protocol.name}: {self.protocol.text} ({self.protocol_reason})",
@@ -171,7 +178,7 @@ class Segmenter:
 
     def __repr__(self) -> str:
         name = shortened(self.model.provenance.get("name", "ISANet"))
-        return f"Segmenter({name}: {named_classes(self.classes)}; {self.device}, {self.precision})"
+        return f"Segmenter({name}: {named_classes(self.classes)}; {self.device}, {self.precision}, {self.runtime})"
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the network that runs, which a copy makes again of the same model."""
@@ -182,13 +189,13 @@ class Segmenter:
         """Counterpart of `__getstate__`."""
         self.__dict__.update(state, _lock=Lock())
 
-    def network(self) -> EagerNetwork | FastISANet:
+    def network(self) -> EagerNetwork | FastISANet | RuntimeNetwork:
         """The network that runs, made of the model's weights as they are now.
 
         A change in place by way of `tensor.data` is the one that cannot be noticed: make a new Segmenter after it.
 
-        >>> type(segmenter.network()).__name__
-        'FastISANet'
+        >>> isanet.Segmenter(model, "cpu", runtime="torch").network().device
+        device(type='cpu')
         """
         if _ran_in and os.getpid() not in _ran_in and self.device.type == "cpu":
             # OpenMP's threads did not come along, and its first parallel region would wait for them for ever
@@ -196,29 +203,42 @@ class Segmenter:
             log.warning("this process was forked after a network had run: it computes in one thread; spawn it instead")
         _ran_in.add(os.getpid())
         with self._lock:
-            logits_resize = self.model.logits_resize
-            if self._network is None or self._state.changed() or self._network.logits_resize != logits_resize:
+            if isinstance(self._network, RuntimeNetwork) and not self._network.is_usable():
+                self._network = None
+            model = self.model
+            if (
+                self._network is None
+                or self._network.logits_resize != model.logits_resize
+                or (not isinstance(model, ExportedModel) and self._state.changed())
+            ):
                 self._network = None  # not two of them in memory
-                self._state = ModelState(self.model.eval())
+                if not isinstance(model, ExportedModel):
+                    self._state = ModelState(model.eval())
                 self._network = self._make_network()
-            if self._state.in_training():  # it may have been trained in between
-                self.model.eval()
+            if not isinstance(model, ExportedModel) and self._state.in_training():  # it may have been trained meanwhile
+                model.eval()
             self._network.max_memory = self.max_memory
             return self._network
 
-    def _make_network(self) -> EagerNetwork | FastISANet:
-        reason = why_not_optimizable(self.model)
-        if not reason:
-            return optimize(
-                self.model,
-                self.precision,
-                images=self._calibration,
-                compile=self._compile,
-                max_memory=self.max_memory,
-            )
-        if self.precision == "int8" or self._compile:
-            raise ValueError(f"this network cannot be optimized, as int8 and compile need: {reason}")
-        return EagerNetwork(self.model, PRECISIONS[self.precision])
+    def _make_network(self) -> EagerNetwork | FastISANet | RuntimeNetwork:
+        model, device, precision = self.model, self._wanted[1], self.precision
+        if isinstance(model, ExportedModel):
+            return choice.exported_network(model, self.runtime, precision, device=device, max_memory=self.max_memory)
+        wanted = self._wanted[0]  # the model may have changed since
+        self.runtime = choice.choose_runtime(wanted, precision, self.device, model, compile=self._compile)
+        if self.runtime != "torch":
+            try:
+                return choice.runtime_network(
+                    model, self.runtime, precision, device=device, images=self._calibration, max_memory=self.max_memory
+                )
+            except IsanetError as error:
+                if wanted != "auto":
+                    raise
+                log.warning("%s", error)
+                self.runtime = "torch"
+        if why_not_optimizable(model):
+            return EagerNetwork(model, PRECISIONS[precision])
+        return optimize(model, precision, compile=self._compile, max_memory=self.max_memory)
 
     def predict(self, prepared: Sequence[Prepared], **options: Any) -> list[Prediction | None]:
         """`isanet.inference.predict.predict` with the network and protocol of this segmenter.
@@ -412,31 +432,3 @@ class _Read:
     path: Path | None
     image: RGBImage
     prepared: Prepared
-
-
-def find_device(wanted: str | torch.device) -> torch.device:
-    """The device of a name, or with "auto" the best that there is; a ValueError lists the valid names."""
-    if wanted == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(wanted)
-        torch.zeros(1, device=device)
-    except Exception as error:  # each backend raises its own when it is absent
-        there = ["auto", "cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-        there += ["mps"] if torch.backends.mps.is_available() else []
-        reason = str(error).partition("\n")[0]
-        meant = re.sub(r"^(gpu|nvidia|cuda):?(?=\d|$)", "cuda:", str(wanted).lower()).rstrip(":")
-        if meant != str(wanted) and meant.partition(":")[0] in ("auto", "cpu", "cuda", "mps"):
-            reason = f"did you mean {meant!r}?"  # instead of torch's list of twenty kinds of devices
-        raise ValueError(f"device {wanted!r} cannot be used ({reason}); valid here are {', '.join(there)}") from error
-    return device
-
-
-def _auto_precision(device: torch.device, model: ISANet) -> str:
-    if device.type == "cpu":  # there, autocast of an eager network gains little
-        return "bfloat16" if has_bfloat16(device) and not why_not_optimizable(model) else "float32"
-    if has_bfloat16(device):
-        return "bfloat16"
-    return "float16" if device.type == "cuda" else "float32"

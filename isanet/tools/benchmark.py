@@ -29,8 +29,9 @@ from isanet.images.reading import RGBImage
 from isanet.inference.fast import int8
 from isanet.inference.fast.optimize import has_bfloat16
 from isanet.inference.predict import Prepared, prepare
+from isanet.inference.runtimes.choice import find_device
 from isanet.inference.segmentation import Segmentation
-from isanet.inference.segmenter import Segmenter, find_device
+from isanet.inference.segmenter import Segmenter
 from isanet.model import ISANet
 
 BASELINE = "baseline"
@@ -183,6 +184,7 @@ def _colored_labels(segmenter: Segmenter, optimized: bool, image: RGBImage, prep
                 )
             labels: _Labels = prediction[0].cpu().numpy()
         else:
+            assert isinstance(segmenter.model, ISANet)
             logits = segmenter.model(prepared.tensors[0][None].to(segmenter.device), size=prepared.size)
             labels = logits.argmax(1)[0].to(torch.uint8 if logits.shape[1] <= 256 else torch.int32).cpu().numpy()
     Segmentation(labels, segmenter.model.classes, segmenter.model.palette, image).colored().convert("RGB")

@@ -28,6 +28,7 @@ from isanet.errors import CacheError, IntegrityError, IsanetError
 from isanet.images.reading import RGBImage
 from isanet.inference import predict
 from isanet.inference.segmenter import Segmenter
+from isanet.model import ISANet
 from isanet.toystreets import draw_scene
 from isanet.weights import cache, checkpoint
 from isanet.weights.manifest import Weights, model_info, packaged_path
@@ -306,6 +307,8 @@ def _cause(segmenter: Segmenter, name: str, answer: Answer, agreement: float) ->
             "the verified file itself gives another answer on the CPU in float32; the answer was recorded with "
             f"{made}, and this is {here}"
         )
+    assert isinstance(segmenter.model, ISANet)
+    assert isinstance(fresh.model, ISANet)
     state, stored = segmenter.model.state_dict(), fresh.model.state_dict()
     changed = [
         key

@@ -27,6 +27,7 @@ from isanet.inference.fast.network import FastISANet
 from isanet.inference.fast.optimize import optimize, why_not_optimizable
 from isanet.inference.network import EagerNetwork
 from isanet.inference.predict import predict, prepare
+from isanet.inference.runtimes.network import RuntimeNetwork
 from isanet.inference.segmenter import Segmenter
 from isanet.weights import convert
 from isanet.zoo.networks import model_config
@@ -425,9 +426,10 @@ def test_int8_is_for_the_cpu() -> None:
 # --- by the segmenter ---------------------------------------------------------------------------------------
 
 
-def test_the_segmenter_follows_weights_that_change() -> None:
+@pytest.mark.parametrize("runtime", ["torch", "openvino", "onnxruntime"])
+def test_the_segmenter_follows_weights_that_change(runtime: str) -> None:
     model = tiny(preprocessing={"short_edge": 40, "long_edge": 99, "mean": [0] * 3, "std": [255] * 3})
-    segmenter, image = Segmenter(model, device="cpu"), data.astronaut()[:60, :80]
+    segmenter, image = Segmenter(model, device="cpu", precision="float32", runtime=runtime), data.astronaut()[:60, :80]
     before = segmenter(image).labels
     network = segmenter.network()
     assert segmenter.network() is network
@@ -442,7 +444,7 @@ def test_the_segmenter_follows_weights_that_change() -> None:
     network = segmenter.network()
     segmenter.max_memory = 2 << 30
     assert segmenter.network() is network
-    assert isinstance(network, FastISANet)
+    assert isinstance(network, FastISANet if runtime == "torch" else RuntimeNetwork)
     assert network.max_memory == 2 << 30
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()  # as a swap of averaged weights does

@@ -24,9 +24,9 @@ from isanet.config import LogitsResize
 from isanet.errors import ImageError, IsanetError
 from isanet.images.preprocess import preprocess
 from isanet.images.reading import MAX_PIXELS
-from isanet.inference import segmenter as module
 from isanet.inference.network import EagerNetwork
 from isanet.inference.predict import predict, prepare
+from isanet.inference.runtimes import choice
 from isanet.inference.segmentation import Segmentation
 from isanet.inference.segmenter import Segmenter
 from isanet.protocols import Protocol
@@ -230,8 +230,8 @@ def test_automatic_device_and_precision(
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16 or including_emulation)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    device = module.find_device("auto")
-    assert (device.type, module._auto_precision(device, model)) == expected
+    device = choice.find_device("auto")
+    assert (device.type, choice.auto_precision(device, "auto", model)) == expected
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_the_device_may_be_the_second_argument_and_a_segmenter_says_what_it_is()
     segmenter = Segmenter("isanet_nano_toystreets", "cpu", precision="float32")
     assert segmenter.classes == segmenter.model.classes
     classes = "11 classes: road, sidewalk, building, …"
-    assert repr(segmenter) == f"Segmenter(isanet_nano_toystreets: {classes}; cpu, float32)"
+    assert repr(segmenter) == f"Segmenter(isanet_nano_toystreets: {classes}; cpu, float32, {segmenter.runtime})"
     own = Segmenter(isanet.from_pretrained("isanet_nano_toystreets", classes=["a\x1b[2J" + "b" * 99]), "cpu")
     own.model.provenance.clear()
     assert repr(own).startswith("Segmenter(ISANet: 1 class: a\ufffd[2Jbbb")

@@ -157,7 +157,7 @@ def test_help_opens_with_a_tour_of_ten_lines(work: Path) -> None:
     [
         (
             NAMES["segmenter"],
-            r"Segmenter\(isanet_nano_toystreets: 11 classes: road, sidewalk, building, …; cpu, float32\)",
+            r"Segmenter\(isanet_nano_toystreets: 11 classes: road, sidewalk, building, …; cpu, float32, openvino\)",
         ),
         (NAMES["result"], r"Segmentation\(256x128: road 0\.\d\d, .*, …\)"),
         (NAMES["report"], r"Report\(isanet_nano_toystreets on ToyStreets train: mIoU \d\d\.\d\d %, 4 images\)"),
