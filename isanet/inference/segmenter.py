@@ -54,7 +54,6 @@ log = logging.getLogger("isanet")
 _ran_in: set[int] = set()  # the process in which networks ran; in a forked one, also that of its parent
 
 
-
 class Segmenter:
     """Runs a model on images; every label map has the size of its image. Threads may share one.
 

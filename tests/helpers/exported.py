@@ -11,7 +11,7 @@ import openvino
 import isanet
 from isanet.config import config_json
 from isanet.inference.fast.optimize import optimize
-from isanet.inference.runtimes.graph import network_graph
+from isanet.inference.runtimes.graph import network_file
 from tests.helpers.published import network
 
 PREPROCESSING = {"short_edge": 48, "long_edge": 96, "mean": [120, 110, 100], "std": [60, 50, 55]}
@@ -30,7 +30,7 @@ def metadata(made: isanet.ISANet, **changes: str) -> dict[str, str]:
 
 
 def onnx_model(made: isanet.ISANet, **changes: str) -> onnx.ModelProto:
-    return network_graph(optimize(made), metadata(made, **changes))
+    return onnx.ModelProto.FromString(b"".join(network_file(optimize(made), metadata(made, **changes))))
 
 
 def export(made: isanet.ISANet, path: Path, **changes: str) -> Path:

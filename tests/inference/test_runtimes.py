@@ -253,6 +253,18 @@ def test_threads_share_one_and_copies_are_their_own(runtime: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("kind", ["sssegmentation", "everything"])
+def test_sizes_do_not_depend_on_those_before(kind: str, runtime: str) -> None:
+    """OpenVINO fuses attention into a kernel for the first size, which is wrong for others."""
+    made = model(kind)
+    fast, network = optimize(made), choice.runtime_network(made, runtime, "float32")
+    for size in ((64, 64), (512, 256), (65, 1000), (1, 1), (7, 9), (128, 128)):
+        x = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+        expected = fast.coarse_logits(x)
+        assert float((network.coarse_logits(x) - expected).abs().max()) < 1e-3 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
 def test_results_keep_their_memory(runtime: str) -> None:
     network = choice.runtime_network(model(), runtime, "float32")
     x = torch.randn(1, 3, 40, 40, generator=torch.Generator().manual_seed(0))

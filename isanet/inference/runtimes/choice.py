@@ -12,7 +12,7 @@ from isanet.inference.fast.network import FastISANet
 from isanet.inference.fast.optimize import has_bfloat16, optimize, why_not_optimizable
 from isanet.inference.runtimes import onnxruntime, openvino
 from isanet.inference.runtimes.exported import ExportedModel
-from isanet.inference.runtimes.graph import network_graph
+from isanet.inference.runtimes.graph import network_file
 from isanet.inference.runtimes.network import Run, RuntimeNetwork
 from isanet.inference.runtimes.packages import NEEDED, check_installed, is_installed
 from isanet.model import ISANet
@@ -189,7 +189,7 @@ def runtime_network(
         return fast
 
     def make() -> tuple[Run, str]:
-        graph = network_graph(fast).SerializeToString()
+        graph = b"".join(network_file(fast))
         if runtime == "openvino":
             return openvino.session(graph, None, precision, images), ""
         return onnxruntime.session(graph, device)

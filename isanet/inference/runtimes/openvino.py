@@ -31,11 +31,7 @@ def session(graph: bytes, weights: NDArray[np.uint8] | None, precision: str, ima
     import openvino  # type: ignore[import-untyped]
 
     core = openvino.Core()
-    model = (
-        core.read_model(graph)
-        if weights is None
-        else core.read_model(graph, openvino.Tensor(weights))
-    )
+    model = core.read_model(graph) if weights is None else core.read_model(graph, openvino.Tensor(weights))
     if images:
         from isanet.inference.runtimes.quantize import quantized
 
@@ -47,6 +43,9 @@ def session(graph: bytes, weights: NDArray[np.uint8] | None, precision: str, ima
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "ENABLE_CPU_PINNING": False,  # two processes would be pinned to the same cores
+        # Attention as one kernel is compiled for the first size, and wrong for larger ones if that was of one block
+        # (2026.4); apart it is not slower
+        "SNIPPETS_MODE": "DISABLE",
     }
     request = core.compile_model(model, "CPU", settings).create_infer_request()
     lock = Lock()  # one image at a time takes all threads anyway
