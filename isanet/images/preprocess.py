@@ -148,7 +148,8 @@ def preprocess(
         if pad_color is not None:
             result[channel] = (pad_color[channel] - mean[channel]) / std[channel]
         table = ((levels - np.float32(mean[channel])).astype(np.float64) * (1 / std[channel])).astype(np.float32)
-        result[channel, :height, :width] = table[pixels[..., channel]]
+        # Clipping changes nothing, but without it numpy takes into a buffer first
+        np.take(table, pixels[..., channel], out=result[channel, :height, :width], mode="clip")
     return torch.from_numpy(result)
 
 

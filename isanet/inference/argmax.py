@@ -21,9 +21,9 @@ from torch.nn import functional as F  # noqa: N812  the field's name for it
 
 from isanet.inference.logits import Axis, Blend
 
-# What is made at a time, of labels and of logits, fits a processor's cache
-_BLOCK_PIXELS = 1 << 18
-_CHUNK_BYTES = 1 << 20
+# What is made at a time, of labels and of logits: it fits a processor's cache, and threads rarely wait for each other
+_BLOCK_PIXELS = 1 << 20
+_CHUNK_BYTES = 4 << 20
 
 
 def argmax(maps: Sequence[Blend], *, average_probabilities: bool = False) -> Iterator[tuple[slice, Tensor]]:

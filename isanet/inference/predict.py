@@ -232,7 +232,8 @@ def logits_maps(
     result: list[list[LogitsMap | None]] = [[] for _ in prepared]
     for step, scale in enumerate(protocol.scales):
         index = step if by_scale else 0
-        images = torch.stack([one.tensors[index] for one in prepared]).to(network.device)
+        tensors = [one.tensors[index] for one in prepared]
+        images = (torch.stack(tensors) if len(tensors) > 1 else tensors[0][None]).to(network.device)
         size = images.shape[2], images.shape[3]
         if not by_scale and scale != 1:
             images = _scaled(network, images, scale, protocol)
