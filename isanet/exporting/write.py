@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,8 +18,8 @@ from torch import Tensor
 
 from isanet import protocols
 from isanet._files import keep_existing, output_errors
-from isanet._text import percent
-from isanet.errors import IsanetError
+from isanet._text import percent, shortened
+from isanet.errors import IsanetError, OutputError
 from isanet.exporting import torch_export
 from isanet.exporting.whole import whole_file
 from isanet.images.preprocess import preprocess
@@ -28,6 +27,7 @@ from isanet.images.reading import MAX_PIXELS, RGBImage, Source
 from isanet.inference.fast.optimize import optimize, why_not_optimizable
 from isanet.inference.network import EagerNetwork
 from isanet.inference.predict import predict, prepare
+from isanet.inference.runtimes import packages
 from isanet.inference.runtimes.graph import network_file
 from isanet.inference.segmenter import MAX_CALIBRATION_IMAGES
 from isanet.inference.sources import read_source, sources
@@ -92,8 +92,8 @@ def export(
     anything.
 
     >>> exported = isanet.export(model, "street.onnx", overwrite=True)
-    >>> exported.agreement > 0.999
-    True
+    >>> exported.agreement > 0.999, isanet.Segmenter("street.onnx")("street.jpg").labels.shape
+    (True, (128, 256))
 
     Args:
         model: An ISANet as it was built, or anything that `isanet.from_pretrained` takes.
@@ -108,11 +108,10 @@ def export(
     Raises:
         ValueError: Another suffix, a precision that the format does not have, a network that was changed after it was
             built; int8 without calibration; `whole` of a .pt2, of a model without preprocessing, or of a protocol with
-            several scales or flips.
+            several scales or flips; a library that the format needs is not installed.
         OutputError: Something is at `path`, or it cannot be written.
         ImageError: An image for calibration cannot be read.
-        IsanetError: A library that the format needs is not installed, or the file disagrees with the model; no file is
-            left then.
+        IsanetError: The file disagrees with the model, and is removed.
     """
     path = Path(path)
     if path.suffix == ".ts":
@@ -171,7 +170,7 @@ def _write(model: ISANet, path: Path, precision: str, whole: bool, images: Seque
         torch_export.write(model, path, metadata)
         program = torch.export.load(path).module()
         return lambda array: program(torch.from_numpy(array)).numpy()
-    required("onnx", extra="openvino" if path.suffix == ".xml" else "onnxruntime")
+    packages.check_installed("onnx", "openvino" if path.suffix == ".xml" else "onnxruntime")
     fast = optimize(model)
     protocol = protocols.protocol(model.protocol)
     file = path.with_suffix(".onnx")
@@ -180,8 +179,9 @@ def _write(model: ISANet, path: Path, precision: str, whole: bool, images: Seque
     del fast
     if path.suffix == ".onnx":
         return _opened_onnx(path)
-    ov = required("openvino", extra="openvino")
-    ir = ov.Core().read_model(file)
+    import openvino  # type: ignore[import-untyped]
+
+    ir = openvino.Core().read_model(file)
     if precision == "int8":
         from isanet.inference.runtimes.quantize import quantized
 
@@ -189,25 +189,30 @@ def _write(model: ISANet, path: Path, precision: str, whole: bool, images: Seque
         ir = quantized(ir, tensors)
     for key, value in metadata.items():
         ir.set_rt_info(value, ["isanet", key])
-    ov.save_model(ir, path, compress_to_fp16=precision == "float16")
+    try:
+        openvino.save_model(ir, path, compress_to_fp16=precision == "float16")
+    except RuntimeError as error:
+        raise OutputError(f"cannot write {path.name}: {shortened(str(error), 200)}; is the disk full?") from error
     del ir
     return _opened_openvino(path)
 
 
 def _opened_onnx(path: Path) -> Run:
     """Run by ONNX Runtime, or else by OpenVINO."""
-    try:
-        ort = required("onnxruntime", extra="onnxruntime")
-    except IsanetError:
+    if packages.why_absent("onnxruntime"):
         return _opened_openvino(path)
-    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    import onnxruntime  # type: ignore[import-untyped]
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda array: session.run(None, {name: array})[0]
 
 
 def _opened_openvino(path: Path) -> Run:
-    core = required("openvino", extra="openvino").Core()
-    compiled = core.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    packages.check_installed("openvino", "openvino")
+    import openvino
+
+    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda array: compiled(array)[0]
 
 
@@ -253,15 +258,3 @@ def _tensor(model: ISANet, image: RGBImage, *, resize: bool = True) -> Tensor:
     preprocessing = model.preprocessing or {"mean": [127.5] * 3, "std": [60.0] * 3}
     sizing = () if resize else ("short_edge", "long_edge", "pad_to", "pad_color")
     return preprocess(image, **{key: value for key, value in preprocessing.items() if key not in sizing})[None]
-
-
-def required(name: str, *, extra: str) -> Any:
-    """A module of an optional library.
-
-    Raises:
-        IsanetError: It is not installed.
-    """
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise IsanetError(f"this needs {name}, which is not installed: pip install 'isanet[{extra}]'") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import nn
 
 import isanet
 from isanet.exporting import whole, write
+from isanet.inference.runtimes import packages
 from isanet.toystreets import draw_scene
 from isanet.weights.manifest import model_info
 from tests.helpers.precisions import needs_new_torch
@@ -170,12 +170,17 @@ def test_a_folder_that_does_not_exist_is_an_output_error(tmp_path: Path) -> None
         isanet.export(NANO, tmp_path / "missing" / "model.onnx")
 
 
+def absent(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if a module were not installed."""
+    monkeypatch.setattr(packages, "why_absent", lambda name: "No module of that name" if name == module else "")
+
+
 @pytest.mark.parametrize(("module", "name"), [("onnx", "model.onnx"), ("openvino", "model.xml")])
 def test_the_extra_of_an_absent_library_is_named(
     module: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(isanet.IsanetError, match=rf"this needs {module}, .*: pip install 'isanet\["):
+    absent(module, monkeypatch)
+    with pytest.raises(ValueError, match=rf"this needs the package {module} .*: pip install 'isanet\["):
         isanet.export(NANO, tmp_path / name)
     assert not (tmp_path / name).exists()
 
@@ -183,5 +188,5 @@ def test_the_extra_of_an_absent_library_is_named(
 def test_openvino_runs_the_onnx_file_where_onnxruntime_is_absent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    absent("onnxruntime", monkeypatch)
     assert write.export(NANO, tmp_path / "model.onnx").agreement > 0.9999

@@ -13,7 +13,8 @@ from isanet.inference.fast.optimize import optimize
 from isanet.inference.runtimes.graph import network_file
 from tests.helpers.published import KINDS, network
 
-SIZES = [(1, 1), (2, 2), (7, 9), (64, 64), (65, 97), (129, 255)]
+SIZES = [(1, 1), (2, 2), (7, 9), (64, 64), (65, 97), (129, 255), (257, 300)]
+"""In this order: what a runtime compiles for the smallest, of one block of attention, must do for larger ones."""
 
 
 @pytest.mark.parametrize("kind", KINDS)

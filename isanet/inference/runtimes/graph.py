@@ -232,6 +232,9 @@ def _attention(graph: Graph, attention: Attention, x_NHWC: str, sizes: tuple[str
     )
     query = graph("Mul", query, graph.constant(np.float32(D**-0.5)))
     weights = graph("Softmax", graph("MatMul", query, graph("Transpose", key, perm=[0, 1, 3, 2])), axis=-1)
+    # All of them. OpenVINO (2026.4) would compile attention as one kernel for the size of the first image, which after
+    # an image of one block is wrong for larger ones
+    weights = graph("Slice", weights, graph.ints(0), L, graph.ints(3))
     context = graph("Add", graph("MatMul", weights, value), graph.constant(attention.bias, f"{name}.bias"))
     x = graph("Reshape", _relu(graph, context, slope), regrouped)
     x = graph("Transpose", x, perm=[attention.order.index(dim) for dim in range(6)])

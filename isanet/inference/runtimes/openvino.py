@@ -43,9 +43,6 @@ def session(graph: bytes, weights: NDArray[np.uint8] | None, precision: str, ima
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "ENABLE_CPU_PINNING": False,  # two processes would be pinned to the same cores
-        # Attention as one kernel is compiled for the first size, and wrong for larger ones if that was of one block
-        # (2026.4); apart it is not slower
-        "SNIPPETS_MODE": "DISABLE",
     }
     request = core.compile_model(model, "CPU", settings).create_infer_request()
     lock = Lock()  # one image at a time takes all threads anyway
