@@ -225,6 +225,13 @@ def _check_onnx(content: bytes) -> tuple[dict[str, str], int]:
     if not (model.graph.node and model.graph.output and model.opset_import):
         raise CheckpointFormatError(f"not an ONNX file: it looks like {looks_like(content[:4096])}")
     graph = model.graph
+    texts: list[str | bytes] = [each.name for each in (*graph.initializer, *graph.input, *graph.output)]
+    for node in graph.node:
+        texts += [node.op_type, node.domain, node.name, *node.input, *node.output]
+        texts += [text for each in node.attribute for text in (each.name, each.ref_attr_name)]
+    texts += [text for each in model.metadata_props for text in (each.key, each.value)]
+    if any(isinstance(text, bytes) for text in (*texts, *(each.domain for each in model.opset_import))):
+        raise CheckpointFormatError(f"damaged: it has names that are not text; {_AGAIN}")
     if model.functions or model.training_info or graph.sparse_initializer or graph.quantization_annotation:
         raise UnsafeCheckpointError("it has functions, training steps or sparse tensors, which no network needs")
     if domains := {each.domain for each in (*model.opset_import, *graph.node)} - {"", "ai.onnx"}:
