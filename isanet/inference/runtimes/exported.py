@@ -162,16 +162,6 @@ def _read(path: Path) -> tuple[bytes, NDArray[np.uint8] | None, str]:
 
 
 def _described(path: Path, metadata: Mapping[str, str], digest: str) -> ExportedModel:
-    if "config" not in metadata:
-        raise CheckpointFormatError(
-            "not exported by isanet: it has no metadata of a model; run it by the runtime itself, or export a model by "
-            "isanet.export"
-        )
-    if metadata.get("whole") == "true":
-        raise CheckpointFormatError(
-            "it does the whole job, from the image to its labels, so a Segmenter has nothing to add: run it by the "
-            "runtime itself, or export the model without whole (--whole)"
-        )
     if metadata.get("precision") not in ("float32", "float16", "int8"):
         raise CheckpointFormatError(f"its metadata have no precision of its weights; {_AGAIN}")
     try:
@@ -182,6 +172,19 @@ def _described(path: Path, metadata: Mapping[str, str], digest: str) -> Exported
         raise CheckpointFormatError(
             f"its metadata are not those of an ISANet: {shortened(str(error), 300)}; {_AGAIN}"
         ) from error
+
+
+def _check_purpose(metadata: Mapping[str, str]) -> None:
+    if "config" not in metadata:
+        raise CheckpointFormatError(
+            "not exported by isanet: it has no metadata of a model; run it by the runtime itself, or export a model by "
+            "isanet.export"
+        )
+    if metadata.get("whole") == "true":
+        raise CheckpointFormatError(
+            "it does the whole job, from the image to its labels, so a Segmenter has nothing to add: run it by the "
+            "runtime itself, or export the model without whole (--whole)"
+        )
 
 
 def _object(text: str) -> dict[str, Any]:
@@ -232,6 +235,8 @@ def _check_onnx(content: bytes) -> tuple[dict[str, str], int]:
     texts += [text for each in model.metadata_props for text in (each.key, each.value)]
     if any(isinstance(text, bytes) for text in (*texts, *(each.domain for each in model.opset_import))):
         raise CheckpointFormatError(f"damaged: it has names that are not text; {_AGAIN}")
+    metadata = {each.key: each.value for each in model.metadata_props}
+    _check_purpose(metadata)
     if model.functions or model.training_info or graph.sparse_initializer or graph.quantization_annotation:
         raise UnsafeCheckpointError("it has functions, training steps or sparse tensors, which no network needs")
     if domains := {each.domain for each in (*model.opset_import, *graph.node)} - {"", "ai.onnx"}:
@@ -246,7 +251,7 @@ def _check_onnx(content: bytes) -> tuple[dict[str, str], int]:
         if missing := [name for name in node.input if name not in known]:
             raise CheckpointFormatError(f"damaged: {shortened(missing[0])} is used and not computed before; {_AGAIN}")
         known |= {*node.output}
-    return {each.key: each.value for each in model.metadata_props}, _check_values(graph)
+    return metadata, _check_values(graph)
 
 
 def _check_tensor(tensor: onnx.TensorProto) -> None:
@@ -341,6 +346,9 @@ def _xml(content: bytes) -> ElementTree.Element:
 def _check_ir(content: bytes, weights: NDArray[np.uint8]) -> tuple[dict[str, str], int]:
     """The metadata, and the number of classes, of an IR that is safe to load."""
     root = _xml(content)
+    info = root.find("rt_info/isanet")
+    metadata = {} if info is None else {each.tag: each.get("value", "") for each in info}
+    _check_purpose(metadata)
     layers = root.findall("layers/layer")
     _check_operators((layer.get("type", "") for layer in layers), IR_OPERATORS)
     if len(list(root.iter("layer"))) != len(layers) or any(
@@ -361,8 +369,6 @@ def _check_ir(content: bytes, weights: NDArray[np.uint8]) -> tuple[dict[str, str
             f"damaged; copy both files, or {_AGAIN}"
         )
     _check_edges(root, layers)
-    info = root.find("rt_info/isanet")
-    metadata = {} if info is None else {each.tag: each.get("value", "") for each in info}
     return metadata, _check_ends(layers)
 
 
