@@ -34,7 +34,7 @@ def _export(options: argparse.Namespace) -> int:
         calibration=options.calibration,
         overwrite=options.force,
     )
-    for file in exported.files:
-        print(f"{file}: {megabytes(file.stat().st_size)}")
+    size = sum(file.stat().st_size for file in exported.files)
+    print(f"{' and '.join(map(str, exported.files))}: {megabytes(size)}")
     print(f"{percent(exported.agreement)} of the labels are the model's own, on {exported.images}")
     return 0
