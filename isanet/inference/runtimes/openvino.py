@@ -10,13 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from isanet.inference.fast.optimize import has_bfloat16
 from isanet.inference.runtimes.network import Run
 
 _NOTHING = np.float32(-3e38)
 """What logits are until they are computed: out of memory, OpenVINO may end without an error and leave those before."""
 
-_HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+_HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "int8": "f32"}
 
 
 def session(graph: bytes, weights: NDArray[np.uint8] | None, precision: str, images: Sequence[Tensor] = ()) -> Run:
@@ -36,8 +35,6 @@ def session(graph: bytes, weights: NDArray[np.uint8] | None, precision: str, ima
         from isanet.inference.runtimes.quantize import quantized
 
         model = quantized(model, images)
-    if precision == "int8":  # for what is not quantized
-        precision = "bfloat16" if has_bfloat16(torch.device("cpu")) else "float32"
     settings = {
         "INFERENCE_PRECISION_HINT": _HINTS[precision],
         "PERFORMANCE_HINT": "LATENCY",
