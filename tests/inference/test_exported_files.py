@@ -96,6 +96,8 @@ def test_metadata_of_another_model(suffix: str, tmp_path: Path) -> None:
     refused(
         export(model(), tmp_path / f"model{suffix}", config=config), CheckpointMismatchError, "name 4 classes.*has 5"
     )
+    config = json.dumps({**own, "width": 4096, "stem_channels": [64, 64, 4096]})
+    refused(export(model(), tmp_path / f"wide{suffix}", config=config), CheckpointMismatchError, "it is too small")
     config = json.dumps({**own, "preprocessing": None})
     refused(export(model(), tmp_path / f"other{suffix}", config=config), CheckpointFormatError, "how images are prep")
 

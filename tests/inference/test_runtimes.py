@@ -439,6 +439,6 @@ def test_logits_of_another_size_than_the_model_has_are_refused() -> None:
     def make() -> Any:
         return lambda x: fast.coarse_logits(torch.from_numpy(x)).numpy()[..., 1:], ""
 
-    network = running.RuntimeNetwork("openvino", make, made, None, 1 << 30)
+    network = running.RuntimeNetwork("openvino", make, made, optimize(made), None, 1 << 30)
     with pytest.raises(CheckpointMismatchError, match="logits of shape"):
         network.coarse_logits(torch.zeros(1, 3, 64, 64))

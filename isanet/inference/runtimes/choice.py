@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from isanet.errors import CheckpointMismatchError
 from isanet.inference.fast.network import FastISANet
 from isanet.inference.fast.optimize import has_bfloat16, optimize, why_not_optimizable
 from isanet.inference.runtimes import onnxruntime, openvino
@@ -198,7 +199,7 @@ def runtime_network(
         half = "bfloat16" if has_bfloat16(torch.device("cpu")) else "float32"
         return optimize(model, half if precision == "int8" else precision, max_memory=max_memory)
 
-    return RuntimeNetwork(runtime, make, model, in_bands, max_memory)
+    return RuntimeNetwork(runtime, make, model, fast, in_bands, max_memory)
 
 
 def exported_network(
@@ -207,7 +208,8 @@ def exported_network(
     """The network of an exported file.
 
     Raises:
-        IsanetError: The runtime does not take it, or the file was changed since it was checked.
+        CheckpointMismatchError: Its metadata are of another network, or it was changed since it was checked.
+        IsanetError: The runtime does not take it.
     """
     graph, weights = model.content()
 
@@ -216,4 +218,13 @@ def exported_network(
             return openvino.session(graph, weights, precision), ""
         return onnxruntime.session(graph, device)
 
-    return RuntimeNetwork(runtime, make, model, None, max_memory)
+    with torch.device("meta"):
+        network = ISANet(**model.config)
+    parameters = sum(each.numel() for name, each in network.named_parameters() if not name.startswith("aux_"))
+    if parameters > 2 * (len(graph) if weights is None else len(weights)):  # of at least a byte each; some are merged
+        raise CheckpointMismatchError(
+            f"{model.path}: its metadata are of a network of {parameters:,} weights, for which it is too small; export "
+            "the model again by isanet.export"
+        )
+    sizes = FastISANet(network.to_empty(device="cpu"), max_memory)  # on "meta", arithmetic imports torch's compiler
+    return RuntimeNetwork(runtime, make, model, sizes, None, max_memory)

@@ -33,7 +33,8 @@ class RuntimeNetwork:
     Args:
         runtime: Its name.
         make: Makes the session, and gives what it runs by and what that says of itself.
-        model: What the classes and all sizes are of.
+        model: What the classes are of.
+        sizes: The same network for torch, of which sizes of maps are asked; it is not kept.
         in_bands: Makes a copy of the network that goes through an image in bands of rows, with torch, for what does
             not fit at once; None: there is no such copy.
 
@@ -53,19 +54,19 @@ class RuntimeNetwork:
         runtime: str,
         make: Callable[[], tuple[Run, str]],
         model: ISANet | ExportedModel,
+        sizes: FastISANet,
         in_bands: Callable[[], FastISANet] | None,
         max_memory: int,
     ) -> None:
         self.runtime, self.max_memory = runtime, max_memory
         self.classes, self.logits_resize = model.classes, model.logits_resize
-        with torch.device("meta"):
-            self._sizes = FastISANet(ISANet(**model.config), max_memory)
         self._in_bands, self._lock = in_bands, Lock()
         self._torch: FastISANet | None = None
         self._process, self._failed = os.getpid(), False
         self._run, self.providers = self._ours(make)
         if self.providers:
             log.info("%s runs on %s", runtime, self.providers)
+        self._sizes = sizes.to("meta")  # whose weights are not needed any more
 
     def coarse_logits(self, images: Tensor) -> Tensor:
         """As `isanet.inference.network.Network.coarse_logits`, float32."""
