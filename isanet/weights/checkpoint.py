@@ -38,7 +38,8 @@ MAX_FILE_BYTES = 4 << 30
 PADDLE_START = re.compile(rb"\x80[\x02\x03]}|\x80\x04\x95.{8}}", re.DOTALL)
 """How a pickle of a dictionary starts, which is all that a .pdparams file is; torch's older format starts otherwise."""
 
-_CHUNK_BYTES = 8 << 20
+_CHUNK_BYTES = 32 << 20
+"""Read while the chunk before is hashed; large, because for each, Python's lock is waited for, which others hold."""
 
 SAFETENSORS_DTYPES = {
     "F64": torch.float64,

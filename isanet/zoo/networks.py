@@ -86,5 +86,8 @@ def fill(network: Network, tensors: Mapping[str, Tensor], *, values: bool = True
     Raises:
         CheckpointMismatchError: They do not fit; the network is unchanged.
     """
-    network.load_state_dict(checkpoint.fit_state_dict(tensors, network.state_dict(), values=values), assign=True)
+    modules, parameters = dict(network.named_modules()), dict(network.named_parameters())
+    for name, tensor in checkpoint.fit_state_dict(tensors, network.state_dict(), values=values).items():
+        place, _, own = name.rpartition(".")  # as load_state_dict(assign=True) does it in three times the time
+        setattr(modules[place], own, nn.Parameter(tensor) if name in parameters else tensor)
     return network.eval()

@@ -16,6 +16,7 @@ from isanet.model import ISANet
 from isanet.weights import cache, convert, manifest
 from isanet.weights.cache import Record
 from isanet.zoo import released
+from isanet.zoo.networks import fill, meta_model
 from isanet.zoo.plan import ConvertFile, Fetch, LoadCached, LoadPackaged, Step, plan
 from tests.helpers import stand_in, tiny_zoo
 from tests.helpers.file_server import FileServer
@@ -179,3 +180,19 @@ def test_upstreams_layouts(
 def forgotten() -> released.Loaded:
     cache.clear(tiny_zoo.NAME, forget=True)
     return released.load(isanet.model_info(tiny_zoo.NAME))
+
+
+def test_a_filled_network_is_as_load_state_dict_would_leave_it() -> None:
+    config = {"num_classes": 2, "backbone": "resnet26", "width": 16}
+    expected = isanet.ISANet(**config).eval()
+    filled = fill(meta_model(config), state := expected.state_dict())
+    assert [*filled.state_dict()] == [*state]
+    assert not filled.training
+    for kind in ("named_parameters", "named_buffers"):
+        mine, others = (dict(getattr(each, kind)()) for each in (filled, expected))
+        assert list(mine) == list(others)
+        for name, tensor in mine.items():
+            assert type(tensor) is type(others[name])
+            assert tensor.requires_grad == others[name].requires_grad
+            assert tensor.is_leaf
+            assert tensor.data_ptr() == others[name].data_ptr()  # taken over, not copied
