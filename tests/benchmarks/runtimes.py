@@ -3,7 +3,8 @@
 A process for each way, with stand-in weights in the shape of a released model (or the packaged model), is given the
 same photographs; the ways take turns, image by image, so that a slow minute of the machine is everyone's. What is timed
 is `Segmenter.predict`: the network and the labels, not reading and preparing. The baseline is the eager network in
-float32 with logits at full size and argmax. Memory is what the process's peak grew by while the images went through.
+float32 with logits at full size and argmax. Memory is what the process's peak grew by since the model was loaded: maps,
+and the copy of the weights that the way makes.
 
 `ONEDNN_MAX_CPU_ISA=AVX2` keeps torch, and OpenVINO, from the newer instructions; ONNX Runtime heeds nothing of the
 kind, so its row is then left out.
@@ -77,7 +78,7 @@ def work(model_name: str, size: tuple[int, int], images: int, way: dict[str, Any
     photographs = [np.asarray(ImageOps.fit(Image.fromarray(each), size[::-1])) for each in sources]
     inputs = [prepare(each, model.preprocessing) for each in photographs[:images]]
     options = {**way, "calibration": photographs[images:] or photographs} if way.get("precision") == "int8" else way
-    started = time.perf_counter()
+    before, started = _start_of_peak(torch.device("cpu")), time.perf_counter()
     segmenter = isanet.Segmenter(model, "cpu", **({"precision": "float32", "runtime": "torch"} | options))
 
     @torch.inference_mode()
@@ -89,7 +90,6 @@ def work(model_name: str, size: tuple[int, int], images: int, way: dict[str, Any
 
     labels(0)
     startup = time.perf_counter() - started
-    before = _start_of_peak(torch.device("cpu"))
     np.save(folder / f"{name_of(way)}.npy", np.stack([labels(index) for index in range(images)]))
     peak = 0 if before is None else _peak(torch.device("cpu")) - before
     print(json.dumps({"startup": startup, "memory": peak}), flush=True)
