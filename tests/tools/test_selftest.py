@@ -13,6 +13,7 @@ from torch import nn
 import isanet
 from isanet.cli import main
 from isanet.inference.fast.network import FastISANet
+from isanet.inference.runtimes import choice
 from isanet.inference.segmenter import Segmenter
 from isanet.tools import selftest
 from isanet.weights import cache
@@ -166,6 +167,7 @@ def test_images_that_come_in_with_red_and_blue_swapped(segmenter: Segmenter, mon
 
 def test_a_device_that_computes_wrongly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Imitated by a network that is wrong in half precision and right on the CPU in float32."""
+    monkeypatch.setattr(choice, "FASTEST", {})  # it is torch's network that is changed
     right = FastISANet.coarse_logits
 
     def wrong(self: FastISANet, images: torch.Tensor) -> torch.Tensor:
@@ -179,6 +181,7 @@ def test_a_device_that_computes_wrongly(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_file_that_no_longer_gives_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """As after a change in the conversion or in a library."""
+    monkeypatch.setattr(choice, "FASTEST", {})  # it is torch's network that is changed
     before = FastISANet.coarse_logits
     monkeypatch.setattr(FastISANet, "coarse_logits", lambda self, images: before(self, images).flip(-1))
     found = selftest.selftest(MODEL, device="cpu", precision="float32")
