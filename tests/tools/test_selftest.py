@@ -49,9 +49,9 @@ def test_the_packaged_model_is_good(precision: str, home: Path) -> None:
     found = selftest.selftest(MODEL, device="cpu", precision=precision)
     assert not found.fault
     assert not found.first
-    # At most a third of the tolerance, which leaves room for other models and machines
+    # A third or half of the tolerance, which leaves room for other models and machines
     assert 1 - found.agreement <= (1 - found.tolerance.labels) / 3
-    assert found.difference <= found.tolerance.confidence / 2  # OpenVINO rounds the stem to bfloat16 too
+    assert found.difference <= found.tolerance.confidence / 2
     assert not home.exists()
 
 
