@@ -26,10 +26,10 @@ from tqdm import tqdm
 
 from isanet.datasets import ToyStreets
 from isanet.images.reading import RGBImage
-from isanet.inference.fast import int8
 from isanet.inference.fast.optimize import has_bfloat16
 from isanet.inference.predict import Prepared, prepare
 from isanet.inference.runtimes.choice import find_device
+from isanet.inference.runtimes.packages import NEEDED, why_absent
 from isanet.inference.segmentation import Segmentation
 from isanet.inference.segmenter import Segmenter
 from isanet.model import ISANet
@@ -82,7 +82,7 @@ def benchmark(
         images: RGB, cropped to the shape of each size and resized; int8 is calibrated on them too.
         sizes: (height, width) each.
         precisions: As of `isanet.Segmenter`; by default float32, a half precision that the device computes in, and
-            int8 on CPUs that have it.
+            int8 on CPUs with OpenVINO and NNCF.
         compile: Measure every precision but int8 compiled too.
         device: As of `isanet.Segmenter`.
         repeats: How often each image is segmented, after once for warming up.
@@ -118,7 +118,8 @@ def benchmark(
 
 def _suitable_precisions(device: torch.device) -> list[str]:
     half = ["bfloat16"] if has_bfloat16(device) else ["float16"] if device.type != "cpu" else []
-    return ["float32", *half, *(["int8"] if device.type == "cpu" and int8.is_supported() else [])]
+    int8 = device.type == "cpu" and not any(map(why_absent, (*NEEDED["openvino"], "nncf")))
+    return ["float32", *half, *(["int8"] if int8 else [])]
 
 
 def drawn_images() -> list[RGBImage]:

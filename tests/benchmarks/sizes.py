@@ -48,7 +48,7 @@ def fast(precision: str) -> Network:
     model = isanet.ISANet(num_classes=21)
     state = convert(stand_in.state_dict("sssegmentation_r50_voc"), "sssegmentation")
     model.load_state_dict(state)
-    network = optimize(model.eval(), precision, images=[stand_in.image(256, 256, seed=1)], max_memory=1 << 30)
+    network = optimize(model.eval(), precision, max_memory=1 << 30)
     return torch.inference_mode()(network.coarse_logits)
 
 

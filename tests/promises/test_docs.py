@@ -18,7 +18,6 @@ from PIL import Image
 
 import isanet
 from isanet.evaluation.report import Report
-from isanet.inference.fast import int8
 from isanet.protocols import PROTOCOLS
 from isanet.tools.flops import IMAGE_SIZES
 from isanet.weights.choosing import CLEARLY_LESS
@@ -146,9 +145,6 @@ def test_python_snippets(r50: FileServer, work: Path, page: str) -> None:
         text=True,
         timeout=300,
     )
-    if page == "docs/speed.md" and not int8.is_supported():
-        assert int8.NOT_SUPPORTED in result.stderr
-        return
     assert result.returncode == 0, result.stderr
     if page == "docs/quickstart.md":
         for name in ("overlay.png", "labels.png", "my_model/model.safetensors"):

@@ -1,4 +1,4 @@
 """The inference-optimized copy of a network: an ISANet goes in, a `FastISANet` with the same labels comes out.
 
-`optimize` makes it and says why; `network` is the copy, `layers` its parts, `int8` its 8-bit convolutions.
+`optimize` makes it and says why; `network` is the copy, `layers` its parts.
 """

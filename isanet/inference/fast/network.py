@@ -32,8 +32,7 @@ from isanet.model import STRIDE, ISANet, check_images, resize_logits
 class FastISANet(nn.Module):
     """An ISANet for inference alone, as `isanet.inference.fast.optimize.optimize` makes it; a `Network`.
 
-    It stays on its device, and may be used by several threads at once. In int8 it cannot be copied or saved: optimize
-    the model again.
+    It stays on its device, and may be used by several threads at once.
 
     Attributes:
         config, classes, logits_resize: As of the model.

@@ -10,24 +10,20 @@ What `optimize` does, and why labels are kept:
 * Maps lie in memory with channels last, as matrix products want them.
 * bfloat16 and float16 halve what is computed and moved. The stem stays in float32: it sees the image itself, costs
   little, and its rounding would affect every layer behind it.
-* int8 does the convolutions in 8 bits, on CPUs, by torch's own oneDNN kernels: weights with a scale for each output
-  channel, maps with one scale, from the largest values in a few calibration images. Stem, attention and classifier are
-  not quantized. CPUs without VNNI are refused; see `isanet.inference.fast.int8`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from isanet.inference.fast import int8
 from isanet.inference.fast.network import FastISANet
 from isanet.model import ISANet
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Names of precisions, and the dtype of most of the computation."""
 
 
@@ -35,7 +31,6 @@ def optimize(
     model: ISANet,
     precision: str = "float32",
     *,
-    images: Iterable[Tensor] = (),
     compile: bool = False,
     max_memory: int = 4 << 30,
 ) -> FastISANet:
@@ -43,34 +38,22 @@ def optimize(
 
     Args:
         model: An ISANet as it was built, on the device that it will run on. Its weights are taken as they are now.
-        precision: "float32" (the model's own, if that is float64), "bfloat16", "float16", or "int8" (CPUs with VNNI).
-        images: For int8, a few network inputs (N, 3, H, W), as `isanet.inference.predict.prepare` makes them, that
-            resemble those to come: the ranges of all maps are calibrated on them. Not used otherwise.
+        precision: "float32" (the model's own, if that is float64), "bfloat16" or "float16".
         compile: Compile with `torch.compile` what goes through at once, not in bands: the first image, and the first
             of another size, then take a minute.
         max_memory: Bytes for maps, beyond weights, input and result. An image that would need more goes through the
             network in bands of rows, with the same labels up to rounding. See `FastISANet.fits`.
 
     Raises:
-        ValueError: The model is not an ISANet as it was built; an unknown precision, or one that the device does not
-            have; int8 without images, or of a network with leaky heads or pooled shortcuts.
+        ValueError: The model is not an ISANet as it was built, or an unknown precision.
     """
     if reason := why_not_optimizable(model):
         raise ValueError(f"this network cannot be optimized: {reason}")
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}; valid are {', '.join(PRECISIONS)}")
-    device = model.classifier.weight.device
-    if precision == "int8" and device.type != "cpu":
-        raise ValueError(f"int8 is for the CPU, not for {device}; there, use 'bfloat16' or 'float16'")
-    if precision == "int8" and not int8.is_supported():
-        raise ValueError(int8.NOT_SUPPORTED)
     with torch.no_grad():
         fast = FastISANet(model, max_memory)
-        if precision == "int8":
-            largest = int8.calibrate(fast, images)
-            fast.convert_to(torch.bfloat16 if has_bfloat16(device) else torch.float32)
-            int8.quantize(fast, largest)
-        elif precision != "float32":
+        if precision != "float32":
             fast.convert_to(PRECISIONS[precision])
     fast.eval().requires_grad_(False)
     if compile:
