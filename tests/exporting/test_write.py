@@ -99,6 +99,26 @@ def test_half_precision_halves_the_file(tmp_path: Path) -> None:
     assert half.agreement > 0.999
 
 
+@pytest.mark.parametrize("whole_job", [False, True])
+def test_int8_is_calibrated_on_a_folder_and_compared_on_it(whole_job: bool, tmp_path: Path) -> None:
+    streets = tmp_path / "streets"
+    streets.mkdir()
+    for seed in range(3):
+        draw_scene(seed, (128, 192))[0].save(streets / f"{seed}.png")
+    path = tmp_path / "street.xml"
+    exported = isanet.export(NANO, path, precision="int8", whole=whole_job, calibration=streets)
+    assert 0.97 < exported.agreement < 1  # the logits are others, if only by rounding to 8 bits
+    assert exported.images == "the first images for calibration"
+    assert "FakeQuantize" in path.read_text()
+    assert metadata(path)["precision"] == "int8"
+
+
+def test_int8_needs_images(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="int8 needs a few images like those to come"):
+        isanet.export(NANO, tmp_path / "street.xml", precision="int8")
+    assert not (tmp_path / "street.xml").exists()
+
+
 def test_a_file_that_disagrees_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     resize = whole._resize_logits
     monkeypatch.setattr(
