@@ -25,7 +25,7 @@ from isanet.errors import IsanetError
 from isanet.evaluation.report import Report
 from isanet.model import ISANet
 from isanet.training.loop import Training, log_from
-from isanet.training.plan import plan_training
+from isanet.training.plan import computed_precision, plan_training
 from isanet.training.recipe import Recipe
 from isanet.training.state import STATE_FILE
 
@@ -183,13 +183,12 @@ def _accelerator(recipe: Recipe, folder: Path, device: str, trackers: Sequence[A
     except ImportError as error:
         raise IsanetError("training needs accelerate, which is not installed: pip install 'isanet[train]'") from error
 
-    precision = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[recipe.precision]
     fresh, grouped, accelerator = not PartialState._shared_state, torch.distributed.is_initialized(), None
     cpu = device == "cpu" or not torch.accelerator.is_available()  # else processes on CPUs would not find each other
     try:
-        accelerator = Accelerator(
-            cpu=cpu, mixed_precision=precision, log_with=list(trackers) or None, project_dir=folder
-        )
+        precision = computed_precision(recipe.precision, PartialState(cpu=cpu).device)
+        name = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[precision]
+        accelerator = Accelerator(cpu=cpu, mixed_precision=name, log_with=list(trackers) or None, project_dir=folder)
         kind = str(accelerator.distributed_type.value)
         if kind != "NO" and not kind.startswith("MULTI_"):
             raise ValueError(f"training by {kind} is not supported: each process needs the whole model")

@@ -172,6 +172,8 @@ class Training:
                 self.accelerator.scaler.load_state_dict(state.scaler)
         except (CheckpointError, ValueError, LookupError, TypeError, RuntimeError) as error:
             raise CheckpointError(f"{path}: {error}; overwrite=True (--force) starts over") from error
+        if (before := state.run.get("precision")) != self.plan.recipe.precision:
+            log.warning("the steps so far were in %s, those to come are in %s", before, self.plan.recipe.precision)
         self.step, self.history = state.step, state.history
         self.saved_step, self.kept_step, self.report = state.step, state.kept_step, state.report
         if self.first:
@@ -190,7 +192,7 @@ class Training:
             return  # the next loss will be an error, and the old state is better
         scaler = self.accelerator.scaler
         state = TrainingState(
-            run=self.plan.fingerprint,
+            run=self.plan.fingerprint | {"precision": self.plan.recipe.precision},
             history=self.history,
             kept_step=self.kept_step,
             report=self.report,

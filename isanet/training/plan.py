@@ -22,6 +22,7 @@ from isanet.datasets.wrapped import as_dataset
 from isanet.errors import DatasetError
 from isanet.evaluation.matching import match_classes
 from isanet.evaluation.run import weights_digest
+from isanet.inference.fast.optimize import has_bfloat16
 from isanet.labels import LABEL_SPACES
 from isanet.model import ISANet, unwrapped
 from isanet.training.batches import Batches, seed_of
@@ -48,7 +49,8 @@ class Plan:
         batches: This process's share of each step.
         num_shared: Number of images that are in both datasets.
         shares: What `count_classes` gives of the training data, if it was asked already.
-        fingerprint: What must be equal for a run to be resumed, and in all processes; plain values.
+        fingerprint: What must be equal for a run to be resumed, and in all processes; plain values. Its precision is
+            the one that was asked for, because a run may go on where another one is computed in.
     """
 
     model: ISANet
@@ -85,6 +87,12 @@ def plan_training(
     workers = checked_workers(workers)
     given = None if isinstance(recipe, Recipe) else recipe or {}
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.of(recipe or {})
+    asked = recipe.precision
+    recipe = replace(recipe, precision=computed_precision(asked, device))
+    if recipe.precision != asked:
+        log.info("training in float32: %s computes %s by way of it, which is slower", device, asked)
+    if given is not None:
+        given = {**given, "precision": recipe.precision}
     workers = processes.loader_workers(device) if workers is None else workers
     progress = progress if processes.rank == 0 else False
     torch.manual_seed(seed_of("model", recipe.seed))  # new classifiers are randomly initialized
@@ -124,10 +132,15 @@ def plan_training(
         shares=shares,
         batches=batches,
         num_shared=num_shared,
-        fingerprint=_fingerprint(network, train, val, recipe),
+        fingerprint=_fingerprint(network, train, val, replace(recipe, precision=asked)),
     )
     _check_batch(plan, device, processes.world_size)
     return plan
+
+
+def computed_precision(asked: str, device: torch.device) -> str:
+    """The precision in which a device trains when it is asked for this one: float32 where bfloat16 is emulated."""
+    return "float32" if asked == "bfloat16" and not has_bfloat16(device) else asked
 
 
 def _resolved(

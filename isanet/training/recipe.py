@@ -54,7 +54,8 @@ class Recipe:
         sync_batch_norm: Share batch norm statistics among processes.
         ema: Decay (per step) of the moving average of the weights, which is then validated and kept; None for none.
         clip_grad_norm: Maximum norm of the gradient; None for no clipping.
-        precision: "float32", or "bfloat16" or "float16" by autocast.
+        precision: "float32", or "bfloat16" or "float16" by autocast. Where a device only emulates bfloat16, float32 is
+            faster, and is taken instead; the log says so.
         seed: Seed of everything random.
         validate_every: Epochs between validations.
 

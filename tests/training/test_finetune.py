@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +20,7 @@ import isanet
 from isanet.datasets import Folder
 from isanet.errors import IsanetError
 from isanet.model import ISANet
-from isanet.training import Recipe
+from isanet.training import Recipe, loop
 from isanet.training.finetune import finetune
 from isanet.training.state import STATE_FILE, read_state
 from tests.helpers.hub_server import HubServer
@@ -236,7 +237,10 @@ def test_a_failure_in_one_process_ends_all(launch: Callable[..., Any], tmp_path:
 # --- accelerate
 
 
-def test_mixed_precision_is_close_to_float32(splits: tuple[Folder, Folder], tmp_path: Path) -> None:
+def test_mixed_precision_is_close_to_float32(
+    splits: tuple[Folder, Folder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("isanet.training.plan.has_bfloat16", lambda device: True)
     losses = []
     for precision in ("float32", "bfloat16"):
         run = train(tiny(dropout=0.0), splits, tmp_path / precision, replace(RECIPE, precision=precision, lr=0.001))
@@ -244,6 +248,37 @@ def test_mixed_precision_is_close_to_float32(splits: tuple[Folder, Folder], tmp_
         assert all(value.dtype == torch.float32 for value in run.model.parameters())
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=0.03)  # bfloat16 has 8 bits of mantissa
+
+
+def test_where_bfloat16_is_emulated_float32_is_taken(
+    splits: tuple[Folder, Folder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("isanet.training.plan.has_bfloat16", lambda device: False)
+    with caplog.at_level(logging.INFO, "isanet"):
+        train(tiny(), splits, tmp_path / "asked", replace(RECIPE, precision="bfloat16"))
+    assert "training in float32: cpu computes bfloat16 by way of it, which is slower" in caplog.text
+    assert Recipe.from_json((tmp_path / "asked" / "recipe.json").read_text()).precision == "float32"
+    train(tiny(), splits, tmp_path / "float32", replace(RECIPE, precision="float32"))
+    weights = (load_file(tmp_path / name / "model.safetensors") for name in ("asked", "float32"))
+    assert all(torch.equal(one, other) for one, other in zip(*(each.values() for each in weights), strict=True))
+
+
+def test_a_run_goes_on_in_the_precision_of_another_processor(
+    splits: tuple[Folder, Folder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe, native = replace(RECIPE, precision="bfloat16"), True
+    monkeypatch.setattr("isanet.training.plan.has_bfloat16", lambda device: native)
+    with monkeypatch.context() as broken:
+        broken.setattr(loop, "SAVE_EVERY", 0.0)
+        broken.setattr(loop.Training, "_validation_is_due", lambda training: training.step == 2 and 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            train(tiny(), splits, tmp_path / "run", recipe)
+    native = False
+    run = train(tiny(), splits, tmp_path / "run", recipe)
+    assert "the steps so far were in bfloat16, those to come are in float32" in caplog.text
+    assert len(run.history) == 5
+    state = read_state(tmp_path / "run" / STATE_FILE)
+    assert (state.run["recipe"]["precision"], state.run["precision"]) == ("bfloat16", "float32")
 
 
 def test_the_recipe_overrides_the_launchers_gradient_accumulation(
