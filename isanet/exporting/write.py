@@ -179,8 +179,7 @@ def _write(model: ISANet, path: Path, precision: str, whole: bool, images: Seque
     del fast
     if path.suffix == ".onnx":
         return _opened_onnx(path)
-    import openvino  # type: ignore[import-untyped]
-
+    openvino = packages.load("openvino")
     ir = openvino.Core().read_model(file)
     if precision == "int8":
         from isanet.inference.runtimes.quantize import quantized
@@ -210,8 +209,7 @@ def _opened_onnx(path: Path) -> Run:
 
 def _opened_openvino(path: Path) -> Run:
     packages.check_installed("openvino", "openvino")
-    import openvino
-
+    openvino = packages.load("openvino")
     compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda array: compiled(array)[0]
 

@@ -442,3 +442,16 @@ def test_logits_of_another_size_than_the_model_has_are_refused() -> None:
     network = running.RuntimeNetwork("openvino", make, made, optimize(made), None, 1 << 30)
     with pytest.raises(CheckpointMismatchError, match="logits of shape"):
         network.coarse_logits(torch.zeros(1, 3, 64, 64))
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_nothing_is_printed_or_told_to_the_makers_of_a_runtime(precision: str) -> None:
+    code = f"""
+import sys
+import numpy
+import isanet
+image = numpy.zeros((64, 64, 3), numpy.uint8)
+isanet.Segmenter({NANO!r}, "cpu", precision={precision!r}, runtime="openvino", calibration=[image])(image)
+assert "openvino_telemetry" not in sys.modules
+"""
+    assert processes.output(processes.python(code)) == ""

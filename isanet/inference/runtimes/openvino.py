@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from isanet.inference.runtimes.network import Run
+from isanet.inference.runtimes.packages import load
 
 _NOTHING = np.float32(-3e38)
 """What logits are until they are computed: out of memory, OpenVINO may end without an error and leave those before."""
@@ -27,8 +28,7 @@ def session(graph: bytes, weights: NDArray[np.uint8] | None, precision: str, ima
         precision: float32, bfloat16, float16, or int8: quantized by `images`, or before.
         images: (N, 3, H, W), normalized, to quantize the network by; none: it is as it is to be.
     """
-    import openvino  # type: ignore[import-untyped]
-
+    openvino = load("openvino")
     core = openvino.Core()
     model = core.read_model(graph) if weights is None else core.read_model(graph, openvino.Tensor(weights))
     if images:

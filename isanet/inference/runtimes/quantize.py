@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from isanet.inference.runtimes.packages import load
+
 MIN_CHANNELS = 96
 """Of a convolution's input and output, for it to be in 8 bits.
 
@@ -44,8 +46,7 @@ def quantized(model: Any, inputs: Iterable[Tensor]) -> Any:
         raise ValueError("int8 needs a few images like those to come, to calibrate the range of every map; got none")
     _check_finite(model, "weights")
     with _silence():
-        import nncf  # type: ignore[import-untyped]
-
+        nncf = load("nncf")
         result = inspect.unwrap(nncf.quantize)(  # unwrapped: the wrapper reports each call to its makers
             model,
             nncf.Dataset(arrays),
@@ -78,7 +79,7 @@ def _silence() -> Iterator[None]:
     kind = logging.getLoggerClass()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import nncf  # noqa: F401  it makes its logger, and its class of loggers everyone's
+        load("nncf")  # which makes its logger, and its class of loggers everyone's
     logging.setLoggerClass(kind)
     console, loggers = get_console(), [logging.getLogger(name) for name in ("nncf", "torch.utils.cpp_extension")]
     before = console.quiet, [logger.disabled for logger in loggers]
