@@ -9,6 +9,7 @@ dependencies = [
     "urllib3",
     "huggingface_hub",
     "safetensors",
+    "blake3",
     "filelock",
     "tqdm",
 ]
