@@ -38,6 +38,7 @@ from torch.nn import functional as F  # noqa: N812  the field's name for it
 
 import isanet
 from isanet.datasets import ToyStreets
+from isanet.inference.fast.optimize import has_bfloat16
 from isanet.labels import LABEL_SPACES
 from isanet.metrics import ConfusionMatrix
 from isanet.tools.flops import image_gmacs
@@ -231,7 +232,7 @@ def train(output: Path, steps: int, cooldown: int, start_from: Path | None = Non
         images, masks = batch(data, step, rank, world_size)
         torch.manual_seed(step * world_size + rank)
         rate = lr * min(1, (step + 1) / RECIPE["warmup"], (steps + cooldown - step) / max(cooldown, 1))
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16(torch.device("cpu"))):
             logits, aux = model.coarse_logits(images, aux=True)
         loss = loss_of(logits, masks, weights, 2, RECIPE["jaccard_weight"])
         loss = loss + RECIPE["aux_weight"] * loss_of(aux, masks, weights, 4, 0.0)
