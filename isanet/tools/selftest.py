@@ -73,9 +73,9 @@ TOLERANCES = {
 """By precision, on the CPU. float32 on an accelerator has the tolerance of float16: convolutions may run in TF32 there,
 whose significand has as many bits (10).
 
-Measured with isanet_nano_toystreets on the image: no confident pixel changed its label; the confidence differed by 0.0001
-in float32 (the answer is rounded to float16), 0.0005 in float16, 0.0036 in bfloat16 (0.0071 by OpenVINO), 0.0052 in int8.
-The faults in the tests change at least 2 % of the confident pixels."""
+Measured with isanet_nano_toystreets on the image: no confident pixel changed its label; the confidence differed by
+0.0001 in float32 (the answer is rounded to float16), 0.0005 in float16, 0.0036 in bfloat16 (0.0071 by OpenVINO), 0.0052
+in int8. The faults in the tests change at least 2 % of the confident pixels."""
 
 VERSIONS = {"isanet": __version__, "torch": torch.__version__}
 
