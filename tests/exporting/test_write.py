@@ -56,6 +56,12 @@ def test_every_kind_of_network_in_every_format(kind: str, name: str, tmp_path: P
     assert len(exported.files) == (2 if name == "model.xml" else 1)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_network_in_half_precision(kind: str, tmp_path: Path) -> None:
+    model = network(kind, preprocessing=NORMAL).float()
+    assert 0.99 < isanet.export(model, tmp_path / "model.xml", precision="float16").agreement < 1
+
+
 @needs_new_torch
 @pytest.mark.parametrize("name", ["model.onnx", "model.xml", "model.pt2"])
 def test_a_file_says_what_it_is(name: str, tmp_path: Path) -> None:
