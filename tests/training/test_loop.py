@@ -119,7 +119,7 @@ def test_a_killed_run_resumes_bit_exactly(launch: Callable[..., Any], tmp_path: 
         process = launch(tmp_path / "killed", recipe)
         wait_for_step(process, tmp_path / "killed", step)
         process.send_signal(number)
-        finished(process, number)
+        finished(process, -number)
     assert not list((tmp_path / "killed").glob(".isanet-*"))
     assert finished(launch(tmp_path / "killed", recipe)).startswith("done")
     assert history_of(tmp_path / "killed") == history_of(tmp_path / "whole")
@@ -132,7 +132,7 @@ def test_a_signal_is_obeyed_after_the_step(launch: Callable[..., Any], tmp_path:
     process = launch(tmp_path / "run", recipe, save_every=0.5, workers=1)
     wait_for_step(process, tmp_path / "run", 1)
     os.killpg(process.pid, number)  # as terminals and batch systems do: to the loader worker, too
-    shown = finished(process, number)
+    shown = finished(process, -number)
     assert "resumes there" in shown
     state = read_state(tmp_path / "run" / STATE_FILE)
     assert 0 < state.step == len(history_of(tmp_path / "run")) < 700

@@ -17,8 +17,8 @@ _REPORTS = "openvino_telemetry"
 
 def load(package: str) -> Any:
     """Import a package, unless it is imported already, as if OpenVINO's telemetry were not installed."""
-    if package in sys.modules:
-        return sys.modules[package]
+    if (imported := sys.modules.get(package)) is not None:
+        return imported
     before = sys.modules.get(_REPORTS)
     sys.modules[_REPORTS] = None  # type: ignore[assignment]
     try:
