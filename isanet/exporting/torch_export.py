@@ -29,7 +29,7 @@ def write(model: ISANet, path: Path, metadata: dict[str, str]) -> None:
         from torch.fx.experimental.dynamic_spec import ParamsSpec, ShapesSpec, ShapeVar, TensorSpec
     except ImportError as error:
         raise IsanetError(f"a .pt2 file needs torch 2.14 or newer, and this is {torch.__version__}") from error
-    network = folded_copy(model)
+    network = folded_copy(model).float().cpu()
     images = network.classifier.weight.new_zeros(2, 3, 101, 130)
     shape = TensorSpec([ShapeVar("batch", min=1), 3, ShapeVar("height", min=1), ShapeVar("width", min=1)])
     spec = ShapesSpec(params=ParamsSpec({"images": shape}))

@@ -1,8 +1,8 @@
 """A network's whole job as one ONNX graph: the image as it is goes in, the label of every pixel comes out.
 
 Around the network stand the steps of `isanet.images.preprocess` and `isanet.inference.predict`, with the numbers of the
-model. Positions and pixels are whole numbers throughout and stay below 2**24, so that they are exact even where a
-runtime computes them in float32; and no runtime computes whole numbers in half precision.
+model. Positions and pixels are whole numbers throughout, which no runtime computes in half precision. Pixels stay below
+2**24, and so do positions up to 2,896 pixels a side: they are exact even where a runtime divides by way of float32.
 
 Shape legend as in `isanet.model`; H and W are those of the image, h and w of what the network sees.
 """
@@ -19,6 +19,9 @@ from isanet.inference.fast.network import FastISANet
 from isanet.inference.runtimes.graph import Graph, coarse_logits, tensor_type
 from isanet.protocols import Protocol
 
+MAX_SIDE = 4096
+"""Of a resized image, in pixels: positions of longer ones need more than 32 bits, which OpenVINO does not have."""
+
 _BITS = 2048  # the weights of OpenCV's resize have 11 bits
 
 
@@ -33,12 +36,17 @@ def whole_file(network: FastISANet, protocol: Protocol, metadata: dict[str, str]
         metadata: What the file says of itself.
 
     Raises:
-        ValueError: The protocol has several scales, or flips.
+        ValueError: The protocol has several scales, or flips, or images are resized to more than `MAX_SIDE`.
     """
     if protocol.scales != (1,) or protocol.flip:
         raise ValueError(
             f"a file of the whole job runs the network once for each image, and the protocol {protocol.name} is "
             f"{protocol.text}; export it without whole (--whole)"
+        )
+    sides = [network.config["preprocessing"].get(name) for name in ("short_edge", "long_edge", "pad_to")]
+    if max([0, *(sides[:2] if sides[0] else ()), *(sides[2] or ())]) > MAX_SIDE:
+        raise ValueError(
+            f"a file of the whole job resizes to at most {MAX_SIDE:,} pixels a side; export it without whole"
         )
     graph = Graph()
     own, K = graph.sizes("image", 3)[:2], len(network.classes)

@@ -29,6 +29,7 @@ from isanet.inference.network import EagerNetwork
 from isanet.inference.predict import predict, prepare
 from isanet.inference.runtimes import packages
 from isanet.inference.runtimes.graph import network_file
+from isanet.inference.runtimes.openvino import core
 from isanet.inference.segmenter import MAX_CALIBRATION_IMAGES
 from isanet.inference.sources import read_source, sources
 from isanet.model import ISANet, resize_logits, unwrapped
@@ -107,9 +108,10 @@ def export(
 
     Raises:
         ValueError: Another suffix, a precision that the format does not have, a network that was changed after it was
-            built; int8 without calibration; `whole` of a .pt2, of a model without preprocessing, or of a protocol with
-            several scales or flips; a library that the format needs is not installed.
-        OutputError: Something is at `path`, or it cannot be written.
+            built or whose weights are not finite; int8 without calibration; `whole` of a .pt2, of a model without
+            preprocessing, or of a protocol with several scales or flips; a library that the format needs is not
+            installed.
+        OutputError: Something is at `path`, or at that of the weights of an .xml, or it cannot be written.
         ImageError: An image for calibration cannot be read.
         IsanetError: The file disagrees with the model, and is removed.
     """
@@ -122,7 +124,13 @@ def export(
         raise ValueError(f"a {path.suffix} file is written in {' or '.join(FORMATS[path.suffix])}, not {precision!r}")
     if whole and path.suffix == ".pt2":
         raise ValueError("the whole job is written as .onnx or .xml; a .pt2 file has the network alone")
-    keep_existing(path, overwrite=overwrite)
+    targets = [path.with_suffix(".bin"), path] if path.suffix == ".xml" else [path]  # the weights first
+    for target in targets:
+        keep_existing(target, overwrite=overwrite)
+        if target.is_dir():
+            raise OutputError(f"{target} is a folder; use another name")
+    if precision == "int8":
+        packages.check_installed("nncf", "openvino")
     if isinstance(model, str | os.PathLike):
         from isanet.zoo.pretrained import from_pretrained
 
@@ -130,24 +138,30 @@ def export(
     network: ISANet = unwrapped(model)
     if reason := why_not_optimizable(network):
         raise ValueError(f"this network cannot be exported: {reason}")
+    if not all(bool(value.isfinite().all()) for value in network.state_dict().values()):
+        raise ValueError("the model has weights that are not finite: they are damaged or not trained")
     if (whole or precision == "int8") and not network.preprocessing:
         raise ValueError("the model does not say how its images are prepared (preprocessing), as whole and int8 need")
     with output_errors(path), TemporaryDirectory(prefix=".isanet-", dir=path.parent) as folder, _evaluating(network):
         some = islice(sources(calibration), MAX_CALIBRATION_IMAGES if precision == "int8" else 0)
         images = [read_source(source, max_pixels=MAX_PIXELS, value_range=None) for source in some]
-        run = _write(network, Path(folder, path.name), precision, whole, images)
-        agreement = _agreement(network, run, whole, images[:2])
+        try:
+            run = _write(network, Path(folder, path.name), precision, whole, images)
+            agreement = _agreement(network, run, whole, images[:2])
+        except (IsanetError, ValueError, OSError, MemoryError):
+            raise
+        except Exception as error:  # of torch, onnx or a runtime
+            raise IsanetError(f"{path.name} cannot be written, or not be run: {shortened(str(error), 300)}") from error
         if agreement < MIN_AGREEMENT[precision]:
             advice = "calibrate with images like those to come" if images else "please report this"
             raise IsanetError(
                 f"the file gave {percent(agreement)} of the model's own labels, less than "
                 f"{percent(MIN_AGREEMENT[precision])}, and was removed: {advice}"
             )
-        files = [path.with_suffix(".bin")] * (path.suffix == ".xml") + [path]
-        for file in files:  # the weights first
-            Path(folder, file.name).replace(file)
+        for target in targets:
+            Path(folder, target.name).replace(target)
     tried = "the first images for calibration" if images else "drawn images"
-    return Exported(path, tuple(files[::-1]), precision, agreement, tried)
+    return Exported(path, tuple(targets[::-1]), precision, agreement, tried)
 
 
 @contextmanager
@@ -167,7 +181,7 @@ def _write(model: ISANet, path: Path, precision: str, whole: bool, images: Seque
     """Write the file into an empty folder, and open it."""
     metadata = _metadata(model, precision, whole)
     if path.suffix == ".pt2":
-        torch_export.write(model, path, metadata)
+        torch_export.write(model, path, metadata)  # on the CPU, in float32
         program = torch.export.load(path).module()
         return lambda array: program(torch.from_numpy(array)).numpy()
     packages.check_installed("onnx", "openvino" if path.suffix == ".xml" else "onnxruntime")
@@ -180,7 +194,7 @@ def _write(model: ISANet, path: Path, precision: str, whole: bool, images: Seque
     if path.suffix == ".onnx":
         return _opened_onnx(path)
     openvino = packages.load("openvino")
-    ir = openvino.Core().read_model(file)
+    ir = core().read_model(file)
     if precision == "int8":
         from isanet.inference.runtimes.quantize import quantized
 
@@ -209,8 +223,7 @@ def _opened_onnx(path: Path) -> Run:
 
 def _opened_openvino(path: Path) -> Run:
     packages.check_installed("openvino", "openvino")
-    openvino = packages.load("openvino")
-    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda array: compiled(array)[0]
 
 

@@ -89,8 +89,7 @@ class Segmenter:
         max_memory: Bytes that the maps in the network may take, beyond weights, image and labels; by default 4 GiB.
             What needs more goes through in bands of rows, by torch, with the same labels; what needs more still (beyond
             40 megapixels in float32), and of an exported file, in overlapping windows. Models that cannot be optimized
-            have no limit. An image so
-            wide that a single row of labels would need more is refused.
+            have no limit. An image so wide that a single row of labels would need more is refused.
         **options: Of `isanet.from_pretrained`, where that loads the model: `classes`, `preprocessing`, `weights`, ...
 
     Attributes:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-import openvino
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
@@ -19,6 +18,7 @@ from isanet.inference.fast.optimize import optimize
 from isanet.inference.network import EagerNetwork
 from isanet.inference.predict import predict, prepare
 from isanet.inference.runtimes.graph import Graph, tensor_type
+from isanet.inference.runtimes.openvino import core
 from isanet.protocols import PROTOCOLS, Protocol
 from isanet.toystreets import draw_scene
 from tests.helpers.published import KINDS, network
@@ -44,8 +44,8 @@ def runtimes(parts: Iterator[bytes]) -> list[Run]:
     onnx.checker.check_model(onnx.load_model_from_string(file), full_check=True)
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     names = [each.name for each in session.get_inputs()]
-    core = openvino.Core()
-    compiled = core.compile_model(core.read_model(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    made = core()
+    compiled = made.compile_model(made.read_model(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return [
         lambda *arrays: session.run(None, dict(zip(names, arrays, strict=True)))[0],
         lambda *arrays: compiled(list(arrays))[0],
@@ -138,3 +138,9 @@ def test_protocols_of_several_passes_are_refused(name: str) -> None:
     model = network("sssegmentation", preprocessing=NORMAL).float()
     with pytest.raises(ValueError, match=rf"the protocol {name} is .*; export it without whole \(--whole\)"):
         whole.whole_file(optimize(model), PROTOCOLS[name], {})
+
+
+def test_sizes_of_more_than_32_bits_are_refused() -> None:
+    model = network("sssegmentation", preprocessing={**NORMAL, "short_edge": 64, "long_edge": 4097}).float()
+    with pytest.raises(ValueError, match="at most 4,096 pixels a side"):
+        whole.whole_file(optimize(model), PROTOCOLS["whole"], {})

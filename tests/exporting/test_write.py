@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-import openvino
 import pytest
 import torch
 from torch import nn
@@ -17,6 +16,7 @@ from torch import nn
 import isanet
 from isanet.exporting import whole, write
 from isanet.inference.runtimes import packages
+from isanet.inference.runtimes.openvino import core
 from isanet.toystreets import draw_scene
 from isanet.weights.manifest import model_info
 from tests.helpers.precisions import needs_new_torch
@@ -37,7 +37,7 @@ def metadata(path: Path) -> dict[str, str]:
         found = dict.fromkeys(KEYS, "")
         torch.export.load(path, extra_files=found)
         return found
-    info = openvino.Core().read_model(path)
+    info = core().read_model(path)
     return {key: str(info.get_rt_info(["isanet", key]).value) for key in KEYS if info.has_rt_info(["isanet", key])}
 
 
@@ -92,7 +92,7 @@ def test_the_whole_job_of_the_packaged_model(name: str, tmp_path: Path) -> None:
         session = onnxruntime.InferenceSession(tmp_path / name, providers=["CPUExecutionProvider"])
         (labels,) = session.run(None, {"image": street})
     else:
-        compiled = openvino.Core().compile_model(tmp_path / name, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        compiled = core().compile_model(tmp_path / name, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         labels = compiled(street)["labels"]
     assert (labels == expected).mean() > 0.9999
     assert metadata(tmp_path / name)["whole"] == "true"
@@ -143,6 +143,43 @@ def test_an_existing_file_is_kept(tmp_path: Path) -> None:
         isanet.export(NANO, tmp_path / "model.onnx")
     isanet.export(NANO, tmp_path / "model.onnx", overwrite=True)
     assert onnx.load(tmp_path / "model.onnx").producer_name == "isanet"
+
+
+def test_the_weights_of_another_model_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "model.bin").write_text("earlier")
+    with pytest.raises(isanet.OutputError, match=r"model\.bin exists and was kept"):
+        isanet.export(NANO, tmp_path / "model.xml")
+    assert (tmp_path / "model.bin").read_text() == "earlier"
+    assert not (tmp_path / "model.xml").exists()
+
+
+def test_a_folder_in_the_place_of_a_file_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "model.bin").mkdir()
+    with pytest.raises(isanet.OutputError, match=r"model\.bin is a folder"):
+        isanet.export(NANO, tmp_path / "model.xml", overwrite=True)
+    assert not (tmp_path / "model.xml").exists()
+
+
+def test_damaged_weights_are_refused(tmp_path: Path) -> None:
+    model = network("sssegmentation").float()
+    with torch.no_grad():
+        model.classifier.bias[0] = torch.nan
+    with pytest.raises(ValueError, match="weights that are not finite"):
+        isanet.export(model, tmp_path / "model.onnx")
+
+
+def test_what_a_library_raises_is_an_error_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("no such operator\nat line 7")
+
+    monkeypatch.setattr(write, "_opened_onnx", fails)
+    with pytest.raises(isanet.IsanetError, match=r"model\.onnx cannot be written, or not be run: no such operator at"):
+        isanet.export(NANO, tmp_path / "model.onnx")
+
+
+@needs_new_torch
+def test_a_double_model_becomes_a_program_in_float32(tmp_path: Path) -> None:
+    assert isanet.export(network("sssegmentation"), tmp_path / "model.pt2").agreement > 0.999
 
 
 def test_the_model_is_left_as_it_was(tmp_path: Path) -> None:
@@ -201,13 +238,13 @@ def absent(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packages, "why_absent", lambda name: "No module of that name" if name == module else "")
 
 
-@pytest.mark.parametrize(("module", "name"), [("onnx", "model.onnx"), ("openvino", "model.xml")])
+@pytest.mark.parametrize(("module", "name"), [("onnx", "model.onnx"), ("openvino", "model.xml"), ("nncf", "model.xml")])
 def test_the_extra_of_an_absent_library_is_named(
     module: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     absent(module, monkeypatch)
     with pytest.raises(ValueError, match=rf"this needs the package {module} .*: pip install 'isanet\["):
-        isanet.export(NANO, tmp_path / name)
+        isanet.export(NANO, tmp_path / name, precision="int8" if module == "nncf" else "float32")
     assert not (tmp_path / name).exists()
 
 

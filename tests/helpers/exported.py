@@ -12,6 +12,7 @@ import isanet
 from isanet.config import config_json
 from isanet.inference.fast.optimize import optimize
 from isanet.inference.runtimes.graph import network_file
+from isanet.inference.runtimes.openvino import core
 from tests.helpers.published import network
 
 PREPROCESSING = {"short_edge": 48, "long_edge": 96, "mean": [120, 110, 100], "std": [60, 50, 55]}
@@ -39,7 +40,7 @@ def export(made: isanet.ISANet, path: Path, **changes: str) -> Path:
     if path.suffix == ".onnx":
         path.write_bytes(graph)
         return path
-    ir = openvino.Core().read_model(graph)
+    ir = core().read_model(graph)
     for key, text in metadata(made, **changes).items():
         ir.set_rt_info(text, ["isanet", key])
     openvino.save_model(ir, path, compress_to_fp16=changes.get("precision") == "float16")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnxruntime
-import openvino
 import pytest
 import torch
 
 from isanet.inference.fast.optimize import optimize
 from isanet.inference.runtimes.graph import network_file
+from isanet.inference.runtimes.openvino import core
 from tests.helpers.published import KINDS, network
 
 SIZES = [(1, 1), (2, 2), (7, 9), (64, 64), (65, 97), (129, 255), (257, 300)]
@@ -26,8 +26,8 @@ def test_logits_of_every_kind_of_network_in_every_size(kind: str) -> None:
     onnx.checker.check_model(proto, full_check=True)
     assert {prop.key: prop.value for prop in proto.metadata_props} == {"classes": "[]"}
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    core = openvino.Core()
-    compiled = core.compile_model(core.read_model(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    made = core()
+    compiled = made.compile_model(made.read_model(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     generator = torch.Generator().manual_seed(0)
     for count, size in enumerate(SIZES, 1):
         images = torch.randn(1 + count % 2, 3, *size, generator=generator)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino
 import pytest
 import torch
 from PIL import Image
@@ -20,6 +19,7 @@ import isanet
 from isanet.inference.fast.optimize import optimize
 from isanet.inference.runtimes.choice import choose_runtime
 from isanet.inference.runtimes.graph import network_file
+from isanet.inference.runtimes.openvino import core
 from isanet.inference.runtimes.quantize import MIN_CHANNELS, quantized
 from isanet.inference.segmenter import Segmenter
 from isanet.weights import convert
@@ -30,7 +30,7 @@ NANO = "isanet_nano_toystreets"
 
 
 def ir(model: isanet.ISANet) -> Any:
-    return openvino.Core().read_model(b"".join(network_file(optimize(model))))
+    return core().read_model(b"".join(network_file(optimize(model))))
 
 
 def inputs(count: int = 2) -> list[Tensor]:

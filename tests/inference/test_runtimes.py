@@ -455,3 +455,34 @@ isanet.Segmenter({NANO!r}, "cpu", precision={precision!r}, runtime="openvino", c
 assert "openvino_telemetry" not in sys.modules
 """
     assert processes.output(processes.python(code)) == ""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="sigaltstack by way of the C library")
+def test_signals_keep_their_stack_whatever_is_freed() -> None:
+    code = f"""
+import ctypes
+import gc
+import numpy
+import isanet
+
+class Stack(ctypes.Structure):
+    _fields_ = [("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+
+def address():
+    stack = Stack()
+    ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack))
+    return stack.address
+
+image = numpy.zeros((64, 64, 3), numpy.uint8)
+segmenters = [isanet.Segmenter({NANO!r}, "cpu", precision="float32", runtime="openvino") for _ in range(2)]
+for segmenter in segmenters:
+    segmenter(image)
+before = address()
+isanet.Segmenter({NANO!r}, "cpu", precision="int8", runtime="openvino", calibration=[image])(image)
+while segmenters:
+    del segmenters[0]
+    del segmenter
+    segmenter = gc.collect()
+assert address() == before
+"""
+    assert processes.output(processes.python(code)) == ""

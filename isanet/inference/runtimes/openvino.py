@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,12 +12,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from isanet.inference.runtimes.network import Run
-from isanet.inference.runtimes.packages import load
+from isanet.inference.runtimes.packages import load, signal_stack_kept
 
 _NOTHING = np.float32(-3e38)
 """What logits are until they are computed: out of memory, OpenVINO may end without an error and leave those before."""
 
 _HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "int8": "f32"}
+
+
+def core() -> Any:
+    """A new core of OpenVINO, whose plugin for CPUs has started."""
+    with signal_stack_kept():
+        made = load("openvino").Core()
+        made.get_property("CPU", "FULL_DEVICE_NAME")
+    return made
 
 
 def session(graph: bytes, weights: NDArray[np.uint8] | None, precision: str, images: Sequence[Tensor] = ()) -> Run:
@@ -29,8 +38,8 @@ def session(graph: bytes, weights: NDArray[np.uint8] | None, precision: str, ima
         images: (N, 3, H, W), normalized, to quantize the network by; none: it is as it is to be.
     """
     openvino = load("openvino")
-    core = openvino.Core()
-    model = core.read_model(graph) if weights is None else core.read_model(graph, openvino.Tensor(weights))
+    ours = core()
+    model = ours.read_model(graph) if weights is None else ours.read_model(graph, openvino.Tensor(weights))
     if images:
         from isanet.inference.runtimes.quantize import quantized
 
@@ -41,7 +50,7 @@ def session(graph: bytes, weights: NDArray[np.uint8] | None, precision: str, ima
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "ENABLE_CPU_PINNING": False,  # two processes would be pinned to the same cores
     }
-    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    request = ours.compile_model(model, "CPU", settings).create_infer_request()
     lock = Lock()  # one image at a time takes all threads anyway
 
     def run(images: NDArray[np.float32]) -> NDArray[np.float32]:

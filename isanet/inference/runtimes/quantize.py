@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from isanet.inference.runtimes.packages import load
+from isanet.inference.runtimes.packages import load, signal_stack_kept
 
 MIN_CHANNELS = 96
 """Of a convolution's input and output, for it to be in 8 bits.
@@ -45,7 +45,7 @@ def quantized(model: Any, inputs: Iterable[Tensor]) -> Any:
     if not arrays:
         raise ValueError("int8 needs a few images like those to come, to calibrate the range of every map; got none")
     _check_finite(model, "weights")
-    with _silence():
+    with _silence(), signal_stack_kept():
         nncf = load("nncf")
         result = inspect.unwrap(nncf.quantize)(  # unwrapped: the wrapper reports each call to its makers
             model,
