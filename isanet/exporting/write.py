@@ -129,8 +129,11 @@ def export(
         keep_existing(target, overwrite=overwrite)
         if target.is_dir():
             raise OutputError(f"{target} is a folder; use another name")
-    if precision == "int8":
-        packages.check_installed("nncf", "openvino")
+    needed = (*packages.NEEDED["openvino"], *["nncf"] * (precision == "int8")) if path.suffix == ".xml" else ()
+    for package in needed:
+        packages.check_installed(package, "openvino")
+    if path.suffix == ".onnx":
+        packages.check_installed("onnx", "onnxruntime")
     if isinstance(model, str | os.PathLike):
         from isanet.zoo.pretrained import from_pretrained
 
@@ -184,7 +187,6 @@ def _write(model: ISANet, path: Path, precision: str, whole: bool, images: Seque
         torch_export.write(model, path, metadata)  # on the CPU, in float32
         program = torch.export.load(path).module()
         return lambda array: program(torch.from_numpy(array)).numpy()
-    packages.check_installed("onnx", "openvino" if path.suffix == ".xml" else "onnxruntime")
     fast = optimize(model)
     protocol = protocols.protocol(model.protocol)
     file = path.with_suffix(".onnx")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -234,8 +235,9 @@ def test_a_folder_that_does_not_exist_is_an_output_error(tmp_path: Path) -> None
 
 
 def absent(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if a module were not installed."""
-    monkeypatch.setattr(packages, "why_absent", lambda name: "No module of that name" if name == module else "")
+    """As if a module were not installed: it cannot be imported either."""
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(packages, "why_absent", packages.why_absent.__wrapped__)  # without what it remembers
 
 
 @pytest.mark.parametrize(("module", "name"), [("onnx", "model.onnx"), ("openvino", "model.xml"), ("nncf", "model.xml")])
