@@ -16,6 +16,7 @@ import numpy as np
 
 from isanet.config import LogitsResize
 from isanet.inference.fast.network import FastISANet
+from isanet.inference.predict import last_resize
 from isanet.inference.runtimes.graph import Graph, coarse_logits, tensor_type
 from isanet.protocols import Protocol
 
@@ -61,8 +62,7 @@ def whole_file(network: FastISANet, protocol: Protocol, metadata: dict[str, str]
             logits = _resize_logits(graph, logits, size, how)
     if pad_to:
         logits = graph("Slice", logits, graph.ints(0, 0), graph("Concat", *content, axis=0), graph.ints(2, 3))
-    corners = how == "corners" and protocol.framework != "paddleseg" and not pad_to
-    logits = _resize_logits(graph, logits, own, "corners" if corners else "half_pixel")
+    logits = _resize_logits(graph, logits, own, last_resize(how, protocol, padded=bool(pad_to)))
     dtype = np.uint8 if K <= 256 else np.int32
     labels = graph("Squeeze", graph("ArgMax", logits, axis=1, keepdims=0), graph.ints(0))
     labels = graph("Cast", labels, to=tensor_type(dtype))
@@ -191,9 +191,8 @@ def _taps(graph: Graph, length: str, target: str) -> tuple[str, str, str]:
     powers = np.arange(2, 13)
     doublings = graph("GreaterOrEqual", graph("Unsqueeze", first, one), graph.constant(2**powers))
     doublings = graph("ReduceSum", graph("Cast", doublings, to=tensor_type(np.int64)), one, keepdims=0)
-    finer = graph(
-        "Gather", graph.constant(2 ** (12 - np.arange(1, 13))), doublings
-    )  # steps that float32 has in a weight
+    # Steps that float32 has in a weight
+    finer = graph("Gather", graph.constant(2 ** (12 - np.arange(1, 13))), doublings)
     steps = _rounded(graph, graph("Mul", graph("Mod", share, both), finer), both, None)
     weight = _rounded(graph, steps, finer, graph("Div", share, both))
     first = graph("Min", graph("Max", first, graph.ints(0)), last)
@@ -229,9 +228,8 @@ def _windows(
         images = graph(
             "Gather", images, graph("Add", graph("Unsqueeze", axis.starts, graph.ints(1)), axis.inside), axis=dim
         )
-    images = graph(
-        "Transpose", images, perm=[2, 4, 0, 1, 3, 5]
-    )  # rows of windows, columns of windows, 1, 3, and theirs
+    # Rows of windows, columns of windows, 1, 3, and theirs
+    images = graph("Transpose", images, perm=[2, 4, 0, 1, 3, 5])
     sides = [axis.length for axis in axes]
     images = graph("Reshape", images, graph("Concat", graph.ints(-1, 3), *sides, axis=0))
     logits = _resize_logits(graph, coarse_logits(graph, network, images), sides, network.logits_resize)

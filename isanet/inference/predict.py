@@ -128,7 +128,7 @@ def predict(
                 results[index] = label_map(
                     maps,
                     prepared[index].size,
-                    _last_resize(network, prepared[index], protocol),
+                    last_resize(network.logits_resize, protocol, padded=bool(prepared[index].contents)),
                     average_probabilities=protocol.framework == "mmsegmentation",
                     keep=kept,
                     confidence=confidence,
@@ -136,13 +136,13 @@ def predict(
     return results
 
 
-def _last_resize(network: Network, prepared: Prepared, protocol: Protocol) -> LogitsResize:
+def last_resize(how: LogitsResize, protocol: Protocol, *, padded: bool) -> LogitsResize:
     """How logits become as large as the image itself.
 
     As the image became as large as the network's input, pixel centers aligned; but networks that align corners do it
     here too, in the frameworks that resize logits in one step or in the same way twice.
     """
-    corners = network.logits_resize == "corners" and protocol.framework != "paddleseg" and not prepared.contents
+    corners = how == "corners" and protocol.framework != "paddleseg" and not padded
     return "corners" if corners else "half_pixel"
 
 
