@@ -28,10 +28,11 @@ FASTEST = {
 }
 """What is faster than torch on CPUs, by precision, the fastest first.
 
-Measured on 2026-11-29 on two cores of an AMD EPYC of the fifth generation (AVX512, VNNI, bfloat16; shared with others),
-in turns, minima of ten: ResNet-50 at 512x512, float32: OpenVINO 0.69 s, torch 0.78 s; bfloat16: OpenVINO 0.32 s, torch
-0.37 s. The packaged model at 512x1024, float32: OpenVINO 43 ms, ONNX Runtime 44 ms, torch 75 ms; bfloat16: OpenVINO
-18 ms, torch 27 ms; at 128x256, float32: ONNX Runtime 3.3 ms, OpenVINO 3.8 ms, torch 5.3 ms.
+Measured on 2026-11-29 on two cores of an AMD EPYC of the fifth generation (AVX512, VNNI, bfloat16), in turns: ResNet-50
+at 512x512, alone, medians (tests/benchmarks/runtimes.py): float32 OpenVINO 0.69 s, ONNX Runtime 0.72 s, torch 0.75 s;
+bfloat16 OpenVINO 0.345 s, torch 0.368 s. The packaged model, shared with others, minima, at 512x1024: float32 OpenVINO
+43 ms, ONNX Runtime 44 ms, torch 75 ms; bfloat16 OpenVINO 18 ms, torch 27 ms; at 128x256: float32 ONNX Runtime 3.3 ms,
+OpenVINO 3.8 ms, torch 5.3 ms.
 """
 
 
