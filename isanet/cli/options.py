@@ -55,12 +55,19 @@ def add_inference_options(
     parser.add_argument(
         "--protocol", default="auto", choices=choices, metavar="NAME", help=f"{protocols}; default: auto"
     )
+    add_device_options(parser, precision, runtime=runtime, int8=int8)
+    parser.add_argument("--batch-size", type=positive_int, default=1, metavar="N", help="images per batch; default: 1")
+
+
+def add_device_options(
+    parser: argparse.ArgumentParser, precision: str, *, runtime: str | None, int8: bool = False
+) -> None:
+    """Adds what a model is run on: device, precision and runtime with these defaults."""
     parser.add_argument("--device", default="auto", help=DEVICE)
     precisions = ("auto", *PRECISIONS[: 4 if int8 else 3])
     parser.add_argument("--precision", default=precision, choices=precisions, help=f"default: {precision}")
     chosen = "the fastest installed" if runtime else "torch, the reference; of an exported file what reads it"
     parser.add_argument("--runtime", default=runtime, choices=("auto", *RUNTIMES), help=f"default: {chosen}")
-    parser.add_argument("--batch-size", type=positive_int, default=1, metavar="N", help="images per batch; default: 1")
 
 
 def add_dataset_options(parser: argparse.ArgumentParser) -> None:

@@ -22,12 +22,12 @@ from types import FrameType
 from typing import NoReturn
 
 from isanet._version import __version__
-from isanet.cli import check, choose, cite, evaluate, export, finetune, masks, models, printing, publish, segment
+from isanet.cli import check, choose, cite, evaluate, export, finetune, masks, models, printing, publish, segment, serve
 from isanet.cli.options import Run
 from isanet.cli.printing import LogFormatter, error_text
 from isanet.errors import IsanetError
 
-GROUPS = (choose, models, segment, evaluate, finetune, export, masks, check, cite, publish)
+GROUPS = (choose, models, segment, serve, evaluate, finetune, export, masks, check, cite, publish)
 """The files with commands, in the order of `isanet --help`."""
 
 

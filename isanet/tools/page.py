@@ -1,0 +1,230 @@
+"""What the page of `isanet serve` shows and offers for download; without Gradio."""
+
+from __future__ import annotations
+
+import base64
+import io
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from isanet._text import plural, shortened, without_controls
+from isanet.errors import IsanetError
+from isanet.inference.outputs import coco_file, csv_file, write_outputs
+from isanet.inference.segmentation import NOT_PAINTED, Segmentation
+from isanet.inference.segmenter import Segmenter
+from isanet.weights import cache
+from isanet.weights.choosing import by_dataset, by_hand
+from isanet.weights.manifest import Weights, load_manifest
+
+MODEL = "isanet_nano_toystreets"
+"""The packaged model."""
+
+OWN = "own"
+"""Stands for a model that is not in the zoo: a visitor need not know where it is."""
+
+MAX_SHOWN = 1280
+"""Longer side in pixels of what a browser is sent to show; files for download have the image's own size."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one visitor may ask for at once.
+
+    Attributes:
+        images: Number of images.
+        file_bytes: Size of a file.
+        pixels: Pixels of an image.
+        seconds: Time after which no further image of a request is begun.
+        waiting: Requests that wait for their turn; others are told to come back later.
+    """
+
+    images: int = 20
+    file_bytes: int = 100_000_000
+    pixels: int = 50_000_000
+    seconds: float = 120
+    waiting: int = 20
+
+
+class Shown(NamedTuple):
+    """The answer to one request.
+
+    Attributes:
+        value: What serve.js draws, see there.
+        files: For download.
+    """
+
+    value: dict[str, Any]
+    files: list[Path]
+
+
+def choices(own: str | None = None) -> dict[str, str]:
+    """The models to choose from, with what is said of each: those that are here first, then the others by dataset.
+
+    >>> list(choices())[0]
+    'isanet_nano_toystreets'
+
+    Args:
+        own: A model that is not in the zoo, put first as `OWN`: a folder, a file or org/name.
+    """
+    here = {} if own is None else {OWN: f"{shortened(Path(own).name, 80)} · your own"}
+    absent: dict[str, str] = {}
+    for weights in (each for group in by_dataset(load_manifest().values()).values() for each in group):
+        is_here = weights.packaged or cache.cached_file(weights.name) is not None
+        (here if is_here else absent)[weights.name] = _described(weights, is_here=is_here)
+    return {**here, **absent}
+
+
+def _described(weights: Weights, *, is_here: bool) -> str:
+    where = "to be downloaded by hand" if by_hand(weights) else "to be downloaded"
+    facts = [
+        weights.name,
+        f"mIoU {100 * weights.metrics['miou']:.1f}",
+        f"{weights.payload / 1e6:,.0f} MB",
+        "packaged" if weights.packaged else "cached" if is_here else where,
+        *([] if weights.commercial else ["academic use only"]),
+    ]
+    return " · ".join(facts)
+
+
+def segment_files(
+    segmenter: Segmenter,
+    paths: Sequence[Path],
+    folder: Path,
+    limits: Limits,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Shown:
+    """Segment the files of one request, and write what is offered for download.
+
+    A file that cannot be read is named in the answer, and the others are segmented.
+
+    >>> shown = segment_files(segmenter, [Path("street.jpg")], Path("outputs"), Limits())
+    >>> [path.name for path in shown.files]
+    ['street_labels.png', 'street_overlay.png', 'coco.json', 'areas.csv']
+
+    Args:
+        segmenter: Its `max_pixels` is the limit of an image.
+        paths: The files, as they were uploaded.
+        folder: Where to write; made if it is missing.
+        limits: Of the request.
+        progress: Called with how many are done, and how many there are, before each.
+    """
+    if len(paths) > limits.images:
+        return failed(f"{len(paths)} images are too many at once: at most {limits.images}")
+    folder.mkdir(parents=True, exist_ok=True)
+    names = unique_names([path.name for path in paths])
+    shown: list[dict[str, Any]] = []
+    errors: list[str] = []
+    files: list[Path] = []
+    common = [folder / "coco.json", folder / "areas.csv"]
+    plan = dict(zip(names, paths, strict=True))
+    start = time.monotonic()
+    with coco_file(common[0], plan) as coco, csv_file(common[1], segmenter.classes) as table:
+        for number, (name, path) in enumerate(plan.items()):
+            progress(number, len(plan))
+            if number and time.monotonic() - start > limits.seconds:
+                errors.append(f"stopped after {limits.seconds:g} s: {number} of {plural(len(plan), 'image')} segmented")
+                break
+            begun = time.monotonic()
+            try:
+                result = segmenter(path, confidence=True)
+                seconds = time.monotonic() - begun
+                outputs = {kind: folder / f"{name.stem}_{kind}.png" for kind in ("labels", "overlay")}
+                write_outputs(result, outputs)
+            except (IsanetError, ValueError, MemoryError) as error:
+                errors.append(message(error, path, name))
+                continue
+            for file in (coco, table):
+                file.add(file.part(len(shown) + 1, name, result))
+            files += outputs.values()
+            shown.append(view(result, name.name, seconds))
+    files = files + common if shown else []
+    if len(shown) > 1:
+        files = [_zipped(files, folder / "segmented.zip")]
+    how = f"{segmenter.device}, {segmenter.precision}, {segmenter.runtime}"
+    return Shown({"images": shown, "errors": errors, "how": how}, files)
+
+
+def failed(*errors: str) -> Shown:
+    """The answer where nothing could be segmented."""
+    return Shown({"images": [], "errors": list(errors), "how": ""}, [])
+
+
+def message(error: Exception, path: Path | None = None, name: Path | None = None) -> str:
+    """An error in one line; a file is called by its name alone, not by where the server keeps it."""
+    text = str(error) or type(error).__name__
+    if path is not None and name is not None:
+        text = text.replace(str(path), name.name)
+    return shortened(text.partition("; pass ")[0], 500)
+
+
+def unique_names(names: Sequence[str]) -> list[Path]:
+    """Names whose outputs differ, without control characters: `a.png`, `a_2.jpg`."""
+    taken: set[str] = set()
+    unique = []
+    for name in names:
+        cleaned = Path(without_controls(Path(name).name, "_") or "image")
+        stem, number = cleaned.stem[:80], 1
+        while (candidate := stem if number == 1 else f"{stem}_{number}").casefold() in taken:
+            number += 1
+        taken.add(candidate.casefold())
+        unique.append(Path(candidate + cleaned.suffix[:10]))
+    return unique
+
+
+def view(result: Segmentation, name: str, seconds: float) -> dict[str, Any]:
+    """One result as serve.js draws it: the image, a class and a confidence for each pixel shown, and the classes.
+
+    Args:
+        result: With confidence.
+        name: Of the image.
+        seconds: How long it took.
+    """
+    height, width = result.labels.shape
+    image = Image.fromarray(result.image)
+    image.thumbnail((MAX_SHOWN, MAX_SHOWN))
+    rows = (np.arange(image.height) + 0.5) * height // image.height
+    columns = (np.arange(image.width) + 0.5) * width // image.width
+    nearest = np.ix_(rows.astype(int), columns.astype(int))
+    areas = result.areas()
+    index = {name: number for number, name in enumerate(result.classes)}
+    rank = np.zeros(len(result.classes), np.uint16)
+    rank[[index[each] for each in areas]] = np.arange(len(areas))
+    confidence = np.ones((height, width), np.float32) if result.confidence is None else result.confidence
+    pixels = rank[result.labels[nearest]].astype("<u2").tobytes()
+    pixels += (100 * confidence[nearest]).round().astype(np.uint8).tobytes()
+    jpeg = io.BytesIO()
+    image.save(jpeg, format="JPEG", quality=90)
+    return {
+        "name": shortened(name, 80),
+        "size": [width, height],
+        "shown": [image.width, image.height],
+        "jpeg": base64.b64encode(jpeg.getvalue()).decode(),
+        "pixels": base64.b64encode(zlib.compress(pixels, 6)).decode(),
+        "classes": [
+            {
+                "name": shortened(each, 60),
+                "color": list(result.palette[index[each]]),
+                "share": share,
+                "painted": each.lower() not in NOT_PAINTED,
+            }
+            for each, share in areas.items()
+        ],
+        "confidence": float(confidence.mean()),
+        "seconds": seconds,
+    }
+
+
+def _zipped(files: Sequence[Path], target: Path) -> Path:
+    with zipfile.ZipFile(target, "w") as archive:
+        for file in files:
+            archive.write(file, file.name)
+            file.unlink()
+    return target

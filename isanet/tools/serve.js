@@ -1,0 +1,131 @@
+// Draws the answer that Python sends as `props.value`: {images, errors, how}, see isanet/tools/page.py.
+// An image has `jpeg`, and `pixels`: for each pixel two bytes of class (its place in `classes`), then for each one of
+// confidence in percent; compressed with zlib. All text is set as text, never as HTML.
+
+const root = element.querySelector(".isanet-result") || element;
+let opacity = 60;
+
+function make(tag, name, parent, text) {
+  const node = document.createElement(tag);
+  node.className = name;
+  if (text !== undefined) node.textContent = text;
+  if (parent) parent.append(node);
+  return node;
+}
+
+const percent = (share) => (share >= 0.001 ? (100 * share).toFixed(1) + " %" : "<0.1 %");
+const bytes = (text) => Uint8Array.from(atob(text), (char) => char.charCodeAt(0));
+
+async function inflated(text) {
+  const stream = new Blob([bytes(text)]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return new DataView(await new Response(stream).arrayBuffer());
+}
+
+function paint(canvas, image, data, only) {
+  const [width, height] = image.shown;
+  const painted = new ImageData(width, height);
+  const colors = image.classes.map((each, index) => {
+    const shown = only === undefined ? each.painted : index === only;
+    return shown ? [...each.color, 255] : [0, 0, 0, 0];
+  });
+  for (let pixel = 0; pixel < width * height; pixel++)
+    painted.data.set(colors[data.getUint16(2 * pixel, true)], 4 * pixel);
+  canvas.getContext("2d").putImageData(painted, 0, 0);
+}
+
+async function draw(image, panel) {
+  const data = await inflated(image.pixels);
+  const [width, height] = image.shown;
+  panel.replaceChildren();
+  const stage = make("div", "stage", panel);
+  stage.style.aspectRatio = `${width} / ${height}`;
+  const photo = make("img", "photo", stage);
+  photo.alt = image.name;
+  photo.src = "data:image/jpeg;base64," + image.jpeg;
+  const canvas = make("canvas", "layer", stage);
+  canvas.width = width;
+  canvas.height = height;
+  canvas.style.opacity = opacity / 100;
+  const tip = make("div", "tip", stage);
+  tip.hidden = true;
+  paint(canvas, image, data);
+
+  const control = make("label", "opacity", panel, "Opacity");
+  const slider = make("input", "", control);
+  Object.assign(slider, { type: "range", min: 0, max: 100, value: opacity });
+  slider.addEventListener("input", () => {
+    opacity = slider.value;
+    canvas.style.opacity = opacity / 100;
+  });
+
+  const confidence = (100 * image.confidence).toFixed(0);
+  const facts = [image.name, image.size.join(" × "), `mean confidence ${confidence} %`, `${image.seconds.toFixed(2)} s`];
+  make("p", "facts", panel, facts.join(" · "));
+  const bars = make("ol", "bars", panel);
+  const rows = image.classes.map((each, index) => {
+    const row = make("li", "", bars);
+    make("span", "name", row, each.name).title = each.name;
+    const fill = make("span", "fill", make("span", "track", row));
+    fill.style.width = Math.max(100 * each.share, 0.5) + "%";
+    fill.style.background = `rgb(${each.color})`;
+    make("span", "share", row, percent(each.share));
+    row.addEventListener("pointerenter", () => paint(canvas, image, data, index));
+    row.addEventListener("pointerleave", () => paint(canvas, image, data));
+    return row;
+  });
+
+  function leave() {
+    tip.hidden = true;
+    rows.forEach((row) => row.classList.remove("pointed"));
+  }
+  function point(event) {
+    const box = stage.getBoundingClientRect();
+    const x = Math.floor(((event.clientX - box.left) / box.width) * width);
+    const y = Math.floor(((event.clientY - box.top) / box.height) * height);
+    leave();
+    if (x < 0 || y < 0 || x >= width || y >= height) return;
+    const pixel = y * width + x;
+    const index = data.getUint16(2 * pixel, true);
+    rows[index].classList.add("pointed");
+    tip.textContent = `${image.classes[index].name}, ${data.getUint8(2 * width * height + pixel)} %`;
+    tip.hidden = false;
+    const left = Math.min(event.clientX - box.left + 12, box.width - tip.offsetWidth - 4);
+    const top = event.clientY - box.top;
+    tip.style.left = Math.max(left, 4) + "px";
+    tip.style.top = (top > 48 ? top - 38 : top + 24) + "px";
+  }
+  stage.addEventListener("pointermove", point);
+  stage.addEventListener("pointerdown", point);
+  stage.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && leave());
+}
+
+async function show() {
+  const value = props.value;
+  root.replaceChildren();
+  if (!value) {
+    make("p", "empty", root, "The result will be here.");
+    return;
+  }
+  for (const error of value.errors) make("p", "error", root, error).setAttribute("role", "alert");
+  if (!value.images.length) return;
+  const strip = make("div", "strip", root);
+  strip.hidden = value.images.length === 1;
+  const panel = make("div", "panel", root);
+  const choose = async (image, button) => {
+    for (const each of strip.children) each.setAttribute("aria-pressed", each === button);
+    await draw(image, panel);
+  };
+  for (const image of value.images) {
+    const button = make("button", "", strip);
+    button.title = image.name;
+    const small = make("img", "", button);
+    small.alt = image.name;
+    small.src = "data:image/jpeg;base64," + image.jpeg;
+    button.addEventListener("click", () => choose(image, button));
+  }
+  make("p", "how", root, value.how);
+  await choose(value.images[0], strip.firstChild);
+}
+
+watch("value", show);
+show();

@@ -1,0 +1,239 @@
+"""The page of `isanet serve`: a Gradio app that segments a visitor's images, and the server that it runs in.
+
+Nothing on the page comes from another host, which a Content-Security-Policy holds the browser to; uploads and results
+are kept in a private temporary folder, for an hour at most, and removed with the server.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from isanet.datasets.toystreets import ToyStreets
+from isanet.errors import IsanetError
+from isanet.inference.runtimes.packages import check_installed, load
+from isanet.inference.segmenter import Segmenter
+from isanet.tools.page import MODEL, OWN, Limits, choices, failed, message, segment_files
+from isanet.weights.manifest import load_manifest
+
+MAX_SEGMENTERS = 2
+"""Models that are held in memory."""
+
+KEEP_SECONDS = 3600
+"""How long uploads and results are kept."""
+
+EXAMPLES = (4, 11, 23)
+"""Seeds of the drawn streets."""
+
+POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; "
+    "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'"
+)
+"""Gradio's page has scripts of its own in the HTML, and makes functions of text; other hosts are never asked."""
+
+FONTS = ("system-ui", "sans-serif")
+
+_temporary: list[tempfile.TemporaryDirectory[str]] = []  # removed when the process ends
+
+
+def page(model: str | None = None, *, limits: Limits | None = None, **options: Any) -> Any:
+    """Build the page.
+
+    >>> isanet.tools.serve.page().title
+    'ISANet'
+
+    Args:
+        model: Chosen at first: what `isanet.Segmenter` takes; None: the packaged one.
+        limits: Of a visitor's requests.
+        **options: `device`, `precision` and `runtime` of `isanet.Segmenter`.
+
+    Returns:
+        A `gradio.Blocks`, to be launched by `serve`.
+
+    Raises:
+        ValueError: Gradio is not installed.
+    """
+    gradio = _gradio()
+    limits = limits or Limits()
+    own = None if model in (None, *load_manifest()) else model
+    folder = Path(os.environ["GRADIO_TEMP_DIR"])
+
+    @lru_cache(maxsize=MAX_SEGMENTERS)
+    def segmenter(name: str) -> Segmenter:
+        return Segmenter(name, max_pixels=limits.pixels, **options)
+
+    def run(chosen: str, uploads: list[tuple[str, str | None]] | None, progress: Any) -> tuple[Any, ...]:
+        if not uploads:
+            shown = failed("choose an image first")
+        else:
+            try:
+                progress(0, desc="loading the model")
+                network = segmenter(own if chosen == OWN else chosen)
+                shown = segment_files(
+                    network,
+                    [Path(path) for path, _ in uploads],
+                    Path(tempfile.mkdtemp(dir=folder)),
+                    limits,
+                    lambda done, total: progress((done, total), desc="segmenting", unit="images"),
+                )
+            except (IsanetError, ValueError, OSError, MemoryError, RuntimeError) as error:
+                shown = failed(message(error))
+        files = [str(file) for file in shown.files]
+        return shown.value, gradio.File(value=files or None, visible=bool(files))
+
+    run.__defaults__ = (gradio.Progress(track_tqdm=True),)  # Gradio passes it to what has it as a default
+    here = Path(__file__).parent
+    with gradio.Blocks(
+        title="ISANet", analytics_enabled=False, delete_cache=(KEEP_SECONDS // 6, KEEP_SECONDS)
+    ) as blocks:
+        gradio.Markdown("# ISANet\nName every pixel: drop images, choose a model, segment.")
+        with gradio.Row():
+            with gradio.Column(scale=2, min_width=300):
+                uploads = gradio.Gallery(
+                    label=f"Images (at most {limits.images})",
+                    type="filepath",
+                    file_types=["image"],
+                    sources=["upload", "webcam", "clipboard"],
+                    interactive=True,
+                    height=280,
+                    columns=3,
+                    object_fit="contain",
+                    buttons=[],
+                    elem_id="uploads",
+                )
+                chosen = gradio.Dropdown(
+                    _labeled(own), value=OWN if own else model or MODEL, label="Model", elem_id="model"
+                )
+                button = gradio.Button("Segment", variant="primary", elem_id="segment")
+                gradio.Examples([[[path]] for path in _examples(folder)], [uploads], label="Drawn streets to try")
+            with gradio.Column(scale=3, min_width=300):
+                result = gradio.HTML(
+                    html_template='<div class="isanet-result"></div>',
+                    js_on_load=(here / "serve.js").read_text(encoding="utf-8"),
+                    apply_default_css=False,
+                    elem_id="result",
+                )
+                files = gradio.File(
+                    label="Downloads", file_count="multiple", visible=False, interactive=False, elem_id="downloads"
+                )
+        button.click(
+            run,
+            [chosen, uploads],
+            [result, files],
+            concurrency_limit=1,
+            show_progress_on=result,
+            api_visibility="private",
+        )
+        blocks.load(lambda: gradio.Dropdown(_labeled(own)), None, chosen, api_visibility="private")  # now cached ones
+    return blocks.queue(max_size=limits.waiting)
+
+
+def _labeled(own: str | None) -> list[tuple[str, str]]:
+    return [(text, name) for name, text in choices(own).items()]
+
+
+def serve(
+    model: str | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    share: bool = False,
+    browser: bool = False,
+    limits: Limits | None = None,
+    ready: Callable[[str], None] = print,
+    **options: Any,
+) -> None:
+    """Serve the page until Ctrl-C.
+
+    >>> isanet.tools.serve.serve("isanet_r50_voc", port=8000)  # doctest: +SKIP
+
+    Args:
+        model: As for `page`.
+        host: The address to listen on. The page has no login: others than 127.0.0.1 let everyone in who reaches it.
+        port: None: the first that is free from 7860 on.
+        share: Also open a tunnel through Gradio's servers, by which the whole internet reaches the page.
+        browser: Open the page in the browser.
+        limits: As for `page`.
+        ready: Called with the page's address.
+        **options: As for `page`.
+
+    Raises:
+        ValueError: Gradio is not installed.
+        OSError: The address or the port cannot be used.
+    """
+    blocks, gradio = page(model, limits=limits, **options), _gradio()
+    middleware = load("starlette.middleware").Middleware(_Policy)
+    try:
+        _, address, public = blocks.launch(
+            server_name=host,
+            server_port=port,
+            share=share,
+            inbrowser=browser,
+            prevent_thread_lock=True,
+            quiet=True,
+            footer_links=[],
+            run_history=False,
+            ssr_mode=False,
+            pwa=False,
+            enable_monitoring=False,
+            max_file_size=(limits or Limits()).file_bytes,
+            theme=gradio.themes.Default(primary_hue="blue", font=FONTS, font_mono=("ui-monospace", "monospace")),
+            css_paths=Path(__file__).parent / "serve.css",
+            app_kwargs={"middleware": [middleware], "docs_url": None, "redoc_url": None},
+        )
+    except OSError as error:
+        where = f"{host}, port {port}" if port else f"{host}, ports 7860 to 7959"
+        raise OSError(errno.EADDRINUSE, f"cannot listen on {where}; choose others with --host and --port") from error
+    try:
+        ready(public or address)
+        with suppress(KeyboardInterrupt):
+            threading.Event().wait()
+    finally:
+        blocks.close(verbose=False)
+
+
+class _Policy:
+    """Adds the policy to every answer."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def send_with_policy(event: Any) -> None:
+            if event["type"] == "http.response.start":
+                event["headers"] = [*event["headers"], (b"content-security-policy", POLICY.encode())]
+            await send(event)
+
+        await self.app(scope, receive, send_with_policy)
+
+
+def _examples(folder: Path) -> list[str]:
+    """Drawn streets as files."""
+    paths = []
+    for number, seed in enumerate(EXAMPLES, 1):
+        image, _ = ToyStreets(count=1, seed=seed, split="test").read(0)
+        paths.append(str(folder / f"street_{number}.png"))
+        Image.fromarray(image).save(paths[-1])
+    return paths
+
+
+def _gradio() -> Any:
+    """Gradio, which is told to report nothing and to keep its files in a folder of its own."""
+    if not _temporary:
+        _temporary.append(tempfile.TemporaryDirectory(prefix="isanet-serve-", ignore_cleanup_errors=True))
+    os.environ["GRADIO_TEMP_DIR"] = _temporary[0].name
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    for name in ("no_proxy", "NO_PROXY"):  # Gradio asks itself whether it is there
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1,localhost"]))
+    check_installed("gradio", "serve")
+    return load("gradio")

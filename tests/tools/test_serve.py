@@ -1,0 +1,139 @@
+"""What the page of `isanet serve` shows and offers, without a browser; tests/promises/test_page.py has one."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from isanet import Segmenter
+from isanet.cli import main
+from isanet.datasets import ToyStreets
+from isanet.inference.runtimes import packages
+from isanet.tools import page
+from isanet.tools.page import MODEL, OWN, Limits, choices, segment_files, unique_names
+from isanet.weights.manifest import list_models
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> Segmenter:
+    return Segmenter(MODEL, "cpu", precision="float32", runtime="torch")
+
+
+@pytest.fixture
+def street(tmp_path: Path) -> Path:
+    return draw(tmp_path / "street.png", 1)
+
+
+def draw(path: Path, seed: int) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(ToyStreets(count=1, seed=seed, size=(64, 96), split="test").read(0)[0]).save(path)
+    return path
+
+
+def test_labels_to_download_are_those_of_the_segmenter(segmenter: Segmenter, street: Path, tmp_path: Path) -> None:
+    shown = segment_files(segmenter, [street], tmp_path / "out", Limits())
+    assert [file.name for file in shown.files] == ["street_labels.png", "street_overlay.png", "coco.json", "areas.csv"]
+    result = segmenter(street)
+    np.testing.assert_array_equal(np.asarray(Image.open(shown.files[0])), result.labels)
+    np.testing.assert_array_equal(np.asarray(Image.open(shown.files[1])), np.asarray(result.overlay()))
+    assert json.loads(shown.files[2].read_text())["images"] == [
+        {"id": 1, "file_name": "street.png", "width": 96, "height": 64}
+    ]
+    (row,) = csv.DictReader(io.StringIO(shown.files[3].read_text()))
+    assert row.pop("image") == "street.png"
+    assert {name: float(share) for name, share in row.items() if float(share)} == pytest.approx(result.areas())
+
+
+def test_what_the_browser_draws_is_the_result(segmenter: Segmenter, street: Path) -> None:
+    result = segmenter(street, confidence=True)
+    view = page.view(result, "street.png", 0.5)
+    assert view["shown"] == view["size"] == [96, 64]
+    raw = zlib.decompress(base64.b64decode(view["pixels"]))
+    classes = np.frombuffer(raw, "<u2", 96 * 64).reshape(64, 96)
+    names = np.array([each["name"] for each in view["classes"]])
+    np.testing.assert_array_equal(names[classes], np.array(result.classes)[result.labels])
+    percent = np.frombuffer(raw, np.uint8, offset=2 * 96 * 64).reshape(64, 96)
+    assert np.abs(percent / 100 - result.confidence).max() <= 0.0051
+    assert {each["name"]: each["share"] for each in view["classes"]} == result.areas()
+    assert Image.open(io.BytesIO(base64.b64decode(view["jpeg"]))).size == (96, 64)
+
+
+def test_a_large_image_is_shown_smaller(segmenter: Segmenter, street: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "MAX_SHOWN", 48)
+    result = segmenter(street, confidence=True)
+    view = page.view(result, "street.png", 0.5)
+    assert (view["size"], view["shown"]) == ([96, 64], [48, 32])
+    classes = np.frombuffer(zlib.decompress(base64.b64decode(view["pixels"])), "<u2", 48 * 32).reshape(32, 48)
+    names = np.array([each["name"] for each in view["classes"]])
+    np.testing.assert_array_equal(names[classes], np.array(result.classes)[result.labels[1::2, 1::2]])
+
+
+def test_a_broken_file_is_named_and_the_others_are_segmented(segmenter: Segmenter, tmp_path: Path) -> None:
+    broken = tmp_path / "secret" / "broken.png"
+    paths = [draw(tmp_path / "one" / "a.png", 1), broken, draw(tmp_path / "two" / "a.png", 2)]
+    broken.parent.mkdir()
+    broken.write_text("no image")
+    shown = segment_files(segmenter, paths, tmp_path / "out", Limits())
+    (error,) = shown.value["errors"]
+    assert error.startswith("broken.png is not an image")
+    assert "secret" not in error
+    assert [each["name"] for each in shown.value["images"]] == ["a.png", "a_2.png"]
+    (archive,) = shown.files
+    with zipfile.ZipFile(archive) as opened:
+        names = {f"{name}_{kind}.png" for name in ("a", "a_2") for kind in ("labels", "overlay")}
+        assert set(opened.namelist()) == names | {"coco.json", "areas.csv"}
+        labels = np.asarray(Image.open(io.BytesIO(opened.read("a_2_labels.png"))))
+        assert [image["file_name"] for image in json.loads(opened.read("coco.json"))["images"]] == ["a.png", "a_2.png"]
+    np.testing.assert_array_equal(labels, segmenter(paths[2]).labels)
+
+
+def test_limits(segmenter: Segmenter, street: Path, tmp_path: Path) -> None:
+    shown = segment_files(segmenter, [street] * 3, tmp_path / "out", Limits(images=2))
+    assert shown.value["errors"] == ["3 images are too many at once: at most 2"]
+    assert not shown.files
+    shown = segment_files(segmenter, [street] * 3, tmp_path / "out", Limits(seconds=-1))
+    assert shown.value["errors"] == ["stopped after -1 s: 1 of 3 images segmented"]
+    assert len(shown.value["images"]) == 1
+    small = Segmenter(segmenter.model, "cpu", max_pixels=1000)
+    assert "6,144 pixels" in segment_files(small, [street], tmp_path / "out", Limits()).value["errors"][0]
+
+
+def test_names_of_outputs_differ() -> None:
+    names = ["a.png", "A.jpg", "../../a.png", "a_2.png", "b\x1b[2J.png", "x" * 300 + ".png", ""]
+    unique = [str(name) for name in unique_names(names)]
+    assert unique[:5] == ["a.png", "A_2.jpg", "a_3.png", "a_2_2.png", "b_[2J.png"]
+    assert len({name.partition(".")[0].lower() for name in unique}) == len(names)
+    assert all(len(name) < 100 for name in unique)
+
+
+def test_choices_of_models(home: Path) -> None:
+    known = choices()
+    assert next(iter(known)) == MODEL
+    assert set(known) == set(list_models())
+    assert known[MODEL] == "isanet_nano_toystreets · mIoU 86.1 · 2 MB · packaged"
+    assert known["isanet_r50_voc"] == "isanet_r50_voc · mIoU 77.0 · 177 MB · to be downloaded"
+    assert known["isanet_r18_cityscapes.bpkd_cwd"].endswith(" · academic use only")
+    assert choices("/home/me/secret/mine")[OWN] == "mine · your own"
+
+
+def test_without_gradio_one_line_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(packages, "load", lambda package: __import__("isanet_has_no_" + package))
+    packages.why_absent.cache_clear()
+    try:
+        assert main(["serve"]) == 1
+    finally:
+        packages.why_absent.cache_clear()
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.endswith("pip install 'isanet[serve]'\n")
