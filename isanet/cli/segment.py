@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isanet._files import output_errors
+from isanet._progress import progress_bar
 from isanet._text import MAX_LINE, plural, shortened
 from isanet.cli.options import RUNNABLE, VALUE_RANGE, AddCommand, add_inference_options, add_output_options, value_range
 from isanet.cli.printing import error_text, in_options
@@ -233,8 +234,6 @@ def _segment_all(
     One line is printed for each image, in the order of the images, whichever is written first. With `claims`, an image
     that another process is at, or has done since, is left out.
     """
-    from tqdm import tqdm
-
     outcome = _Outcome()
     started: deque[Path | str] = deque()  # results and failures come in this order
     held: dict[Path | str, ExitStack] = {}
@@ -270,14 +269,14 @@ def _segment_all(
             line, parts = future.result()
         except IsanetError as error:
             outcome.failures[image] = error_text(error)
-            tqdm.write(f"isanet: {outcome.failures[image]}", file=sys.stderr)
+            bar.write(f"isanet: {outcome.failures[image]}", file=sys.stderr)
             report(image, outcome.failures[image])
         else:
             outcome.num_done += 1
             for file, part in zip(common, parts, strict=True):
                 file.add(part)
             outputs = f" -> {', '.join(map(str, plan[image].values()))}" if plan[image] else ""
-            tqdm.write(shortened(f"{shown(image)}{outputs}: {line}", MAX_LINE), file=sys.stdout)
+            bar.write(shortened(f"{shown(image)}{outputs}: {line}", MAX_LINE), file=sys.stdout)
         finally:
             held.pop(image).close()
         bar.update()
@@ -297,7 +296,7 @@ def _segment_all(
         add(started.popleft(), future, 0)
 
     with (
-        tqdm(total=len(plan), unit="image", disable=None if len(plan) > 1 else True) as bar,  # None: on a terminal
+        progress_bar(total=len(plan), unit="image", show=None if len(plan) > 1 else False) as bar,
         ThreadPoolExecutor(max_workers=2, thread_name_prefix="isanet-write") as threads,
     ):
         try:

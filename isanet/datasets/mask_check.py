@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from isanet._files import given_path, write_output
+from isanet._progress import progress_bar
 from isanet._text import aligned, clean, listed, percent, plural, shortened
 from isanet.datasets.listing import walk
 from isanet.datasets.mask_findings import (
@@ -287,10 +288,8 @@ def mask_finding(paths: Iterable[Path], space: LabelSpace) -> Finding | None:
 
 def _read_all(root: Path, masks: Sequence[str], images: Mapping[str, Path] | None, progress: bool | None) -> MaskStats:
     """Count the pixels of the masks, and compare them with their images."""
-    from tqdm import tqdm
-
     stats = MaskStats()
-    for name in tqdm(masks, unit="mask", disable=None if progress is None else not progress):
+    for name in progress_bar(masks, unit="mask", show=progress):
         try:
             mask = open_mask(root / name)
             if mask.mode not in (*VALUE_MODES, *COLOR_MODES):

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from isanet._processes import Processes, checked_workers
+from isanet._progress import progress_bar
 from isanet.datasets.base import SegmentationDataset
 from isanet.datasets.wrapped import as_dataset
 from isanet.evaluation.matching import match_classes
@@ -165,8 +165,7 @@ def label_maps(
     match_classes(segmenter.model, dataset.label_space, None)
     create_folders(Path(folder), dataset.keys, overwrite=overwrite)
     paths = [dataset.image_path(index) for index in range(len(dataset))]
-    bar = tqdm(total=len(paths), unit="image", disable=None if progress is None else not progress)
-    with bar, exact_float32(segmenter):
+    with progress_bar(total=len(paths), unit="image", show=progress) as bar, exact_float32(segmenter):
         for key, result in zip(dataset.keys, segmenter.stream(paths, batch_size=batch_size), strict=True):
             result.for_server().save(Path(folder) / f"{key}.png")
             bar.update()

@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from isanet._files import keep_existing, output_errors
 from isanet._processes import Processes, read_ahead
+from isanet._progress import progress_bar
 from isanet._text import listed
 from isanet.datasets.base import SegmentationDataset
 from isanet.datasets.wrong_arguments import read_until_two_classes
@@ -152,11 +152,10 @@ class EvaluationRun:
             self.progress.overwrite = overwrite
         prepared = PreparedImages(self.dataset, self.match, self.segmenter)
         known = len(self.counts.images)
-        hide = None if show_bar is None else not show_bar
         try:
             with (
                 read_ahead(prepared, workers=workers, batch_size=None, sampler=indices) as images,
-                tqdm(total=len(indices) + known, initial=known, unit="image", disable=hide) as bar,
+                progress_bar(total=len(indices) + known, initial=known, unit="image", show=show_bar) as bar,
             ):
                 self._count(_predicted(images, batch_size, self.segmenter, self.match.keep), bar)
             if self.progress is not None:

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from tqdm import tqdm
 
+from isanet._progress import progress_bar
 from isanet.datasets import ToyStreets
 from isanet.images.reading import RGBImage
 from isanet.inference.fast.optimize import has_bfloat16
@@ -102,12 +102,11 @@ def benchmark(
     variants += [(precision, True) for precision in precisions if compile and precision != "int8"]
     measured: list[Measurement] = []
     total = len(sizes) * (len(variants) + 1) * len(images) * (repeats + 1)
-    disable = None if progress is None else not progress
     preprocessing = model.preprocessing
     sizing = {"short_edge", "long_edge", "pad_to", "pad_color"}
     model.preprocessing = {name: value for name, value in (preprocessing or {}).items() if name not in sizing}
     try:
-        with tqdm(total=total, unit="image", disable=disable, leave=False) as bar:
+        with progress_bar(total=total, unit="image", show=progress, leave=False) as bar:
             for height, width in sizes:
                 resized = [np.asarray(ImageOps.fit(Image.fromarray(image), (width, height))) for image in images]
                 measured += _measure(model, resized, variants, device, repeats, bar)

@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from isanet._files import atomic_write
 from isanet._processes import DeferredSignals, Processes, read_ahead
+from isanet._progress import progress_bar
 from isanet._text import listed, shortened
 from isanet.datasets.wrong_arguments import require_two_classes
 from isanet.errors import CheckpointError, IsanetError, OutputError
@@ -239,10 +239,9 @@ class Training:
             "training on %s in %s: %d steps of %d images, %d classes",
             device, plan.recipe.precision, plan.batches.steps, plan.batches.seen(1), len(self.model.classes),
         )  # fmt: skip
-        disable = None if plan.progress is None else not plan.progress
         with (
             DeferredSignals() as signals,
-            tqdm(total=plan.batches.steps, initial=self.step, unit="step", disable=disable) as bar,
+            progress_bar(total=plan.batches.steps, initial=self.step, unit="step", show=plan.progress) as bar,
             read_ahead(
                 samples,
                 workers=plan.workers,

@@ -9,9 +9,9 @@ from copy import deepcopy
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from isanet._processes import read_ahead
+from isanet._progress import progress_bar
 from isanet._text import aligned, clean, percent
 from isanet.datasets.base import SegmentationDataset
 from isanet.datasets.wrong_arguments import require_two_classes, with_finding
@@ -40,9 +40,8 @@ def count_classes(dataset: SegmentationDataset, *, workers: int, progress: bool 
     draws = [Draw(0, index) for index in range(len(dataset))]
     samples = Samples(dataset, _pixels_of_values, 0)
     counts = torch.zeros(2, IGNORED + 1, dtype=torch.int64)
-    disable = None if progress is None else not progress
     with read_ahead(samples, workers=workers, batch_size=None, sampler=draws) as items:
-        for pixels in tqdm(items, total=len(dataset), desc="masks", unit="image", disable=disable):
+        for pixels in progress_bar(items, total=len(dataset), desc="masks", unit="image", show=progress):
             if isinstance(pixels, IsanetError):
                 raise with_finding(dataset, pixels) if isinstance(pixels, DatasetError) else pixels
             counts += torch.stack([pixels, pixels > 0])

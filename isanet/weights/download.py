@@ -17,7 +17,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlunsplit
 
+from isanet._progress import progress_bar
 from isanet.errors import (
     CheckpointError,
     DownloadError,
@@ -131,20 +131,14 @@ def fetch(
         IntegrityError: It sent other bytes.
         CacheError: `folder` cannot be written: no space, no permission.
     """
-    from tqdm import tqdm
-
     limits = limits or Limits()
     local = url.startswith("file:")
     if not local and (variable := offline()):
         raise OfflineError(f"not tried, because {variable} is set")
-    if progress is None:  # a notebook is not a terminal, but shows a bar
-        progress = sys.stderr is not None and (sys.stderr.isatty() or "ipykernel" in sys.modules)
     deadline = deadline_from_now(limits) if deadline is None else deadline
     log.info("downloading %s", redacted(url))
     with _temporary_file(folder) as (file, path):
-        with tqdm(
-            desc=file_name(url), total=size, unit="B", unit_scale=True, disable=not progress, file=sys.stderr
-        ) as bar:
+        with progress_bar(desc=file_name(url), total=size, unit="B", unit_scale=True, show=progress) as bar:
             part = PartFile(file, folder, sha256, size, max_size, limits, deadline, bar)
             (_copy if local else http.download)(url, part)
             part.verify()

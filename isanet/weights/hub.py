@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from isanet._files import atomic_write_all, given_path
+from isanet._progress import bar_class, shows_bars
 from isanet._text import clean, shortened
 from isanet.config import config_json
 from isanet.errors import (
@@ -113,6 +114,9 @@ def fetch(
 
             received = 0.0
 
+            def __init__(self, *arguments: Any, disable: bool | None = None, **options: Any) -> None:
+                super().__init__(*arguments, disable=not shows_bars() if disable is None else disable, **options)  # type: ignore[no-untyped-call]
+
             def update(self, n: float | None = 1) -> bool | None:
                 self.received += n or 0
                 if self.received > limit:
@@ -200,6 +204,7 @@ def _our_errors(what: str) -> Iterator[None]:
     They are raised `from None`, because the originals quote whole addresses: of proxies with passwords, of redirects
     with signatures.
     """
+    bar_class()  # tqdm's warnings, if it has any, are silenced here: huggingface_hub imports it too
     from huggingface_hub import errors
 
     what, _THREAD.calls = shortened(what, 300), True

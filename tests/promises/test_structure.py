@@ -16,7 +16,7 @@ PACKAGE = ROOT / "isanet"
 
 # From bottom to top. Rooms on one floor know nothing of each other.
 FLOORS = (
-    ("errors", "labels", "protocols", "config", "_version", "_files", "_text", "_processes"),
+    ("errors", "labels", "protocols", "config", "_version", "_files", "_text", "_progress", "_processes"),
     ("images", "weights"),
     ("attention", "backbone", "model"),
     ("viz", "toystreets"),
