@@ -28,6 +28,7 @@ from isanet.labels import (
     official_name,
     translation,
 )
+from isanet.viz.legend import Entry
 from isanet.viz.overlay import draw_overlay
 
 NOT_PAINTED = ("background", "unlabeled", "void")
@@ -236,7 +237,7 @@ class Segmentation:
             shares = self._shares() if legend else []
             shown = [(index, f"{share:.1%}" if share >= 0.001 else "<0.1%") for index, share in shares]
         entries = [
-            (self.palette[index], shortened(self.classes[index]), detail)
+            Entry(self.palette[index], shortened(self.classes[index]), detail)
             for index, detail in shown
             if index not in skipped
         ]

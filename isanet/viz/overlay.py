@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from isanet.viz.legend import with_legend
+from isanet.viz.legend import Entry, with_legend
 
 MIN_SIDE = 240
 """Images whose longer side has fewer pixels are enlarged where a legend is added, or the legend would dwarf them."""
@@ -19,7 +19,7 @@ def draw_overlay(
     painted: Image.Image | None = None,
     *,
     alpha: float = 0.5,
-    legend: Sequence[tuple[tuple[int, int, int], str, str]] = (),
+    legend: Sequence[Entry] = (),
 ) -> Image.Image:
     """Blend an image with the colors of its label map, and add a legend.
 
@@ -28,7 +28,7 @@ def draw_overlay(
         labels: The label map in its palette's colors, of the same size; any mode that converts to RGB.
         painted: The pixels to blend, mode 1, of the same size; None: all. The others stay as the image has them.
         alpha: Weight of the colors, 0 (the image alone) to 1 (the colors alone).
-        legend: (color, name, detail) of each class, as `with_legend` takes them; empty: no legend.
+        legend: An entry of each class, see `with_legend`; empty: no legend.
 
     Returns:
         Mode RGB. Without a legend, exactly of the image's size; with one, images below `MIN_SIDE` pixels are enlarged
