@@ -190,5 +190,8 @@ def _sheet(dataset: SegmentationDataset) -> Image.Image:
         return Preview(dataset.keys[index], image, None, mask)
 
     return draw_sheet(
-        (preview(index) for index in range(0, len(dataset), step)[:NUM_PREVIEWS]), dataset.classes, dataset.palette
+        (preview(index) for index in range(0, len(dataset), step)[:NUM_PREVIEWS]),
+        dataset.classes,
+        dataset.palette,
+        columns=2,
     )

@@ -61,7 +61,7 @@ def draw_sheet(
     palette: Sequence[tuple[int, int, int]],
     scores: Mapping[str, float] | None = None,
     *,
-    columns: int | None = None,
+    columns: int = 3,
     title: str = "",
 ) -> Image.Image:
     """Draw image, ground truth and prediction side by side, and a legend of the classes present.
@@ -71,7 +71,7 @@ def draw_sheet(
         classes: Names.
         palette: Colors of the classes, (red, green, blue) of 0..255.
         scores: IoU by class name, drawn as bars in the legend; NaN has none.
-        columns: Images in a row; default: one row per preview.
+        columns: Images in a row: 3 give each preview a row of its own, 2 do if none has a prediction.
         title: Shown above all.
 
     Returns:
@@ -79,13 +79,10 @@ def draw_sheet(
     """
     colors = np.zeros((IGNORED + 1, 3), np.uint8)
     colors[: len(palette)] = palette[: IGNORED + 1]
-    present, previews = set[int](), iter(previews)
-    first = next(previews)
-    columns = columns or (2 if first.prediction is None else 3)
+    present = set[int]()
 
     def tiles() -> Iterator[Tile]:
-        preview: Preview | None = first
-        while preview is not None:
+        for preview in previews:
             size = fitted(preview.image.shape[1], preview.image.shape[0], columns)
             image = Image.fromarray(preview.image).resize(size, Image.Resampling.LANCZOS)
             yield Tile(f"image: {preview.caption}", image)
@@ -95,7 +92,6 @@ def draw_sheet(
                     present.update(np.unique(labels).tolist())
                     drawn = np.asarray(Image.fromarray(colors[labels]).resize(size, Image.Resampling.NEAREST))
                     yield Tile(name, Image.fromarray((ALPHA * drawn + (1 - ALPHA) * gray).astype(np.uint8)))
-            preview = next(previews, None)
 
     def entries() -> list[Entry]:
         shown = [index for index in sorted(present) if index < len(classes)]

@@ -282,7 +282,7 @@ def test_images_are_reported_in_order_whichever_is_written_first(
         return write(result, outputs, **options)
 
     monkeypatch.setattr(segment, "_write", slow)
-    monkeypatch.setattr(tqdm, "write", lambda line, file: print(line))
+    monkeypatch.setattr(tqdm, "write", lambda bar, line, file: print(line))
     assert run("segment", "images", "--model", tiny_zoo.NAME) == 1
     out, error = capsys.readouterr()
     assert re.findall(r"images/(\d)\.png", out) == list("012345678")

@@ -43,7 +43,7 @@ def test_image_ground_truth_and_prediction_are_side_by_side() -> None:
 
 
 def test_without_predictions_there_are_two_columns() -> None:
-    image = draw_sheet([preview(50, 200)._replace(prediction=None)] * 2, CLASSES, PALETTE)
+    image = draw_sheet([preview(50, 200)._replace(prediction=None)] * 2, CLASSES, PALETTE, columns=2)
     assert cell_colors(image, 2, 2, fitted(200, 50, 2)[1]) == [[(100, 100, 100), gray(PALETTE[0])]] * 2
 
 
