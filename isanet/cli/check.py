@@ -33,6 +33,14 @@ ADDRESSES = ("ISANET_MIRROR", "HF_ENDPOINT")
 SECRET_SETTINGS = ("HF_TOKEN", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
 """May hold passwords: shown as set or not."""
 
+NEXT_STEPS = {
+    "isanet segment photo.jpg --model isanet_r50_voc": "your own photograph; downloads the model once",
+    "isanet demo --dataset streets": "twenty images with masks, to fine-tune on",
+    "isanet finetune streets --model isanet_nano_toystreets": "minutes on a CPU",
+    "isanet serve": "models on a page in the browser",
+}
+"""Commands that `isanet demo` ends with."""
+
 
 def add_commands(add_command: AddCommand) -> None:
     """Adds the commands of this file."""
@@ -98,6 +106,10 @@ def _demo(options: argparse.Namespace) -> int:
     miou, accuracy = found.matrix.miou(), found.matrix.pixel_accuracy()
     print(f"\nmIoU {miou:.1%}, pixel accuracy {accuracy:.1%}, on a street that the model has")
     print(f"never seen (seed {seed}); image: {output}")
+    if not options.quiet:
+        print("\nWhere to go next:\n")
+        for command, text in NEXT_STEPS.items():
+            print(f"  {command:{max(map(len, NEXT_STEPS))}}  # {text}")
     return 0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +44,49 @@ def test_the_command_needs_neither_network_nor_cache(
     lines = {line.rsplit(maxsplit=2)[0]: line.rsplit(maxsplit=2)[1] for line in out.splitlines() if "%  " in line}
     assert lines == {name: f"{share:.1%}" for name, share in areas.items()}
     assert f"mIoU {demo(7, device='cpu').matrix.miou():.1%}" in out
+
+
+def test_what_comes_next_is_said_and_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ISANET_OFFLINE", "1")
+    assert main(["demo", "--seed", "1"]) == 0
+    result, _, rest = capsys.readouterr().out.partition("\nWhere to go next:\n\n")
+    assert "mIoU" in result
+    lines = rest.splitlines()
+    assert len(lines) == 4
+    assert len({line.index("  # ") for line in lines}) == 1
+    segment, dataset, finetune, serve = (shlex.split(line, comments=True) for line in lines)
+    main(dataset[1:])
+    shown = capsys.readouterr().out
+    assert "finetune streets" in shown
+    short = ["--set", "epochs=1", "crop=[64,64]", "--output", "tuned"]
+    assert main([*finetune[1:], *short]) == 0
+    assert Path("tuned/model.safetensors").is_file()
+    with pytest.raises(SystemExit, match="0"):
+        main([*serve[1:], "--help"])
+    shutil.copy("streets/images/street_01.png", segment[2])
+    assert main([*segment[1:4], "tuned"]) == 0  # the printed model is not here without a network
+    assert Path("segmented/photo_overlay.png").is_file()
+
+
+def test_quiet_prints_no_next_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", "--seed", "1", "--quiet"]) == 0
+    assert "isanet " not in capsys.readouterr().out
+
+
+def test_the_image_of_the_readme_is_that_of_its_seed(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    path = root / "examples" / "demo.png"
+    assert path.stat().st_size < 300_000
+    assert main(["demo", "--quiet", "--seed", "38", "--device", "cpu", "--output", str(tmp_path / "new.png")]) == 0
+    new, stored = (np.asarray(Image.open(name).convert("RGB")).astype(int) for name in (tmp_path / "new.png", path))
+    assert new.shape == stored.shape == (976, 1600, 3)
+    assert abs(new - stored).mean() < 2  # precisions differ between machines
 
 
 def test_each_call_draws_another_street(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
