@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from isanet.exporting.write import export
     from isanet.inference.segmentation import Segmentation
     from isanet.inference.segmenter import Segmenter
+    from isanet.inference.showing import show
     from isanet.model import ISANet
     from isanet.training.finetune import Run, finetune
     from isanet.training.recipe import Recipe
@@ -88,6 +89,7 @@ __all__ = [
     "metrics",
     "model_info",
     "recommend",
+    "show",
     "training",
     "viz",
 ]
@@ -108,6 +110,7 @@ _MODULE_OF = {
     "list_models": "isanet.weights.manifest",
     "model_info": "isanet.weights.manifest",
     "recommend": "isanet.weights.choosing",
+    "show": "isanet.inference.showing",
 }
 
 

@@ -36,6 +36,9 @@ NOT_PAINTED = ("background", "unlabeled", "void")
 
 _SAVED_GRAY = ("cityscapes-ids", "ade20k-ids")  # their servers take ids as plain gray levels
 
+SHOWN = 1024
+"""Pixels of the longer side of an image in a notebook, which shows about 800 and stores them all."""
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Segmentation:
@@ -225,6 +228,12 @@ class Segmentation:
         Raises:
             ValueError: `alpha` is not in 0..1, there is no such legend, or `skip` names an unknown class.
         """
+        return self._overlay(self, alpha, legend, skip)
+
+    def _overlay(
+        self, pixels: Segmentation, alpha: float, legend: bool | str, skip: Collection[str] | None
+    ) -> Image.Image:
+        """The overlay of an image and labels, which may be smaller than those that the legend is of."""
         if not isinstance(legend, bool) and legend != "fixed":
             raise ValueError(f"legend must be True, False or 'fixed', got {legend!r}")
         if skip is None:
@@ -241,8 +250,8 @@ class Segmentation:
             for index, detail in shown
             if index not in skipped
         ]
-        painted = Image.fromarray(~np.isin(self.labels, list(skipped))) if skipped else None
-        return draw_overlay(Image.fromarray(self.image), self.colored(), painted, alpha=alpha, legend=entries)
+        painted = Image.fromarray(~np.isin(pixels.labels, list(skipped))) if skipped else None
+        return draw_overlay(Image.fromarray(pixels.image), pixels.colored(), painted, alpha=alpha, legend=entries)
 
     def save(self, path: str | os.PathLike[str] | BinaryIO) -> None:
         """Write the labels as a PNG of class indices.
@@ -307,12 +316,13 @@ class Segmentation:
         return [(int(index), int(counts[index]) / flat.size) for index in order if counts[index]]
 
     def _repr_png_(self) -> bytes:
-        """What notebooks show: the overlay, of at most 1600 pixels a side."""
-        image = self.overlay()
-        image.thumbnail((1600, 1600))
-        buffer = io.BytesIO()
-        image.save(buffer, format="PNG")
-        return buffer.getvalue()
+        """What notebooks show: the overlay of the image in at most `SHOWN` pixels a side, with a legend."""
+        height, width = self.labels.shape
+        factor = min(1.0, SHOWN / max(height, width))
+        size = max(1, round(width * factor)), max(1, round(height * factor))
+        image = self._overlay(self if factor == 1 else resized(self, size), 0.5, True, None)
+        image.thumbnail((2 * SHOWN, 2 * SHOWN))
+        return png_bytes(image)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         """`np.asarray(result)` is the labels."""
@@ -323,3 +333,17 @@ class Segmentation:
         areas = [f"{shortened(name)} {share:.2f}" for name, share in self.areas().items()]
         height, width = self.labels.shape
         return f"Segmentation({width}x{height}: {listed(areas, 3)})"
+
+
+def resized(result: Segmentation, size: tuple[int, int]) -> Segmentation:
+    """The result with its image and labels in another size (width, height), to look at; without its confidence."""
+    image = Image.fromarray(result.image).resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
+    labels: Any = np.asarray(Image.fromarray(result.labels).resize(size, Image.Resampling.NEAREST))
+    return replace(result, image=np.asarray(image), labels=labels, confidence=None)
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    """An image as a PNG."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -40,6 +40,7 @@ from isanet.inference.runtimes import choice
 from isanet.inference.runtimes.exported import ExportedModel, is_exported, read_exported
 from isanet.inference.runtimes.network import RuntimeNetwork
 from isanet.inference.segmentation import Segmentation
+from isanet.inference.showing import Segmentations
 from isanet.inference.sources import name_of, read_source, several, sources
 from isanet.labels import named_classes
 from isanet.model import ISANet
@@ -273,7 +274,7 @@ class Segmenter:
             confidence: Keep `confidence` too.
 
         Returns:
-            One Segmentation; for what may be several, a list of them in the same order.
+            One Segmentation; for what may be several, a list of them in the same order, which a notebook shows.
 
         Raises:
             ImageError: An image cannot be read, a folder has none, or nothing matches a pattern.
@@ -282,7 +283,7 @@ class Segmenter:
         """
         source: Any = image
         if (images := several(source)) is not None:
-            return list(self.stream(images, confidence=confidence))
+            return Segmentations(self.stream(images, confidence=confidence))
         (result,) = self._segment([self._read(source)], confidence)
         if isinstance(result, IsanetError):
             raise result

@@ -26,7 +26,7 @@ PUBLIC = {
     *("CacheError", "OutputError", "CheckpointError", "CheckpointFormatError", "UnsafeCheckpointError"),
     *("CheckpointMismatchError", "ImageError", "DatasetError", "ManifestError"),
     *("Weights", "list_models", "model_info", "recommend", "ISANet", "from_pretrained", "from_backbone"),
-    *("Segmenter", "Segmentation", "Report", "evaluate", "Recipe", "Run", "finetune", "export"),
+    *("Segmenter", "Segmentation", "Report", "evaluate", "Recipe", "Run", "finetune", "export", "show"),
     *("datasets", "labels", "metrics", "training", "viz"),
 }
 LIGHT = {name for name in PUBLIC if name.endswith("Error")}
