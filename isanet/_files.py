@@ -195,6 +195,11 @@ _FILE_STORES = {
 }
 """What is in the first bytes of the pages that file stores send instead of a file."""
 
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".mts", ".m2ts", ".3gp", ".flv", ".ogv"}
+)
+"""Lower-case suffixes of videos, see `isanet.inference.video`."""
+
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"avif", b"avis")
 
 

@@ -64,8 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except KeyboardInterrupt:
-        print("isanet: interrupted; no incomplete file was left", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        left = "" if hasattr(error, "__notes__") else "; no incomplete file was left"  # else the log has named it
+        print(f"isanet: interrupted{left}", file=sys.stderr)
         return 130
     except (IsanetError, ValueError, OSError, MemoryError, RuntimeError) as error:
         if options.debug:

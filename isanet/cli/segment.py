@@ -20,6 +20,7 @@ from isanet._progress import progress_bar
 from isanet._text import MAX_LINE, plural, shortened
 from isanet.cli.options import RUNNABLE, VALUE_RANGE, AddCommand, add_inference_options, add_output_options, value_range
 from isanet.cli.printing import error_text, in_options
+from isanet.cli.video import add_video_options, check_video_options, segment_videos, video_kinds
 from isanet.errors import DownloadError, ImageError, IntegrityError, IsanetError, OutputError
 from isanet.inference.outputs import (
     SUFFIXES,
@@ -29,6 +30,7 @@ from isanet.inference.outputs import (
     csv_file,
     find_images,
     in_shard,
+    is_video,
     listed_images,
     missing_outputs,
     plan_outputs,
@@ -52,6 +54,9 @@ MAX_PENDING_WRITES = 4
 MAX_PENDING_PIXELS = 1 << 26
 """Most pixels of these images together; a larger image is written before the next is segmented."""
 
+CALIBRATION_STEP = 30
+"""Of a video, each so many-th frame is for int8's calibration."""
+
 _Written = tuple[str, list[Any]]
 """Of one image: its largest classes in words, and its parts of the common files."""
 
@@ -68,8 +73,10 @@ class _Outcome:
 
 def add_commands(add_command: AddCommand) -> None:
     """Adds the commands of this file."""
-    segment = add_command("segment", _segment, "segment images")
-    segment.add_argument("images", nargs="*", metavar="IMAGE", help="files, folders, patterns or addresses (https)")
+    segment = add_command("segment", _segment, "segment images and videos")
+    segment.add_argument(
+        "images", nargs="*", metavar="IMAGE", help="files (videos too), folders, patterns or addresses (https)"
+    )
     listed = "more images: a text file with a path or address a line, or - for standard input"
     segment.add_argument("--from", dest="lists", action="append", default=[], metavar="FILE", help=listed)
     recursive = "take all folders in a folder too; the outputs are in folders of the same names"
@@ -96,6 +103,7 @@ def add_commands(add_command: AddCommand) -> None:
     segment.add_argument("--csv", type=Path, metavar="FILE.csv", help=table)
     errors = "append each failure, as a line of JSON"
     segment.add_argument("--errors", type=Path, metavar="FILE.jsonl", help=errors)
+    add_video_options(segment)
     add_inference_options(segment, precision="auto", runtime="auto", int8=True)
 
 
@@ -123,14 +131,22 @@ def _segment(options: argparse.Namespace) -> int:
         images = without_earlier(images, options.output, kinds)
     if options.shard is not None:
         images = {image: place for image, place in images.items() if in_shard(image, place, *options.shard)}
-    plan, kept, failures = plan_outputs(images, options.output, kinds, overwrite=options.force, files=files)
+    videos = {image: place for image, place in images.items() if is_video(image)}
+    if videos:
+        check_video_options(options)
+    stills = {image: place for image, place in images.items() if image not in videos}
+    plan, kept, failures = plan_outputs(stills, options.output, kinds, overwrite=options.force, files=files)
+    video_plan = plan_outputs(videos, options.output, video_kinds(options), overwrite=options.force)
+    kept += video_plan.kept
+    failures |= video_plan.failures
     report = _failures_file(options.errors)
     for image, reason in failures.items():
         print(shortened(f"isanet: {shown(image)}: {in_options(reason)}", MAX_LINE), file=sys.stderr)
         report(image, reason)
     outcome = _Outcome()
+    if plan or video_plan.outputs:
+        segmenter = _segmenter(options, {**plan, **video_plan.outputs})
     if plan:
-        segmenter = _segmenter(options, plan)
         with ExitStack() as stack:
             common = []
             if options.coco is not None:
@@ -143,6 +159,12 @@ def _segment(options: argparse.Namespace) -> int:
         failures |= outcome.failures
         for path in files:
             print(shortened(f"{path}: {plural(outcome.num_done, 'image')}", MAX_LINE))
+    if video_plan.outputs:
+        num_done, failed = segment_videos(options, segmenter, video_plan.outputs)
+        outcome.num_done += num_done
+        failures |= failed
+        for video, reason in failed.items():
+            report(video, reason)
     if failures or not (options.quiet or outcome.num_done == len(images) == 1):
         print(f"isanet: {_summary(outcome, len(kept), len(failures))}", file=sys.stderr)
     return 1 if failures else 0
@@ -194,7 +216,9 @@ def _segmenter(options: argparse.Namespace, plan: Mapping[Path | str, Mapping[st
         runtime=options.runtime,
         protocol=options.protocol,
         value_range=options.value_range,
-        calibration=_readable(plan, options.value_range) if options.precision == "int8" else (),
+        calibration=_readable((each for each in plan if not is_video(each)), options.value_range)
+        if options.precision == "int8"
+        else (),
     )
     model = segmenter.model
     try:
@@ -212,10 +236,14 @@ def _segmenter(options: argparse.Namespace, plan: Mapping[Path | str, Mapping[st
 def _readable(images: Iterable[Path | str], value_range: tuple[float, float] | None) -> Iterator[RGBImage]:
     """The images that can be read; the others are reported when their turn comes."""
     from isanet.images.reading import MAX_PIXELS
+    from isanet.inference.decoding import frames
     from isanet.inference.sources import read_source
 
     for image in images:
         with suppress(ImageError, DownloadError, IntegrityError):
+            if is_video(image):
+                yield from (frame.image for frame in frames(image, every=CALIBRATION_STEP))
+                continue
             yield read_source(image, max_pixels=MAX_PIXELS, value_range=value_range)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
+from isanet._files import VIDEO_SUFFIXES
 from isanet._text import plural
 from isanet.errors import ImageError
 from isanet.images.reading import AVIF_SUFFIXES, HEIC_SUFFIXES, SUFFIXES
@@ -21,7 +22,7 @@ _UNREAD = {
     **dict.fromkeys(
         (".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf", ".pef", ".srw"), "raw: develop it"
     ),
-    **dict.fromkeys((".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".mts"), "video"),
+    **dict.fromkeys(VIDEO_SUFFIXES, "video: name it by itself"),
 }
 """What to say of files in a folder of images that are no images that can be read."""
 

@@ -22,10 +22,10 @@ from contextlib import contextmanager
 from hashlib import sha256
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 from urllib.parse import unquote
 
-from isanet._files import atomic_write, given_path, keep_existing, output_stream
+from isanet._files import VIDEO_SUFFIXES, atomic_write, given_path, keep_existing, output_stream
 from isanet._text import csv_line, without_controls
 from isanet.errors import ImageError, OutputError
 from isanet.weights.url import file_name, is_address, redacted
@@ -35,6 +35,11 @@ if TYPE_CHECKING:
 
 SUFFIXES = {"overlay": "_overlay.png", "labels": "_labels.png", "areas": "_areas.json", "ids": ".png"}
 """Kinds of output, and how the names of their files end. The kind `mask:CLASS` is that class in black and white."""
+
+VIDEO_KINDS = {
+    "overlay_video": "_overlay.mp4", "labels_video": "_labels.mkv", "labels_pngs": "_labels/000000.png"
+}  # fmt: skip
+"""Kinds of output of a video; of a folder of PNGs the first, which stands for all."""
 
 MAX_STEM = 240
 """Bytes of a name before that end; file systems take 255."""
@@ -99,6 +104,15 @@ def find_images(
                 raise ImageError(f"no file matches {argument!r}")
             images.update((file, Path()) for file in files if file not in images)
     return images
+
+
+def is_video(source: object) -> TypeGuard[str | os.PathLike[str]]:
+    """Whether a source is the path of a video, by its suffix."""
+    return (
+        isinstance(source, str | os.PathLike)
+        and Path(source).suffix.lower() in VIDEO_SUFFIXES
+        and not (is_address(source) or _is_folder(str(source)))
+    )
 
 
 def _is_folder(argument: str) -> bool:
@@ -288,7 +302,7 @@ def _check_file(path: Path, claimed: Mapping[str, Path | str]) -> None:
 def _suffix(kind: str) -> str:
     _, is_mask, name = kind.partition("mask:")
     if not is_mask:
-        return SUFFIXES[kind]
+        return {**SUFFIXES, **VIDEO_KINDS}[kind]
     name = without_controls(name, "_").replace("/", "_").replace("\\", "_")
     return f"_mask_{name.encode()[:MAX_CLASS].decode(errors='ignore')}.png"
 

@@ -56,6 +56,7 @@ class Segmentation:
         path: Where the image was read from; None if it was not a file.
         label_space: Name of the known label space of the classes, or None.
         confidence: (H, W) float32 in 0..1, the softmax probability of the label; None unless asked for.
+        time: Of a frame of a video, seconds from the start of the file at `path`; else None.
     """
 
     labels: NDArray[np.uint8] | NDArray[np.int32]
@@ -65,6 +66,7 @@ class Segmentation:
     path: Path | None = None
     label_space: str | None = None
     confidence: NDArray[np.float32] | None = None
+    time: float | None = None
 
     def to(self, target: str | Groups) -> Segmentation:
         """Convert the labels to another label space, or merge classes.

@@ -24,6 +24,7 @@ from isanet import protocols
 from isanet._text import listed, shortened
 from isanet.errors import ImageError, IsanetError
 from isanet.images.reading import MAX_PIXELS, RGBImage, Source, ValueRange, check_range
+from isanet.inference.decoding import Frame
 from isanet.inference.fast.network import FastISANet
 from isanet.inference.fast.optimize import PRECISIONS, optimize, why_not_optimizable
 from isanet.inference.network import EagerNetwork, ModelState, loaded_model
@@ -291,7 +292,7 @@ class Segmenter:
 
     def stream(
         self,
-        images: Iterable[Source] | str | os.PathLike[str],
+        images: Iterable[Source | Frame] | str | os.PathLike[str],
         *,
         batch_size: int = 1,
         confidence: bool = False,
@@ -306,9 +307,12 @@ class Segmenter:
         ...     result.save(f"{result.path.stem}.png")
         >>> result
         Segmentation(128x64: ...)
+        >>> [round(result.time, 2) for result in segmenter.stream("drive.mp4")][:3]
+        [0.0, 0.1, 0.2]
 
         Args:
-            images: What a call takes, or any other iterable of images.
+            images: What a call takes, any other iterable of images, or a video (.mp4, .mov, .mkv, ..., with the extra
+                `video`), whose frames are decoded in a thread of their own; `isanet.inference.video.frames` takes some.
             batch_size: Of so many consecutive images, those with one size after preprocessing go through the model
                 together; others by themselves. Labels do not depend on it, up to rounding.
             confidence: Keep `confidence` too.
@@ -374,7 +378,7 @@ class Segmenter:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _read(self, source: Source) -> _Read:
+    def _read(self, source: Source | Frame) -> _Read:
         name = name_of(source)
         try:
             image = read_source(source, max_pixels=self.max_pixels, value_range=self.value_range)
@@ -383,8 +387,11 @@ class Segmenter:
                     f"{name} is {image.shape[1]} pixels wide: the labels of a single row take {row:,} "
                     f"bytes, more than max_memory, {self.max_memory:,}; cut it into parts"
                 )
+            prepared = prepare(image, self.model.preprocessing, self.protocol)
+            if isinstance(source, Frame):
+                return _Read(name, source.path, image, prepared, source.time)
             path = Path(source) if isinstance(source, str | os.PathLike) and not is_address(source) else None
-            return _Read(name, path, image, prepare(image, self.model.preprocessing, self.protocol))
+            return _Read(name, path, image, prepared)
         except (MemoryError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise not_enough_memory(name) from error
@@ -420,6 +427,7 @@ class Segmenter:
             path=read.path,
             label_space=self.model.label_space,
             confidence=None if probabilities is None else probabilities.cpu().numpy(),
+            time=read.time,
         )
 
 
@@ -431,3 +439,4 @@ class _Read:
     path: Path | None
     image: RGBImage
     prepared: Prepared
+    time: float | None = None  # of a frame

@@ -23,7 +23,8 @@ from isanet.images.reading import (
     read_image,
     read_open_file,
 )
-from isanet.inference.outputs import find_images
+from isanet.inference.decoding import Frame, frames
+from isanet.inference.outputs import find_images, is_video
 from isanet.weights.download import fetch
 from isanet.weights.partfile import Limits
 from isanet.weights.url import is_address, redacted
@@ -32,25 +33,33 @@ LIMITS = Limits(window=30, retries=2, deadline=300)
 """Of waiting for an image: five minutes for all of it, and less where nothing comes."""
 
 
-def sources(images: Iterable[Source] | str | os.PathLike[str]) -> Iterable[Source]:
+def sources(images: Iterable[Source | Frame] | str | os.PathLike[str]) -> Iterable[Any]:
     """The image that is passed by itself, or those in any iterable, of which folders and patterns are several."""
     if isinstance(images, str | os.PathLike):
         return _found(images)
-    if isinstance(images, bytes | bytearray | memoryview | Image.Image | np.ndarray) or is_open_file(images):
+    if isinstance(images, bytes | bytearray | memoryview | Image.Image | np.ndarray | Frame) or is_open_file(images):
         return [images]
     return (source for image in images for source in _found(image))
 
 
 def several(images: Any) -> Iterable[Source] | None:
-    """The images of a list, tuple or iterator, a folder, or a glob pattern that is no file; None of a single one."""
+    """The images of a list, tuple or iterator, a folder, or a glob pattern that is no file; None of a single one.
+
+    Raises:
+        ValueError: It is a video, whose results would not fit into memory.
+    """
+    if is_video(images):
+        raise ValueError(f"{images} is a video: segmenter.stream(...) gives the result of each frame, one by one")
     if isinstance(images, list | tuple | Iterator):
         return None if is_open_file(images) else images
     found = _found(images)
     return None if found == [images] else found
 
 
-def _found(image: Any) -> Iterable[Source]:
-    """The images of a folder or a glob pattern, as on the command line; anything else as it is."""
+def _found(image: Any) -> Iterable[Any]:
+    """The images of a folder or a glob pattern, as on the command line, the frames of a video; others as they are."""
+    if is_video(image):
+        return frames(image)
     if not isinstance(image, str | os.PathLike) or is_address(image):
         return [image]
     path = given_path(image, ImageError)
@@ -59,12 +68,14 @@ def _found(image: Any) -> Iterable[Source]:
 
 def name_of(source: object) -> str:
     """What a source is called in messages: its path, its address without passwords, or "this image"."""
+    if isinstance(source, Frame):
+        return f"{source.path}, at {source.time:.2f} s"
     if is_address(source):
         return redacted(source)
     return str(Path(source)) if isinstance(source, str | os.PathLike) else "this image"
 
 
-def read_source(source: Source, *, max_pixels: int, value_range: ValueRange | None) -> RGBImage:
+def read_source(source: Source | Frame, *, max_pixels: int, value_range: ValueRange | None) -> RGBImage:
     """`isanet.images.reading.read_image`, for addresses too.
 
     An image at an address passes through a temporary file, which is removed at once; it is fetched as weights are
@@ -75,6 +86,8 @@ def read_source(source: Source, *, max_pixels: int, value_range: ValueRange | No
         DownloadError: It cannot be fetched (NetworkError), or the environment says to stay offline (OfflineError).
         IntegrityError: Too many bytes came, or a web page instead of an image.
     """
+    if isinstance(source, Frame):
+        return source.image
     if not is_address(source):
         return read_image(source, max_pixels=max_pixels, value_range=value_range)
     name, folder = redacted(source), Path(tempfile.gettempdir())
