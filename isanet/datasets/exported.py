@@ -15,8 +15,9 @@ from isanet.datasets.folder import Folder, filled_palette
 from isanet.datasets.listing import FoundFiles, PathLike, contents, existing_folder
 from isanet.datasets.shapes import UNLABELED, Values, paint
 from isanet.errors import DatasetError, ImageError
+from isanet.images.blocks import exif_orientation
 from isanet.images.masks import Color, Mask
-from isanet.images.reading import check_size, exif_orientation, open_header
+from isanet.images.reading import check_size, open_header
 from isanet.labels import IGNORED, LabelSpace, custom_space, label_space
 
 log = logging.getLogger("isanet")

@@ -39,8 +39,9 @@ from isanet.datasets.mask_findings import (
     palette_finding,
 )
 from isanet.errors import DatasetError, ImageError
+from isanet.images.blocks import exif_orientation
 from isanet.images.masks import COLOR_MODES, VALUE_MODES, Color, open_mask, packed, unpacked
-from isanet.images.reading import SUFFIXES, exif_orientation, open_header
+from isanet.images.reading import SUFFIXES, open_header
 from isanet.labels import IGNORED, LabelSpace
 from isanet.viz.charts import Bar, share_chart, to_png
 

@@ -16,7 +16,8 @@ from PIL import ExifTags, Image
 
 from isanet._files import given_path
 from isanet.errors import DatasetError, ImageError
-from isanet.images.reading import MAX_PIXELS, check_size, exif_orientation, open_header
+from isanet.images.blocks import exif_orientation
+from isanet.images.reading import MAX_PIXELS, check_size, open_header
 from isanet.labels import IGNORED
 
 Mask = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.int32]

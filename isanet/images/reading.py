@@ -16,10 +16,11 @@ from typing import Any, BinaryIO, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, features
+from PIL import Image, features
 
 from isanet._files import HEIF_BRANDS, given_path, looks_like
 from isanet.errors import ImageError
+from isanet.images.blocks import MAX_TAG_BYTES, check_gif, check_jpeg, check_tags, exif_orientation
 
 RGBImage = NDArray[np.uint8]
 """(H, W, 3), red, green, blue, 0..255."""
@@ -32,9 +33,6 @@ MAX_PIXELS = 178_956_970
 
 A file of a few kB can declare an image of any size; this limit keeps it from being decoded.
 """
-
-MAX_TAG_BYTES = 1 << 26
-"""Memory that the tags of a TIFF may take beyond the size of the file; tags that overlap count several times."""
 
 MAX_TILE = 1 << 22
 """Pixels that a tile of a TIFF may have beyond four times those of the image; a decoder makes room for whole tiles."""
@@ -273,9 +271,9 @@ def open_header(stream: BinaryIO, path: Path | str, max_pixels: int = MAX_PIXELS
 
     A `path` of type str is a name for messages alone: readers map a file that they know the path of.
 
-    What Pillow does not bound itself (text, profiles, EXIF and tags that it reads) is bounded here, before a decoder
-    takes memory for it: the whole file, by the size of the largest image uncompressed; the tags and tiles of a TIFF,
-    which libtiff takes as they are.
+    What Pillow does not bound itself is bounded here, before a decoder takes memory for it: the whole file, by the size
+    of the largest image uncompressed; tags and comments, see `isanet.images.blocks`; the tiles of a TIFF, which libtiff
+    takes as they are.
 
     Raises:
         ImageError: It is not an image of a known format, its header is damaged, or the file, its tags or its tiles are
@@ -296,8 +294,10 @@ def open_header(stream: BinaryIO, path: Path | str, max_pixels: int = MAX_PIXELS
         if factory is None or (accept is not None and accept(start[:16]) is not True):
             continue
         try:
-            if name == "TIFF" and _tag_bytes(stream) > size + MAX_TAG_BYTES:
-                raise ValueError("its tags take more memory than the whole file has bytes")
+            if name == "TIFF":
+                check_tags(stream, size)
+            elif name in _CHECKS:
+                _CHECKS[name](stream)
             stream.seek(0)
             image = factory(stream, "" if isinstance(path, str) else str(path))
             if name == "TIFF":
@@ -316,6 +316,9 @@ def open_header(stream: BinaryIO, path: Path | str, max_pixels: int = MAX_PIXELS
     )
 
 
+_CHECKS = {"JPEG": check_jpeg, "GIF": check_gif}
+
+
 def _heif_format(start: bytes, path: Path | str) -> str:
     """AVIF or HEIC, by the brands at the start of the file; a container of many brands is read as AVIF."""
     name = "AVIF" if b"avif" in start or b"avis" in start else "HEIC"
@@ -331,43 +334,10 @@ def _heic_reader() -> Callable[[BinaryIO, str], Image.Image]:
     return HeifImageFile
 
 
-_TIFF_NUMBERS = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-"""Bytes of a value by the type of its tag; those of text and opaque types have one."""
-
-
-def _tag_bytes(stream: BinaryIO) -> int:
-    """Memory that the first directory of a TIFF or BigTIFF claims; a number becomes one of Python's, of 40 bytes."""
-    stream.seek(0)
-    head = stream.read(16)
-
-    def number(data: bytes) -> int:
-        return int.from_bytes(data, "little" if head.startswith(b"I") else "big")
-
-    width, offset = (8, head[8:]) if head[2:3] == b"+" else (4, head[4:8])  # as Pillow tells them apart
-    stream.seek(number(offset))
-    length = 4 + 2 * width  # tag and type, count, value or offset
-    entries = stream.read(length * min(number(stream.read(8 if width == 8 else 2)), 2**16))
-    total = 0
-    for start in range(0, len(entries), length):
-        kind, count = number(entries[start + 2 : start + 4]), number(entries[start + 4 : start + 4 + width])
-        if count * _TIFF_NUMBERS.get(kind, 1) > width:  # else it is in the entry itself
-            total += count * (40 if kind in _TIFF_NUMBERS else 1)
-    return total
-
-
 def _check_tiles(image: Image.Image) -> None:
     width, height = (getattr(image, "tag_v2", {}).get(tag, 1) for tag in (322, 323))
     if width * height > 4 * image.width * image.height + MAX_TILE:
         raise ValueError(f"{image.width}x{image.height} pixels in tiles of {width}x{height}")
-
-
-def exif_orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 2 to 8 if the image is stored turned or mirrored; 1 also for a damaged block."""
-    try:
-        orientation: int = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # OpenCV ignores it too
-        return 1
-    return orientation
 
 
 def _pixels(image: Image.Image, name: str, max_pixels: int, value_range: ValueRange | None) -> RGBImage:

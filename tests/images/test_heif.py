@@ -108,6 +108,6 @@ def test_a_folder_says_what_it_does_not_read(
     (tmp_path / "x.png").touch()
     assert images_in(tmp_path) == [tmp_path / "x.png"]
     assert caplog.messages == [
-        f"{tmp_path}: 6 files not read: 2 .heic (pip install 'isanet[heic]'), 1 .mp4 (video), "
+        f"{tmp_path}: 6 files not read: 2 .heic (pip install 'isanet[heic]'), 1 .mp4 (video: name it by itself), "
         "1 .cr2 (raw: develop it), 2 of other kinds"
     ]

@@ -301,7 +301,7 @@ def declared() -> list[str]:
 
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-EXTRAS = ("train", "heic", "sbd", "openvino", "onnxruntime")
+EXTRAS = ("train", "heic", "sbd", "openvino", "onnxruntime", "video", "serve")
 OPTIONAL = set().union(*(names_of(PROJECT["optional-dependencies"][extra]) for extra in EXTRAS))
 CHARTS = {"matplotlib"}  # for reports only: torch.hub should not refuse a model because it is missing
 SOURCES = sorted((ROOT / "isanet").rglob("*.py"))
