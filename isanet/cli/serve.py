@@ -30,9 +30,6 @@ def add_commands(add_command: AddCommand) -> None:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from isanet.inference.runtimes.packages import check_installed
-
-    check_installed("gradio", "serve")
     from isanet.tools.page import Limits
     from isanet.tools.serve import serve
 

@@ -83,7 +83,7 @@ def choices(own: str | None = None) -> dict[str, str]:
 
 
 def _described(weights: Weights, *, is_here: bool) -> str:
-    where = "to be downloaded by hand" if by_hand(weights) else "to be downloaded"
+    where = "download by hand" if by_hand(weights) else "to download"
     facts = [
         weights.name,
         f"mIoU {100 * weights.metrics['miou']:.1f}",
@@ -116,6 +116,8 @@ def segment_files(
         limits: Of the request.
         progress: Called with how many are done, and how many there are, before each.
     """
+    if not paths:
+        return failed("choose an image first")
     if len(paths) > limits.images:
         return failed(f"{len(paths)} images are too many at once: at most {limits.images}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -148,7 +150,8 @@ def segment_files(
     files = files + common if shown else []
     if len(shown) > 1:
         files = [_zipped(files, folder / "segmented.zip")]
-    how = f"{segmenter.device}, {segmenter.precision}, {segmenter.runtime}"
+    model = shortened(segmenter.model.provenance.get("name", "your own model"), 80)
+    how = f"{model} on {segmenter.device} in {segmenter.precision} by {segmenter.runtime}"
     return Shown({"images": shown, "errors": errors, "how": how}, files)
 
 

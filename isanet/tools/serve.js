@@ -34,7 +34,9 @@ function paint(canvas, image, data, only) {
 }
 
 async function draw(image, panel) {
+  panel.wanted = image;
   const data = await inflated(image.pixels);
+  if (panel.wanted !== image) return; // another was chosen meanwhile
   const [width, height] = image.shown;
   panel.replaceChildren();
   const stage = make("div", "stage", panel);
@@ -59,8 +61,8 @@ async function draw(image, panel) {
   });
 
   const confidence = (100 * image.confidence).toFixed(0);
-  const facts = [image.name, image.size.join(" × "), `mean confidence ${confidence} %`, `${image.seconds.toFixed(2)} s`];
-  make("p", "facts", panel, facts.join(" · "));
+  const facts = [image.size.join(" × "), `mean confidence ${confidence} %`, `${image.seconds.toFixed(2)} s`];
+  make("p", "facts", panel, [image.name, ...facts.map((fact) => fact.replaceAll(" ", "\u00a0"))].join(" · "));
   const bars = make("ol", "bars", panel);
   const rows = image.classes.map((each, index) => {
     const row = make("li", "", bars);
@@ -126,6 +128,17 @@ async function show() {
   make("p", "how", root, value.how);
   await choose(value.images[0], strip.firstChild);
 }
+
+// Pasted anywhere on the page, files go where dropped ones go.
+document.addEventListener("paste", (event) => {
+  const input = document.querySelector("#uploads input[type=file]");
+  if (!input || !event.clipboardData.files.length) return;
+  input.files = event.clipboardData.files;
+  input.dispatchEvent(new Event("change", { bubbles: true }));
+});
+
+// What is typed into the list of models filters it, so it takes the place of the chosen one.
+document.addEventListener("focusin", (event) => event.target.closest("#model") && event.target.select());
 
 watch("value", show);
 show();

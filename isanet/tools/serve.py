@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable
@@ -31,7 +32,7 @@ MAX_SEGMENTERS = 2
 KEEP_SECONDS = 3600
 """How long uploads and results are kept."""
 
-EXAMPLES = (4, 11, 23)
+EXAMPLES = (8, 20, 18)
 """Seeds of the drawn streets."""
 
 POLICY = (
@@ -67,50 +68,26 @@ def page(model: str | None = None, *, limits: Limits | None = None, **options: A
     limits = limits or Limits()
     own = None if model in (None, *load_manifest()) else model
     folder = Path(os.environ["GRADIO_TEMP_DIR"])
-
-    @lru_cache(maxsize=MAX_SEGMENTERS)
-    def segmenter(name: str) -> Segmenter:
-        return Segmenter(name, max_pixels=limits.pixels, **options)
-
-    def run(chosen: str, uploads: list[tuple[str, str | None]] | None, progress: Any) -> tuple[Any, ...]:
-        if not uploads:
-            shown = failed("choose an image first")
-        else:
-            try:
-                progress(0, desc="loading the model")
-                network = segmenter(own if chosen == OWN else chosen)
-                shown = segment_files(
-                    network,
-                    [Path(path) for path, _ in uploads],
-                    Path(tempfile.mkdtemp(dir=folder)),
-                    limits,
-                    lambda done, total: progress((done, total), desc="segmenting", unit="images"),
-                )
-            except (IsanetError, ValueError, OSError, MemoryError, RuntimeError) as error:
-                shown = failed(message(error))
-        files = [str(file) for file in shown.files]
-        return shown.value, gradio.File(value=files or None, visible=bool(files))
-
-    run.__defaults__ = (gradio.Progress(track_tqdm=True),)  # Gradio passes it to what has it as a default
     here = Path(__file__).parent
     with gradio.Blocks(
-        title="ISANet", analytics_enabled=False, delete_cache=(KEEP_SECONDS // 6, KEEP_SECONDS)
+        title="ISANet", analytics_enabled=False, delete_cache=(max(KEEP_SECONDS // 6, 1), KEEP_SECONDS)
     ) as blocks:
-        gradio.Markdown("# ISANet\nName every pixel: drop images, choose a model, segment.")
+        gradio.Markdown("# ISANet\nDrop or paste images, choose a model, and see the class of every pixel.")
         with gradio.Row():
             with gradio.Column(scale=2, min_width=300):
                 uploads = gradio.Gallery(
-                    label=f"Images (at most {limits.images})",
+                    label=f"Images, at most {limits.images}",
                     type="filepath",
                     file_types=["image"],
-                    sources=["upload", "webcam", "clipboard"],
                     interactive=True,
-                    height=280,
+                    height=220,
                     columns=3,
                     object_fit="contain",
                     buttons=[],
                     elem_id="uploads",
                 )
+                with gradio.Accordion("Camera", open=False):
+                    camera = gradio.Image(sources=["webcam"], type="filepath", show_label=False, elem_id="camera")
                 chosen = gradio.Dropdown(
                     _labeled(own), value=OWN if own else model or MODEL, label="Model", elem_id="model"
                 )
@@ -127,15 +104,52 @@ def page(model: str | None = None, *, limits: Limits | None = None, **options: A
                     label="Downloads", file_count="multiple", visible=False, interactive=False, elem_id="downloads"
                 )
         button.click(
-            run,
+            _runner(blocks, own, limits, folder, options),
             [chosen, uploads],
             [result, files],
             concurrency_limit=1,
             show_progress_on=result,
+            scroll_to_output=True,
+            api_visibility="private",
+        )
+        camera.input(
+            lambda path, items: ([*(items or []), (path, None)] if path else items, None),
+            [camera, uploads],
+            [uploads, camera],
             api_visibility="private",
         )
         blocks.load(lambda: gradio.Dropdown(_labeled(own)), None, chosen, api_visibility="private")  # now cached ones
     return blocks.queue(max_size=limits.waiting)
+
+
+def _runner(blocks: Any, own: str | None, limits: Limits, folder: Path, options: dict[str, Any]) -> Callable[..., Any]:
+    """The function behind the button; what would fail for every visitor fails now."""
+    gradio = _gradio()
+
+    @lru_cache(maxsize=MAX_SEGMENTERS)
+    def segmenter(name: str) -> Segmenter:
+        return Segmenter(name, max_pixels=limits.pixels, **options)
+
+    segmenter(own or MODEL)
+
+    def run(chosen: str, uploads: list[tuple[str, str | None]] | None, progress: Any) -> tuple[Any, ...]:
+        work = Path(tempfile.mkdtemp(dir=folder))
+        try:
+            progress(0, desc="loading the model")
+            network = segmenter(own if own and chosen == OWN else chosen)
+            paths = [Path(path) for path, _ in uploads or []]
+            shown = segment_files(
+                network, paths, work, limits, lambda *done: progress(done, desc="segmenting", unit="images")
+            )
+        except (IsanetError, ValueError, OSError, MemoryError, RuntimeError) as error:
+            shutil.rmtree(work, ignore_errors=True)
+            shown = failed(message(error))
+        files = [str(file) for file in shown.files]
+        blocks.upload_file_set.update(files)  # Gradio serves copies of them, and removes these with its own
+        return shown.value, gradio.File(value=files or None, visible=bool(files))
+
+    run.__defaults__ = (gradio.Progress(track_tqdm=True),)  # Gradio passes it to what has it as a default
+    return run
 
 
 def _labeled(own: str | None) -> list[tuple[str, str]]:

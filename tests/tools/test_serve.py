@@ -120,7 +120,7 @@ def test_choices_of_models(home: Path) -> None:
     assert next(iter(known)) == MODEL
     assert set(known) == set(list_models())
     assert known[MODEL] == "isanet_nano_toystreets · mIoU 86.1 · 2 MB · packaged"
-    assert known["isanet_r50_voc"] == "isanet_r50_voc · mIoU 77.0 · 177 MB · to be downloaded"
+    assert known["isanet_r50_voc"] == "isanet_r50_voc · mIoU 77.0 · 177 MB · to download"
     assert known["isanet_r18_cityscapes.bpkd_cwd"].endswith(" · academic use only")
     assert choices("/home/me/secret/mine")[OWN] == "mine · your own"
 
