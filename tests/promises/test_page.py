@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.request import Request, urlopen
 
 import numpy as np
@@ -53,15 +53,6 @@ FLAGS = (
     "--use-fake-device-for-media-stream",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
-
-
-class Server(NamedTuple):
-    """A running `isanet serve`."""
-
-    address: str
-    process: subprocess.Popen[str]
-    temporary: Path
-    errors: Path
 
 
 class Page:
@@ -119,13 +110,11 @@ class Page:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("server")
-    (folder / "tmp").mkdir()
     settings = {
         "ISANET_OFFLINE": "1",
         "ISANET_HOME": str(folder / "home"),
-        "TMPDIR": str(folder / "tmp"),
         "PYTHONPATH": str(ROOT),
         "HTTP_PROXY": "http://127.0.0.1:9",  # a proxy that is not there: nothing may go through it
         "HTTPS_PROXY": "http://127.0.0.1:9",
@@ -142,13 +131,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         found = re.fullmatch(r"(http://127\.0\.0\.1:\d+/) is ready; Ctrl-C ends it\n", line)
         assert found, line + (folder / "errors").read_text()
         try:
-            yield Server(found[1], process, folder / "tmp", folder / "errors")
+            yield found[1]
         finally:
             process.kill()
 
 
 @pytest.fixture(scope="module")
-def page(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+def page(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     folder, downloads = tmp_path_factory.mktemp("profile"), tmp_path_factory.mktemp("downloads")
@@ -158,13 +147,13 @@ def page(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(DRIVER))
     try:
-        yield Page(driver, server.address, downloads)
+        yield Page(driver, server, downloads)
         events = [json.loads(each["message"])["message"] for each in driver.get_log("performance")]
         asked = {
             event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"
         }
-        assert any(url.startswith(server.address) for url in asked)
-        away = [url for url in asked if url.startswith(("http", "ws")) and not url.startswith(server.address)]
+        assert any(url.startswith(server) for url in asked)
+        away = [url for url in asked if url.startswith(("http", "ws")) and not url.startswith(server)]
         assert set(away) <= {"https://elsewhere.example/"}  # what a test asks for in vain
         severe = [each["message"] for each in driver.get_log("browser") if each["level"] == "SEVERE"]
         assert [line for line in severe if "elsewhere.example" not in line] == []
@@ -343,7 +332,7 @@ def test_nothing_is_wider_than_the_window(page: Page, streets: list[Path], width
     page.wait(lambda: re.fullmatch(r"[\w ]+, \d+ %", page.all("#result .tip")[0].text))
 
 
-def test_other_hosts_are_refused(page: Page, server: Server) -> None:
+def test_other_hosts_are_refused(page: Page, server: str) -> None:
     page.open()
     script = """
         const done = arguments[0];
@@ -351,39 +340,40 @@ def test_other_hosts_are_refused(page: Page, server: Server) -> None:
         fetch("https://elsewhere.example/").catch(() => {});
     """
     assert page.driver.execute_async_script(script).startswith("https://elsewhere.example")
-    with urlopen(server.address + "config") as answer:
+    with urlopen(server + "config") as answer:
         config = json.load(answer)
     assert config["analytics_enabled"] is False
     assert config["title"] == "ISANet"
 
 
-def test_nothing_of_a_visitor_is_left(page: Page, server: Server, streets: list[Path]) -> None:
-    """The last test: the server ends."""
-    page.open()
-    page.segment(*streets)
-    page.result()
-    assert list(server.temporary.rglob("one.png"))
-    assert {path.stat().st_mode & 0o077 for path in server.temporary.iterdir()} == {0}
-    server.process.send_signal(signal.SIGINT)
-    assert server.process.wait(30) == 0
-    assert list(server.temporary.iterdir()) == []
-    assert server.errors.read_text() == ""
-
-
-def test_old_uploads_are_removed_while_the_server_runs(tmp_path: Path) -> None:
+def test_nothing_of_a_visitor_is_left(tmp_path: Path) -> None:
+    """Old uploads are removed while the server runs, and everything with it."""
     code = (
         "from isanet.tools import serve; serve.KEEP_SECONDS = 1; serve.serve(ready=lambda url: print(url, flush=True))"
     )
-    with python(code, TMPDIR=str(tmp_path)) as process:
+    process = python(code, TMPDIR=str(tmp_path))
+    try:
         assert process.stdout is not None
         address = process.stdout.readline().strip()
-        body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="mine.png"\r\n\r\nmine\r\n--x--\r\n'
-        request = Request(address + "gradio_api/upload", body, {"Content-Type": "multipart/form-data; boundary=x"})
-        with urlopen(request) as answer:
-            (path,) = map(Path, json.load(answer))
+        assert {path.stat().st_mode & 0o077 for path in tmp_path.iterdir()} == {0}
+        path = upload(address)
         assert path.is_relative_to(tmp_path)
-        assert path.name == "mine.png"
         while path.exists():
             time.sleep(0.05)
         assert list(tmp_path.rglob("street_1.png"))
-        process.terminate()
+        upload(address)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60)[1] == ""
+        assert process.returncode == 0
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        process.kill()
+
+
+def upload(address: str) -> Path:
+    """Uploads a file as the page does; returns where the server keeps it."""
+    body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="mine.png"\r\n\r\nmine\r\n--x--\r\n'
+    request = Request(address + "gradio_api/upload", body, {"Content-Type": "multipart/form-data; boundary=x"})
+    with urlopen(request) as answer:
+        (path,) = json.load(answer)
+    return Path(path)
