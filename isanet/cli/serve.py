@@ -19,10 +19,11 @@ def add_commands(add_command: AddCommand) -> None:
     serve.add_argument("--open", action="store_true", help="open the page in the browser")
     limits = serve.add_argument_group("limits of a visitor's request")
     for name, default, text in (
-        ("images", 20, "images at once"),
+        ("files", 20, "images and videos at once"),
         ("megabytes", 100, "size of a file"),
         ("megapixels", 50, "size of an image"),
-        ("seconds", 120, "no further image is begun after this time"),
+        ("video-seconds", 60, "length of a video; the rest of it is left out"),
+        ("seconds", 120, "time for it all; what is done by then is shown"),
     ):
         text = f"{text}; default: {default}"
         limits.add_argument(f"--max-{name}", type=positive_int, default=default, metavar="N", help=text)
@@ -40,10 +41,11 @@ def _serve(options: argparse.Namespace) -> int:
         share=options.share,
         browser=options.open,
         limits=Limits(
-            images=options.max_images,
+            files=options.max_files,
             file_bytes=options.max_megabytes * 1_000_000,
             pixels=options.max_megapixels * 1_000_000,
             seconds=options.max_seconds,
+            video_seconds=options.max_video_seconds,
         ),
         ready=lambda address: print(f"{address} is ready; Ctrl-C ends it", flush=True),
         device=options.device,

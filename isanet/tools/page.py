@@ -7,19 +7,22 @@ import io
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from isanet._text import plural, shortened, without_controls
+from isanet._files import output_stream
+from isanet._text import csv_line, plural, shortened, without_controls
 from isanet.errors import IsanetError
-from isanet.inference.outputs import coco_file, csv_file, write_outputs
+from isanet.inference.outputs import coco_file, csv_file, is_video, write_outputs
 from isanet.inference.segmentation import NOT_PAINTED, Segmentation
 from isanet.inference.segmenter import Segmenter
+from isanet.inference.video import frames, video_info, write_video
 from isanet.weights import cache
 from isanet.weights.choosing import by_dataset, by_hand
 from isanet.weights.manifest import Weights, load_manifest
@@ -39,17 +42,19 @@ class Limits:
     """What one visitor may ask for at once.
 
     Attributes:
-        images: Number of images.
+        files: Number of files.
         file_bytes: Size of a file.
         pixels: Pixels of an image.
-        seconds: Time after which no further image of a request is begun.
+        seconds: Time after which no further image or frame of a request is begun.
+        video_seconds: Length of a video; the rest of it is left out.
         waiting: Requests that wait for their turn; others are told to come back later.
     """
 
-    images: int = 20
+    files: int = 20
     file_bytes: int = 100_000_000
     pixels: int = 50_000_000
     seconds: float = 120
+    video_seconds: float = 60
     waiting: int = 20
 
 
@@ -99,7 +104,7 @@ def segment_files(
     paths: Sequence[Path],
     folder: Path,
     limits: Limits,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int | None, str], None] = lambda done, total, unit: None,
 ) -> Shown:
     """Segment the files of one request, and write what is offered for download.
 
@@ -114,28 +119,33 @@ def segment_files(
         paths: The files, as they were uploaded.
         folder: Where to write; made if it is missing.
         limits: Of the request.
-        progress: Called with how many are done, and how many there are, before each.
+        progress: Called with how many are done, how many there are if that is known, and of what, before each.
     """
     if not paths:
         return failed("choose an image first")
-    if len(paths) > limits.images:
-        return failed(f"{len(paths)} images are too many at once: at most {limits.images}")
+    if len(paths) > limits.files:
+        return failed(f"{len(paths)} files are too many at once: at most {limits.files}")
     folder.mkdir(parents=True, exist_ok=True)
-    names = unique_names([path.name for path in paths])
+    plan = dict(zip(unique_names([path.name for path in paths]), paths, strict=True))
     shown: list[dict[str, Any]] = []
     errors: list[str] = []
     files: list[Path] = []
     common = [folder / "coco.json", folder / "areas.csv"]
-    plan = dict(zip(names, paths, strict=True))
-    start = time.monotonic()
+    deadline = time.monotonic() + limits.seconds
     with coco_file(common[0], plan) as coco, csv_file(common[1], segmenter.classes) as table:
         for number, (name, path) in enumerate(plan.items()):
-            progress(number, len(plan))
-            if number and time.monotonic() - start > limits.seconds:
-                errors.append(f"stopped after {limits.seconds:g} s: {number} of {plural(len(plan), 'image')} segmented")
+            progress(number, len(plan), "files")
+            if number and time.monotonic() > deadline:
+                errors.append(f"stopped after {limits.seconds:g} s: {number} of {plural(len(plan), 'file')} segmented")
                 break
-            begun = time.monotonic()
             try:
+                if is_video(path):
+                    video, made, notes = _segment_video(segmenter, path, folder / name, limits, deadline, progress)
+                    shown.append(video)
+                    files += made
+                    errors += notes
+                    continue
+                begun = time.monotonic()
                 result = segmenter(path, confidence=True)
                 seconds = time.monotonic() - begun
                 outputs = {kind: folder / f"{name.stem}_{kind}.png" for kind in ("labels", "overlay")}
@@ -144,15 +154,63 @@ def segment_files(
                 errors.append(message(error, path, name))
                 continue
             for file in (coco, table):
-                file.add(file.part(len(shown) + 1, name, result))
+                file.add(file.part(number + 1, name, result))
             files += outputs.values()
             shown.append(view(result, name.name, seconds))
-    files = files + common if shown else []
+    if any("pixels" in each for each in shown):
+        files += common
     if len(shown) > 1:
         files = [_zipped(files, folder / "segmented.zip")]
     model = shortened(segmenter.model.provenance.get("name", "your own model"), 80)
     how = f"{model} on {segmenter.device} in {segmenter.precision} by {segmenter.runtime}"
     return Shown({"images": shown, "errors": errors, "how": how}, files)
+
+
+def _segment_video(
+    segmenter: Segmenter,
+    path: Path,
+    output: Path,
+    limits: Limits,
+    deadline: float,
+    progress: Callable[[int, int | None, str], None],
+) -> tuple[dict[str, Any], list[Path], list[str]]:
+    """Segment a video; returns it as serve.js draws it, its files, and what was left out of it."""
+    files = [output.with_name(f"{output.stem}_{end}") for end in ("overlay.mp4", "labels.mkv", "areas.csv")]
+    info, begun, notes = video_info(path), time.monotonic(), []
+    if info.duration is not None and info.duration > limits.video_seconds:
+        notes.append(f"{output.name}: only its first {limits.video_seconds:g} s are segmented")
+    totals, first = np.zeros(len(segmenter.classes)), list[Segmentation]()
+    number = 0
+
+    def results() -> Iterator[Segmentation]:
+        nonlocal number
+        decoded = frames(path, end=limits.video_seconds, max_pixels=limits.pixels)
+        with output_stream(files[2]) as write:
+            write(csv_line(["seconds", *segmenter.classes]).encode())
+            for number, result in enumerate(segmenter.stream(decoded), 1):
+                progress(number - 1, info.num_frames, "frames")
+                first.extend([result] * (number == 1))
+                areas, at = result.areas(), result.time or 0.0
+                shares = [areas.get(name, 0.0) for name in segmenter.classes]
+                totals[:] += shares
+                write(csv_line([round(at, 6), *shares]).encode())
+                yield result
+                if time.monotonic() > deadline:
+                    notes.append(f"{output.name}: stopped after {limits.seconds:g} s, at {at:.1f} s of it")
+                    return
+
+    write_video(results(), *files[:2])
+    height, width = first[0].labels.shape
+    shown = {
+        "name": shortened(output.name, 80),
+        "size": [width, height],
+        "jpeg": _jpeg(Image.fromarray(first[0].image)),
+        "video": str(files[0]),
+        "frames": number,
+        "classes": _classes(first[0], totals / number),
+        "seconds": time.monotonic() - begun,
+    }
+    return shown, files, notes
 
 
 def failed(*errors: str) -> Shown:
@@ -197,37 +255,51 @@ def view(result: Segmentation, name: str, seconds: float) -> dict[str, Any]:
     columns = (np.arange(image.width) + 0.5) * width // image.width
     nearest = np.ix_(rows.astype(int), columns.astype(int))
     areas = result.areas()
-    index = {name: number for number, name in enumerate(result.classes)}
-    rank = np.zeros(len(result.classes), np.uint16)
-    rank[[index[each] for each in areas]] = np.arange(len(areas))
+    shares = np.array([areas.get(each, 0.0) for each in result.classes])
+    classes = _classes(result, shares)
+    rank = np.zeros(len(shares), np.uint16)
+    rank[[each["index"] for each in classes]] = np.arange(len(classes))
     confidence = np.ones((height, width), np.float32) if result.confidence is None else result.confidence
     pixels = rank[result.labels[nearest]].astype("<u2").tobytes()
     pixels += (100 * confidence[nearest]).round().astype(np.uint8).tobytes()
-    jpeg = io.BytesIO()
-    image.save(jpeg, format="JPEG", quality=90)
     return {
         "name": shortened(name, 80),
         "size": [width, height],
         "shown": [image.width, image.height],
-        "jpeg": base64.b64encode(jpeg.getvalue()).decode(),
+        "jpeg": _jpeg(image),
         "pixels": base64.b64encode(zlib.compress(pixels, 6)).decode(),
-        "classes": [
-            {
-                "name": shortened(each, 60),
-                "color": list(result.palette[index[each]]),
-                "share": share,
-                "painted": each.lower() not in NOT_PAINTED,
-            }
-            for each, share in areas.items()
-        ],
+        "classes": classes,
         "confidence": float(confidence.mean()),
         "seconds": seconds,
     }
+
+
+def _classes(result: Segmentation, shares: NDArray[np.float64]) -> list[dict[str, Any]]:
+    """The classes that occur, largest first."""
+    return [
+        {
+            "index": int(index),
+            "name": shortened(result.classes[index], 60),
+            "color": list(result.palette[index]),
+            "share": float(shares[index]),
+            "painted": result.classes[index].lower() not in NOT_PAINTED,
+        }
+        for index in np.argsort(-shares, kind="stable")
+        if shares[index]
+    ]
+
+
+def _jpeg(image: Image.Image) -> str:
+    image.thumbnail((MAX_SHOWN, MAX_SHOWN))
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=90)
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _zipped(files: Sequence[Path], target: Path) -> Path:
     with zipfile.ZipFile(target, "w") as archive:
         for file in files:
             archive.write(file, file.name)
-            file.unlink()
+            if file.suffix != ".mp4":  # which is played
+                file.unlink()
     return target

@@ -1,6 +1,6 @@
 // Draws the answer that Python sends as `props.value`: {images, errors, how}, see isanet/tools/page.py.
 // An image has `jpeg`, and `pixels`: for each pixel two bytes of class (its place in `classes`), then for each one of
-// confidence in percent; compressed with zlib. All text is set as text, never as HTML.
+// confidence in percent; compressed with zlib. A video has the path of its overlay on the server instead. All text is set as text, never as HTML.
 
 const root = element.querySelector(".isanet-result") || element;
 let opacity = 60;
@@ -33,8 +33,41 @@ function paint(canvas, image, data, only) {
   canvas.getContext("2d").putImageData(painted, 0, 0);
 }
 
+function bars(image, panel, highlight) {
+  const list = make("ol", "bars", panel);
+  return image.classes.map((each, index) => {
+    const row = make("li", "", list);
+    make("span", "name", row, each.name).title = each.name;
+    const fill = make("span", "fill", make("span", "track", row));
+    fill.style.width = Math.max(100 * each.share, 0.5) + "%";
+    fill.style.background = `rgb(${each.color})`;
+    make("span", "share", row, percent(each.share));
+    row.addEventListener("pointerenter", () => highlight(index));
+    row.addEventListener("pointerleave", () => highlight());
+    return row;
+  });
+}
+
+function facts(image, panel) {
+  const known = [image.size.join(" × ")];
+  if (image.frames) known.push(`${image.frames} frames`);
+  if (image.confidence) known.push(`mean confidence ${(100 * image.confidence).toFixed(0)} %`);
+  known.push(`${image.seconds.toFixed(2)} s`);
+  make("p", "facts", panel, [image.name, ...known.map((fact) => fact.replaceAll(" ", "\u00a0"))].join(" · "));
+}
+
+function drawVideo(image, panel) {
+  panel.replaceChildren();
+  const video = make("video", "video", panel);
+  Object.assign(video, { controls: true, loop: true, muted: true, autoplay: true, playsInline: true });
+  video.src = window.gradio_config.root + "/gradio_api/file=" + encodeURI(image.video);
+  facts(image, panel);
+  bars(image, panel, () => {});
+}
+
 async function draw(image, panel) {
   panel.wanted = image;
+  if (image.video) return drawVideo(image, panel);
   const data = await inflated(image.pixels);
   if (panel.wanted !== image) return; // another was chosen meanwhile
   const [width, height] = image.shown;
@@ -59,22 +92,8 @@ async function draw(image, panel) {
     opacity = slider.value;
     canvas.style.opacity = opacity / 100;
   });
-
-  const confidence = (100 * image.confidence).toFixed(0);
-  const facts = [image.size.join(" × "), `mean confidence ${confidence} %`, `${image.seconds.toFixed(2)} s`];
-  make("p", "facts", panel, [image.name, ...facts.map((fact) => fact.replaceAll(" ", "\u00a0"))].join(" · "));
-  const bars = make("ol", "bars", panel);
-  const rows = image.classes.map((each, index) => {
-    const row = make("li", "", bars);
-    make("span", "name", row, each.name).title = each.name;
-    const fill = make("span", "fill", make("span", "track", row));
-    fill.style.width = Math.max(100 * each.share, 0.5) + "%";
-    fill.style.background = `rgb(${each.color})`;
-    make("span", "share", row, percent(each.share));
-    row.addEventListener("pointerenter", () => paint(canvas, image, data, index));
-    row.addEventListener("pointerleave", () => paint(canvas, image, data));
-    return row;
-  });
+  facts(image, panel);
+  const rows = bars(image, panel, (only) => paint(canvas, image, data, only));
 
   function leave() {
     tip.hidden = true;

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -72,13 +73,13 @@ def page(model: str | None = None, *, limits: Limits | None = None, **options: A
     with gradio.Blocks(
         title="ISANet", analytics_enabled=False, delete_cache=(max(KEEP_SECONDS // 6, 1), KEEP_SECONDS)
     ) as blocks:
-        gradio.Markdown("# ISANet\nDrop or paste images, choose a model, and see the class of every pixel.")
+        gradio.Markdown("# ISANet\nDrop or paste images or a video, choose a model, and see the class of every pixel.")
         with gradio.Row():
             with gradio.Column(scale=2, min_width=300):
                 uploads = gradio.Gallery(
-                    label=f"Images, at most {limits.images}",
+                    label=f"Images or videos, at most {limits.files}",
                     type="filepath",
-                    file_types=["image"],
+                    file_types=["image", "video"],
                     interactive=True,
                     height=220,
                     columns=3,
@@ -139,13 +140,17 @@ def _runner(blocks: Any, own: str | None, limits: Limits, folder: Path, options:
             network = segmenter(own if own and chosen == OWN else chosen)
             paths = [Path(path) for path, _ in uploads or []]
             shown = segment_files(
-                network, paths, work, limits, lambda *done: progress(done, desc="segmenting", unit="images")
+                network,
+                paths,
+                work,
+                limits,
+                lambda done, total, unit: progress((done, total), desc="segmenting", unit=unit),
             )
         except (IsanetError, ValueError, OSError, MemoryError, RuntimeError) as error:
             shutil.rmtree(work, ignore_errors=True)
             shown = failed(message(error))
         files = [str(file) for file in shown.files]
-        blocks.upload_file_set.update(files)  # Gradio serves copies of them, and removes these with its own
+        blocks.upload_file_set.update(map(str, work.glob("*")))  # for Gradio to remove with its own, when they are old
         return shown.value, gradio.File(value=files or None, visible=bool(files))
 
     run.__defaults__ = (gradio.Progress(track_tqdm=True),)  # Gradio passes it to what has it as a default
@@ -217,7 +222,7 @@ def serve(
 
 
 class _Policy:
-    """Adds the policy to every answer."""
+    """Adds the policy to every answer, and refuses to fetch for a visitor what is elsewhere, as Gradio would."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -228,7 +233,10 @@ class _Policy:
                 event["headers"] = [*event["headers"], (b"content-security-policy", POLICY.encode())]
             await send(event)
 
-        await self.app(scope, receive, send_with_policy)
+        if re.search(r"/(file|proxy)=https?:", scope.get("path", "")):
+            await load("starlette.responses").PlainTextResponse("not from here", 403)(scope, receive, send_with_policy)
+        else:
+            await self.app(scope, receive, send_with_policy)
 
 
 def _examples(folder: Path) -> list[str]:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import numpy as np
@@ -121,7 +122,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     }
     environment = {**os.environ, **settings}
     environment.pop("NO_PROXY", None)
-    command = [sys.executable, "-m", "isanet.cli", "--quiet", "serve", "--device", "cpu", "--max-images", "3"]
+    command = [sys.executable, "-m", "isanet.cli", "--quiet", "serve", "--device", "cpu", "--max-files", "3"]
     with (
         (folder / "errors").open("w") as errors,
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
@@ -249,7 +250,7 @@ def test_messages(page: Page, streets: list[Path], tmp_path: Path) -> None:
     page.wait(lambda: page.all("#result .error"))
     assert page.all("#result .error")[0].text == "choose an image first"
     page.segment(*(shutil.copy(streets[0], tmp_path / f"{number}.png") for number in range(4)))
-    page.wait(lambda: "4 images are too many at once: at most 3" in page.all("#result")[0].text)
+    page.wait(lambda: "4 files are too many at once: at most 3" in page.all("#result")[0].text)
 
     box = page.all("#model input")[0]
     box.click()
@@ -304,6 +305,23 @@ def test_pasted_from_the_camera_and_an_example(page: Page, streets: list[Path], 
     assert page.all("#result .facts")[0].text.startswith("street_1.png")
 
 
+def test_a_video_is_played(page: Page, tmp_path: Path) -> None:
+    pytest.importorskip("av", reason="videos need PyAV")
+    from tests.helpers.videos import make_video
+
+    scene = ToyStreets(count=1, seed=1, size=(128, 256), split="test").read(0)[0]
+    clip = make_video(tmp_path / "clip <1>.mp4", [np.roll(scene, 4 * shift, 1) for shift in range(6)], rate=2)
+    page.open()
+    page.segment(clip)
+    assert "road" in page.result()
+    script = "const video = arguments[0]; return video.readyState > 1 && [video.videoWidth, video.duration]"
+    width, duration = page.wait(lambda: page.driver.execute_script(script, page.all("#result video")[0]))
+    assert width >= 256  # with a legend
+    assert duration == 3
+    assert "256 × 128 · 6 frames" in page.all("#result .facts")[0].text
+    assert page.download("clip 1_areas.csv").read_text().count("\n") == 7
+
+
 @pytest.mark.parametrize("width", [1280, 390])
 def test_nothing_is_wider_than_the_window(page: Page, streets: list[Path], width: int) -> None:
     page.open(width)
@@ -340,6 +358,8 @@ def test_other_hosts_are_refused(page: Page, server: str) -> None:
         fetch("https://elsewhere.example/").catch(() => {});
     """
     assert page.driver.execute_async_script(script).startswith("https://elsewhere.example")
+    with pytest.raises(HTTPError, match="403"):
+        urlopen(server + "gradio_api/file=https://elsewhere.example/")
     with urlopen(server + "config") as answer:
         config = json.load(answer)
     assert config["analytics_enabled"] is False

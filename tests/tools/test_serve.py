@@ -97,14 +97,56 @@ def test_a_broken_file_is_named_and_the_others_are_segmented(segmenter: Segmente
 
 
 def test_limits(segmenter: Segmenter, street: Path, tmp_path: Path) -> None:
-    shown = segment_files(segmenter, [street] * 3, tmp_path / "out", Limits(images=2))
-    assert shown.value["errors"] == ["3 images are too many at once: at most 2"]
+    shown = segment_files(segmenter, [street] * 3, tmp_path / "out", Limits(files=2))
+    assert shown.value["errors"] == ["3 files are too many at once: at most 2"]
     assert not shown.files
     shown = segment_files(segmenter, [street] * 3, tmp_path / "out", Limits(seconds=-1))
-    assert shown.value["errors"] == ["stopped after -1 s: 1 of 3 images segmented"]
+    assert shown.value["errors"] == ["stopped after -1 s: 1 of 3 files segmented"]
     assert len(shown.value["images"]) == 1
     small = Segmenter(segmenter.model, "cpu", max_pixels=1000)
     assert "6,144 pixels" in segment_files(small, [street], tmp_path / "out", Limits()).value["errors"][0]
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    pytest.importorskip("av", reason="videos need PyAV")
+    from tests.helpers.videos import make_video
+
+    scene = ToyStreets(count=1, seed=1, size=(64, 96), split="test").read(0)[0]
+    return make_video(tmp_path / "clip.mp4", [np.roll(scene, 4 * shift, 1) for shift in range(6)], rate=2)
+
+
+def test_a_video(segmenter: Segmenter, clip: Path, street: Path, tmp_path: Path) -> None:
+    shown = segment_files(segmenter, [clip], tmp_path / "out", Limits())
+    assert [file.name for file in shown.files] == ["clip_overlay.mp4", "clip_labels.mkv", "clip_areas.csv"]
+    results = list(segmenter.stream(clip))
+    rows = list(csv.DictReader(io.StringIO(shown.files[2].read_text())))
+    assert [float(row.pop("seconds")) for row in rows] == [0, 0.5, 1, 1.5, 2, 2.5]
+    for row, result in zip(rows, results, strict=True):
+        assert {name: float(share) for name, share in row.items() if float(share)} == pytest.approx(result.areas())
+    (video,) = shown.value["images"]
+    assert (video["frames"], video["size"], video["video"]) == (6, [96, 64], str(shown.files[0]))
+    mean = {each["name"]: each["share"] for each in video["classes"]}
+    assert mean["road"] == pytest.approx(np.mean([result.areas()["road"] for result in results]))
+    assert sum(mean.values()) == pytest.approx(1)
+    with_image = segment_files(segmenter, [clip, street], tmp_path / "both", Limits())
+    with zipfile.ZipFile(with_image.files[0]) as archive:
+        assert {"clip_overlay.mp4", "street_labels.png", "coco.json"} < set(archive.namelist())
+    assert Path(with_image.value["images"][0]["video"]).exists()  # the browser plays it
+
+
+def test_limits_of_a_video(segmenter: Segmenter, clip: Path, tmp_path: Path) -> None:
+    shown = segment_files(segmenter, [clip], tmp_path / "out", Limits(video_seconds=1))
+    assert shown.value["errors"] == ["clip.mp4: only its first 1 s are segmented"]
+    assert shown.value["images"][0]["frames"] == 2
+    shown = segment_files(segmenter, [clip], tmp_path / "out", Limits(seconds=-1))
+    assert shown.value["errors"] == ["clip.mp4: stopped after -1 s, at 0.0 s of it"]
+    assert shown.value["images"][0]["frames"] == 1
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(clip.read_bytes()[:300])
+    shown = segment_files(segmenter, [broken], tmp_path / "out", Limits())
+    assert shown.value["errors"][0].startswith("broken.mp4 cannot be read as a video")
+    assert not shown.files
 
 
 def test_names_of_outputs_differ() -> None:
