@@ -33,7 +33,7 @@ LIGHT = {name for name in PUBLIC if name.endswith("Error")}
 LIGHT |= {"Weights", "list_models", "model_info", "recommend", "labels"}
 MODULES = {path.stem for path in (ROOT / "isanet").iterdir()}
 
-PACKAGED = (".py", ".safetensors", ".selftest", ".html")  # code, packaged models, their answers, the report's page
+PACKAGED = (".py", ".safetensors", ".selftest", ".html", ".js", ".css")  # code, packaged models, their answers, pages
 
 BUILT = ("wheel", "wheel from sdist", "editable", "checkout")
 
