@@ -24,6 +24,7 @@ from isanet.weights.choosing import CLEARLY_LESS
 from isanet.weights.manifest import load_manifest
 from tests.helpers import models_page, replicas, tiny_zoo
 from tests.helpers.file_server import FileServer
+from tests.helpers.videos import make_video, quarters
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -52,6 +53,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "work"
     folder.mkdir()
     shutil.copy(ROOT / "examples" / "chelsea.jpg", folder / "photo.jpg")
+    make_video(folder / "drive.mp4", [quarters()] * 25, rate=10, sound="aac")
     replicas.voc(folder / "VOCdevkit", home="VOC2012", val=2)
     replicas.folder(
         folder / "pets",
@@ -92,6 +94,7 @@ OUTPUTS = {
         "segmented_by_streets/photo_overlay.png",
     ),
     "docs/offline.md": ("models.zip",),
+    "docs/video.md": ("segmented/drive_overlay.mp4", "labels/drive_labels.mkv", "pngs/drive_labels/000001.png"),
 }
 
 
