@@ -12,6 +12,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from isanet._progress import progress_bar
 from isanet._text import MAX_LINE, duration, plural, shortened
 from isanet.cli.options import positive_int
 from isanet.cli.printing import error_text
@@ -110,10 +111,8 @@ def _segment(options: argparse.Namespace, segmenter: Segmenter, path: Path, outp
 
 def _progress(results: Iterable[Segmentation], path: Path, count: int | None) -> Iterator[Segmentation]:
     """The results, with a bar on a terminal, else a line from time to time: frames per second and the time left."""
-    from tqdm import tqdm
-
     begin = told = monotonic()
-    bar = tqdm(results, total=count, unit="frame", desc=shortened(path.name, 30), disable=None)
+    bar = progress_bar(results, show=None, total=count, unit="frame", desc=shortened(path.name, 30))
     for number, result in enumerate(bar, 1):
         yield result
         if bar.disable and (now := monotonic()) - told >= SECONDS_PER_LINE:
