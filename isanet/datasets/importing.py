@@ -22,7 +22,7 @@ from isanet.datasets.opening import open_parts
 from isanet.errors import DatasetError, OutputError
 from isanet.images.masks import Color
 from isanet.labels import IGNORED
-from isanet.viz.sheet import Preview, draw_sheet
+from isanet.viz.sheet import Preview, draw_sheet, sheet_png
 
 NUM_PREVIEWS = 8
 
@@ -176,7 +176,7 @@ def import_masks(
             (folder / name).mkdir()
         found = survey(parts, folder)
         write_classes(folder / "classes.txt", first.label_space)
-        _sheet(first).save(folder / "overlays.png")
+        (folder / "overlays.png").write_bytes(sheet_png(_sheet(first)))
     return found
 
 

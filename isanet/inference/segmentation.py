@@ -36,7 +36,7 @@ NOT_PAINTED = ("background", "unlabeled", "void")
 
 _SAVED_GRAY = ("cityscapes-ids", "ade20k-ids")  # their servers take ids as plain gray levels
 
-SHOWN = 1024
+MIN_SHOWN, SHOWN = 512, 1024
 """Pixels of the longer side of an image in a notebook, which shows about 800 and stores them all."""
 
 
@@ -318,13 +318,15 @@ class Segmentation:
         return [(int(index), int(counts[index]) / flat.size) for index in order if counts[index]]
 
     def _repr_png_(self) -> bytes:
-        """What notebooks show: the overlay of the image in at most `SHOWN` pixels a side, with a legend."""
+        """What notebooks show: the overlay of the image in `MIN_SHOWN` to `SHOWN` pixels a side, with a legend."""
         height, width = self.labels.shape
-        factor = min(1.0, SHOWN / max(height, width))
+        factor = min(max(MIN_SHOWN, height, width), SHOWN) / max(height, width)
         size = max(1, round(width * factor)), max(1, round(height * factor))
-        image = self._overlay(self if factor == 1 else resized(self, size), 0.5, True, None)
+        image = self._overlay(resized(self, size), 0.5, True, None)
         image.thumbnail((2 * SHOWN, 2 * SHOWN))
-        return png_bytes(image)
+        buffer = io.BytesIO()
+        image.save(buffer, format="PNG")
+        return buffer.getvalue()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         """`np.asarray(result)` is the labels."""
@@ -342,10 +344,3 @@ def resized(result: Segmentation, size: tuple[int, int]) -> Segmentation:
     image = Image.fromarray(result.image).resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
     labels: Any = np.asarray(Image.fromarray(result.labels).resize(size, Image.Resampling.NEAREST))
     return replace(result, image=np.asarray(image), labels=labels, confidence=None)
-
-
-def png_bytes(image: Image.Image) -> bytes:
-    """An image as a PNG."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()

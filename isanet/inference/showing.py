@@ -8,16 +8,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
-from typing import SupportsIndex, overload
+from typing import Any, SupportsIndex, overload
 
 from PIL import Image, ImageShow
 
 from isanet._progress import in_notebook
 from isanet._text import shortened
 from isanet.errors import OutputError
-from isanet.inference.segmentation import NOT_PAINTED, Segmentation, png_bytes, resized
+from isanet.inference.segmentation import NOT_PAINTED, Segmentation, resized
 from isanet.viz.legend import Entry
-from isanet.viz.sheet import Tile, fitted, lay_out
+from isanet.viz.sheet import Tile, fitted, lay_out, sheet_png
 
 MAX_SHOWN = 24
 """Images of a sheet."""
@@ -37,7 +37,7 @@ class Segmentations(list[Segmentation]):
 
     def _repr_png_(self) -> bytes | None:
         """What notebooks show; None if there is nothing to show."""
-        return png_bytes(_sheet(self, len(self))) if self else None
+        return sheet_png(_sheet(self, len(self))) if self else None
 
 
 def show(results: Segmentation | Image.Image | Iterable[Segmentation | Image.Image]) -> None:
@@ -54,16 +54,18 @@ def show(results: Segmentation | Image.Image | Iterable[Segmentation | Image.Ima
         ValueError: There is nothing to show, or something is neither a result nor a PIL image.
         OutputError: There is no notebook, no screen or no viewer.
     """
-    shown: Segmentation | Image.Image
-    if isinstance(results, Segmentation | Image.Image):
-        shown = results
+    one = isinstance(results, Segmentation | Image.Image)
+    if one:
+        shown: Any = results
     elif isinstance(results, Iterable):
-        first = list(islice(results, MAX_SHOWN + 1))
-        shown = _sheet(first, len(results) if isinstance(results, Sequence) else None)
+        total = len(results) if isinstance(results, Sequence) else None
+        shown = _sheet(list(islice(results, MAX_SHOWN + 1)), total)
     else:
         raise ValueError(_wrong(results))
     if in_notebook():
-        import_module("IPython.display").display(shown)
+        png = shown._repr_png_() if one else sheet_png(shown)
+        display = import_module("IPython.display")
+        display.display(display.Image(data=png))
         return
     screen = sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     if not screen or not ImageShow.show(shown.overlay() if isinstance(shown, Segmentation) else shown):

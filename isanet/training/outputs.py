@@ -18,7 +18,7 @@ from isanet.labels import IGNORED
 from isanet.training.plan import Plan
 from isanet.training.recipe import Recipe
 from isanet.training.state import HistoryRow
-from isanet.viz.sheet import Preview, draw_sheet
+from isanet.viz.sheet import Preview, draw_sheet, sheet_png
 
 NUM_PREVIEWS = 6
 """Images on the sheet of overlays."""
@@ -73,9 +73,7 @@ def overlays(segmenter: Segmenter, val: SegmentationDataset) -> bytes:
     number = min(NUM_PREVIEWS, len(val))
     indices = [i * len(val) // number for i in range(number)]
     previews = (Preview(val.keys[index], *_predicted(segmenter, val, index)) for index in indices)
-    stream = io.BytesIO()
-    draw_sheet(previews, segmenter.model.classes, segmenter.model.palette).save(stream, format="PNG")
-    return stream.getvalue()
+    return sheet_png(draw_sheet(previews, segmenter.model.classes, segmenter.model.palette))
 
 
 def worst_images(segmenter: Segmenter, val: SegmentationDataset, report: Report) -> Iterator[WorstImage]:
