@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import csv
 import importlib
 import io
@@ -23,6 +24,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import nbformat
 import numpy as np
 import pytest
 import requests
@@ -32,11 +34,10 @@ from PIL import Image
 import isanet
 from isanet.datasets import Folder
 from isanet.labels import IGNORED
+from tests.helpers import notebooks
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
-NOTEBOOK = json.loads((EXAMPLES / "finetune_harbor.ipynb").read_text(encoding="utf-8"))
-CELLS = ["".join(cell["source"]) for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
 
 
 @pytest.fixture(scope="module")
@@ -92,39 +93,67 @@ def test_every_harbor_class_occurs(harbor: dict[str, Any]) -> None:
     assert counts.min() >= 10
 
 
-def test_the_notebook_is_stored_without_outputs() -> None:
-    assert (NOTEBOOK["nbformat"], NOTEBOOK["nbformat_minor"]) == (4, 5)
-    for cell in NOTEBOOK["cells"]:
-        if cell["cell_type"] == "code":
-            assert (cell["outputs"], cell["execution_count"]) == ([], None)
+def shape_of(output: Any) -> tuple[str, ...]:
+    """Which kind of output of a cell it is: text, or an image and what its repr begins with."""
+    data = output.get("data", {})
+    return output["output_type"], *sorted(data), str(data.get("text/plain", ""))[:14]
 
 
-def test_the_fine_tuning_example_improves_the_model(tmp_path: Path) -> None:
-    """The notebook runs first; the script in the same folder has the same steps, and finds the run finished.
+def lasting(notebook: Any) -> list[list[tuple[str, ...]]]:
+    """The outputs of each cell that stay, which bars and the log do not."""
+    return [
+        [
+            shape_of(one)
+            for one in cell["outputs"]
+            if one.get("name") != "stderr" and notebooks.WIDGET not in shape_of(one)
+        ]
+        for cell in notebook["cells"]
+        if cell["cell_type"] == "code"
+    ]
 
-    The cells run in a process of their own, because they leave image files open.
-    """
-    shutil.copy(EXAMPLES / "harbor.py", tmp_path)
-    shutil.copy(EXAMPLES / "finetune_harbor.py", tmp_path)
-    (tmp_path / "notebook.py").write_text("\n".join(CELLS), encoding="utf-8")
-    means, written = [], []
-    for script in ("notebook.py", "finetune_harbor.py"):
-        done = subprocess.run(
-            [sys.executable, script],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(EXAMPLES.parent)},
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        assert done.returncode == 0, done.stderr
-        means += re.findall(r"^mean +([0-9.]+) +([0-9.]+)$", done.stdout, re.M)
-        written.append((tmp_path / "runs" / "harbor" / "model.safetensors").stat().st_mtime_ns)
-    assert means[0] == means[1]
-    assert written[0] == written[1]
-    before, after = map(float, means[0])
-    assert after > before + 10
+
+def test_the_fine_tuning_example_improves_the_model_and_shows_it(tmp_path: Path) -> None:
+    """The notebook runs first; the script in the same folder has the same steps, and finds the run finished."""
+    for name in ("harbor.py", "finetune_harbor.py"):
+        shutil.copy(EXAMPLES / name, tmp_path)
+    stored = nbformat.read(EXAMPLES / "finetune_harbor.ipynb", as_version=4)
+    executed = notebooks.execute(copy.deepcopy(stored), tmp_path, OMP_NUM_THREADS="1")
+    assert lasting(executed) == lasting(stored)
+    widgets = [cell for cell in executed["cells"] if notebooks.WIDGET in str(cell.get("outputs"))]
+    assert len(widgets) == 2  # bars of evaluation and of training
+    for notebook, widths in ((executed, {512, 1164, 1600}), (stored, {512, 800})):
+        shown = list(notebooks.images(notebook))
+        assert len({number for number, _ in shown}) == len(shown) == 5
+        for _, image in shown:
+            assert image.format == "PNG"
+            assert image.width in widths
+            assert image.width / 3 < image.height < 2 * image.width
+            counts = [count for count, _ in image.convert("RGB").getcolors(1 << 24) or ()]
+            assert len(counts) > 50
+            assert max(counts) < 0.95 * sum(counts)  # not blank
+
+    written = tmp_path / "runs" / "harbor" / "model.safetensors"
+    earlier = written.stat().st_mtime_ns
+    said = run(str(tmp_path / "finetune_harbor.py"), cwd=tmp_path)
+    assert written.stat().st_mtime_ns == earlier
     assert (tmp_path / "runs" / "harbor" / "new_scene.png").is_file()
+    table = "".join(output["text"] for output in notebooks.outputs(executed, 4))
+    assert table in said  # "IoU in %", and a line for each class
+    before, after = map(float, table.splitlines()[-1].split()[1:])
+    assert after > before + 20
+
+
+def test_the_notebook_is_stored_as_it_is_shown() -> None:
+    """`python -m tests.helpers.notebooks examples/finetune_harbor.ipynb` stores it."""
+    path = EXAMPLES / "finetune_harbor.ipynb"
+    stored = nbformat.read(path, as_version=4)
+    nbformat.validate(stored)
+    assert path.stat().st_size < 700_000
+    code = [cell for cell in stored["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    text = path.read_text(encoding="utf-8")
+    assert notebooks.WIDGET not in text
+    assert not re.search(r"/home/|/root|/tmp/|/work/", text)
 
 
 # --- training with other libraries -----------------------------------------------------------------------------------
