@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
@@ -10,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, SupportsIndex, overload
 
-from PIL import Image, ImageShow
+from PIL import Image
 
 from isanet._progress import in_notebook
 from isanet._text import shortened
@@ -67,11 +68,20 @@ def show(results: Segmentation | Image.Image | Iterable[Segmentation | Image.Ima
         display = import_module("IPython.display")
         display.display(display.Image(data=png))
         return
-    screen = sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    if not screen or not ImageShow.show(shown.overlay() if isinstance(shown, Segmentation) else shown):
+    from PIL import ImageShow  # it imports IPython
+
+    if not _has_viewer() or not ImageShow.show(shown.overlay() if isinstance(shown, Segmentation) else shown):
         raise OutputError(
             "there is no screen or no image viewer here; save the image instead: result.overlay().save('overlay.png')"
         )
+
+
+def _has_viewer() -> bool:
+    """Whether there is a screen and, of the programs that Pillow knows on Linux, one to view images with."""
+    if sys.platform != "linux":
+        return True
+    screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    return bool(screen) and any(map(shutil.which, ("xdg-open", "display", "gm", "eog", "xv")))
 
 
 def _sheet(results: Sequence[Segmentation | Image.Image], total: int | None) -> Image.Image:

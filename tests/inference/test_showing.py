@@ -151,7 +151,7 @@ def test_outside_notebooks_the_viewer_opens(tmp_path: Path) -> None:
 def viewed(monkeypatch: pytest.MonkeyPatch) -> list[Image.Image]:
     """What the viewer is given."""
     images: list[Image.Image] = []
-    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr("isanet.inference.showing._has_viewer", lambda: True)
     monkeypatch.setattr("PIL.ImageShow.show", lambda image: images.append(image) or True)
     return images
 
@@ -166,13 +166,16 @@ def test_one_result_is_viewed_in_its_own_size_and_an_image_as_it_is(viewed: list
     assert viewed[2].width == WIDTH
 
 
-def test_without_a_screen_or_viewer_the_next_step_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("PIL.ImageShow.show", lambda image: False)
-    for display in ("", ":0"):
-        monkeypatch.setenv("DISPLAY", display)
-        monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-        with pytest.raises(isanet.OutputError, match=r"no screen or no image viewer.*result\.overlay\(\)\.save\("):
-            isanet.show(result_of())
+@pytest.mark.parametrize("display", ["", ":0"])
+def test_without_a_screen_or_viewer_the_next_step_is_said(
+    display: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISPLAY", display)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "platform", "linux")
+    with pytest.raises(isanet.OutputError, match=r"no screen or no image viewer.*result\.overlay\(\)\.save\("):
+        isanet.show(result_of())
 
 
 def test_no_more_results_are_taken_than_shown(viewed: list[Image.Image]) -> None:

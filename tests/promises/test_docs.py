@@ -141,9 +141,14 @@ def test_python_snippets(r50: FileServer, work: Path, page: str) -> None:
     prelude = "import torch\nimages = torch.zeros(2, 3, 65, 65)\n"
     code = prelude + "\n".join(blocks(page, "python"))
     assert code.count("torch.hub.load") == (page == "README.md")
+    viewer = work / "bin" / "xdg-open"  # what isanet.show opens
+    viewer.parent.mkdir()
+    viewer.write_text("#!/bin/sh\n")
+    viewer.chmod(0o755)
+    path = f"{viewer.parent}:{os.environ['PATH']}"
     result = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PATH": path, "DISPLAY": ":0"},
         capture_output=True,
         text=True,
         timeout=300,
