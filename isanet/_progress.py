@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
+
+Report = Callable[[str, float, float | None], object]
+"""Takes what a bar is about, how far it is, and of how much if that is known."""
+
+_report: ContextVar[Report | None] = ContextVar("report", default=None)
 
 
 def in_notebook() -> bool:
@@ -39,4 +47,27 @@ def progress_bar(items: Iterable[Any] | None = None, *, show: bool | None, **opt
         show: None: see `shows_bars`.
         options: As tqdm takes them.
     """
+    if (report := _report.get()) is not None:
+        return _reporting(report)(items, file=io.StringIO(), **options)
     return bar_class()(items, disable=not (shows_bars() if show is None else show), **options)
+
+
+@contextmanager
+def reported_bars(report: Report) -> Iterator[None]:
+    """In the body, bars are not shown: they tell a function how far they are, every tenth of a second."""
+    token = _report.set(report)
+    try:
+        yield
+    finally:
+        _report.reset(token)
+
+
+def _reporting(report: Report) -> Any:
+    from tqdm import tqdm
+
+    class Reporting(tqdm):  # type: ignore[type-arg]
+        def display(self, *_: Any, **__: Any) -> None:
+            """Called when the bar would be drawn."""
+            report(self.desc, self.n, self.total)
+
+    return Reporting

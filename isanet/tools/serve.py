@@ -20,6 +20,7 @@ from typing import Any
 
 from PIL import Image
 
+from isanet._progress import reported_bars
 from isanet.datasets.toystreets import ToyStreets
 from isanet.errors import IsanetError
 from isanet.inference.runtimes.packages import check_installed, load
@@ -83,6 +84,7 @@ def page(model: str | None = None, *, limits: Limits | None = None, **options: A
                     interactive=True,
                     height=220,
                     columns=3,
+                    fit_columns=False,
                     object_fit="contain",
                     buttons=[],
                     elem_id="uploads",
@@ -137,7 +139,8 @@ def _runner(blocks: Any, own: str | None, limits: Limits, folder: Path, options:
         work = Path(tempfile.mkdtemp(dir=folder))
         try:
             progress(0, desc="loading the model")
-            network = segmenter(own if own and chosen == OWN else chosen)
+            with reported_bars(lambda what, done, total: progress((done, total), desc=what, unit="B")):
+                network = segmenter(own if own and chosen == OWN else chosen)
             paths = [Path(path) for path, _ in uploads or []]
             shown = segment_files(
                 network,
@@ -151,9 +154,9 @@ def _runner(blocks: Any, own: str | None, limits: Limits, folder: Path, options:
             shown = failed(message(error))
         files = [str(file) for file in shown.files]
         blocks.upload_file_set.update(map(str, work.glob("*")))  # for Gradio to remove with its own, when they are old
-        return shown.value, gradio.File(value=files or None, visible=bool(files))
+        return shown.value, gradio.File(value=files or None, visible=bool(files), interactive=False)
 
-    run.__defaults__ = (gradio.Progress(track_tqdm=True),)  # Gradio passes it to what has it as a default
+    run.__defaults__ = (gradio.Progress(),)  # Gradio passes it to what has it as a default
     return run
 
 

@@ -26,6 +26,9 @@ import isanet
 from isanet.datasets import ToyStreets
 from isanet.inference.segmentation import Segmentation
 from isanet.tools.page import MODEL
+from isanet.weights.manifest import manifest_path
+from tests.helpers import tiny_zoo
+from tests.helpers.file_server import FileServer, trickle
 from tests.helpers.processes import ROOT, python
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -111,7 +114,7 @@ class Page:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("server")
     settings = {
         "ISANET_OFFLINE": "1",
@@ -138,7 +141,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def page(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+def page(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     folder, downloads = tmp_path_factory.mktemp("profile"), tmp_path_factory.mktemp("downloads")
@@ -148,13 +151,13 @@ def page(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(DRIVER))
     try:
-        yield Page(driver, server, downloads)
+        yield Page(driver, address, downloads)
         events = [json.loads(each["message"])["message"] for each in driver.get_log("performance")]
         asked = {
             event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"
         }
-        assert any(url.startswith(server) for url in asked)
-        away = [url for url in asked if url.startswith(("http", "ws")) and not url.startswith(server)]
+        assert any(url.startswith("http://127.0.0.1:") for url in asked)
+        away = [url for url in asked if url.startswith(("http", "ws")) and not url.startswith("http://127.0.0.1:")]
         assert set(away) <= {"https://elsewhere.example/"}  # what a test asks for in vain
         severe = [each["message"] for each in driver.get_log("browser") if each["level"] == "SEVERE"]
         assert [line for line in severe if "elsewhere.example" not in line] == []
@@ -298,6 +301,17 @@ def test_pasted_from_the_camera_and_an_example(page: Page, streets: list[Path], 
     np.testing.assert_array_equal(np.asarray(Image.open(page.download("pasted_labels.png"))), expected[0].labels)
 
     page.open()
+    next(each for each in page.all("button") if each.text.startswith("Camera")).click()
+    page.wait(lambda: [each for each in page.all("#camera div, #camera button") if "Webcam" in each.text])[-1].click()
+    playing = "const video = document.querySelector('#camera video'); return video && video.readyState > 2"
+    page.wait(lambda: page.driver.execute_script(playing))
+    page.wait(lambda: page.all("#camera button[aria-label='capture photo']"))[0].click()
+    page.wait(lambda: page.all("#uploads img"))
+    page.all("#segment")[0].click()
+    page.result()
+    assert page.all("#result .facts")[0].text.startswith("image.png")
+
+    page.open()
     page.wait(lambda: page.all(".gallery-item, .gallery button"))[0].click()
     page.wait(lambda: page.all("#uploads img"))
     page.all("#segment")[0].click()
@@ -350,7 +364,7 @@ def test_nothing_is_wider_than_the_window(page: Page, streets: list[Path], width
     page.wait(lambda: re.fullmatch(r"[\w ]+, \d+ %", page.all("#result .tip")[0].text))
 
 
-def test_other_hosts_are_refused(page: Page, server: str) -> None:
+def test_other_hosts_are_refused(page: Page, address: str) -> None:
     page.open()
     script = """
         const done = arguments[0];
@@ -359,11 +373,44 @@ def test_other_hosts_are_refused(page: Page, server: str) -> None:
     """
     assert page.driver.execute_async_script(script).startswith("https://elsewhere.example")
     with pytest.raises(HTTPError, match="403"):
-        urlopen(server + "gradio_api/file=https://elsewhere.example/")
-    with urlopen(server + "config") as answer:
+        urlopen(address + "gradio_api/file=https://elsewhere.example/")
+    with urlopen(address + "config") as answer:
         config = json.load(answer)
     assert config["analytics_enabled"] is False
     assert config["title"] == "ISANet"
+
+
+def test_a_model_is_downloaded_when_it_is_used(
+    page: Page, tiny: FileServer, streets: list[Path], tmp_path: Path
+) -> None:
+    zoo = tmp_path / "zoo.json"
+    document = json.loads((tmp_path / "weights.json").read_text())
+    document["weights"][MODEL] = json.loads(manifest_path().read_text())["weights"][MODEL]
+    zoo.write_text(json.dumps(document))
+    tiny.plan[f"/{tiny_zoo.FILE_NAME}"] = [trickle(20_000, 0.02)]
+    code = f"""
+from pathlib import Path
+from isanet.weights import manifest
+manifest.manifest_path = lambda: Path({str(zoo)!r})
+from isanet.tools import serve
+serve.serve({tiny_zoo.NAME!r}, ready=lambda url: print(url, flush=True))
+"""
+    process = python(code, TMPDIR=str(tmp_path))
+    try:
+        assert process.stdout is not None
+        own = Page(page.driver, process.stdout.readline().strip(), page.downloads)
+        own.open()
+        assert own.all("#model input")[0].get_attribute("value").endswith("to download")
+        assert not tiny.requests
+        own.segment(streets[0])
+        own.wait(lambda: re.search(rf"{tiny_zoo.FILE_NAME} - \d+\.\d%", own.all("#result")[0].text))  # above a bar
+        own.result()
+        assert own.all("#result .how")[0].text.startswith(tiny_zoo.NAME)
+        own.open()
+        own.wait(lambda: own.all("#model input")[0].get_attribute("value").endswith("cached"))
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_nothing_of_a_visitor_is_left(tmp_path: Path) -> None:
