@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isanet._files import given_path, looks_like
-from isanet._text import duration
+from isanet._text import duration, plural
 from isanet.errors import ImageError
 from isanet.images.reading import MAX_PIXELS, RGBImage, check_size
 from isanet.inference.runtimes.packages import check_installed
@@ -35,6 +35,12 @@ AHEAD = 2
 
 UNSPECIFIED, BT601, BT709 = 2, 5, 1
 """Color matrices, by their numbers in ISO/IEC 23091-2; `Colorspace` of PyAV has the last two."""
+
+UNINDEXED = {"mpegts", "mpeg"}
+"""Those without an index of keyframes."""
+
+MAX_BACK = 1
+"""Seconds by which timestamps go back where one recording ends and the next begins, as in joined files."""
 
 HD = 720
 """Height from which players take BT.709 for a video that does not say; below it is BT.601."""
@@ -185,6 +191,37 @@ def start_time(container: Any) -> Fraction:
     return Fraction(container.start_time or 0, 1_000_000)
 
 
+def seek(container: Any, time: Fraction) -> None:
+    """Goes to the keyframe at or before a time in seconds; where there is no index of them, reading is from the start.
+
+    There, a seek would end between two keyframes, and timestamps begin anew where recordings were joined.
+    """
+    if container.format.name not in UNINDEXED:
+        container.seek(math.floor((time + start_time(container)) * 1_000_000))
+
+
+def joined(container: Any) -> Iterator[Any]:
+    """The packets of a file's video and sounds; where recordings were joined, timestamps go on, not anew from zero.
+
+    The stream that first goes back says by how much all are moved, so that sound stays in step.
+    """
+    shifts, begun, ends = [Fraction(0)], dict[int, int](), dict[int, Fraction]()
+    for packet in container.demux([container.streams.video[0], *container.streams.audio]):
+        if packet.dts is not None and container.format.name in UNINDEXED:
+            index, time = packet.stream_index, packet.dts * packet.time_base
+            number = begun.get(index, 0)
+            if index in ends and time + shifts[number] < ends[index] - MAX_BACK:
+                number = begun[index] = number + 1
+                if number == len(shifts):
+                    shifts.append(max(ends.values()) - time)
+            ends[index] = time + shifts[number] + (packet.duration or 0) * packet.time_base
+            if number:
+                shift = round(shifts[number] / packet.time_base)
+                packet.dts += shift
+                packet.pts = None if packet.pts is None else packet.pts + shift
+        yield packet
+
+
 def _decoded(path: Path, every: int, start: float, end: float, max_pixels: int) -> Generator[Frame]:
     import av
 
@@ -192,14 +229,18 @@ def _decoded(path: Path, every: int, start: float, end: float, max_pixels: int) 
         stream = container.streams.video[0]
         check_size(stream.width, stream.height, str(path), max_pixels)
         stream.thread_type = "AUTO"
+        # Of frames larger than the header says, before there is memory for them; with room for edges that are cut off
+        stream.codec_context.options = {"max_pixels": str(min(2 * max_pixels + (1 << 16), (1 << 31) - 1))}
         zero = start_time(container)
-        if start > 0:
-            container.seek(math.floor((start + zero) * 1_000_000))  # the keyframe at or before it
         number, damaged, time = 0, 0, None
         step = 1 / (stream.average_rate or stream.guessed_rate or Fraction(25))
-        packets = container.demux(stream)
         try:
+            if start > 0:
+                seek(container, Fraction(start))
+            packets = joined(container)
             while (packet := next(packets, None)) is not None:
+                if packet.stream is not stream:
+                    continue
                 try:
                     decoded = packet.decode()
                 except av.error.InvalidDataError:
@@ -222,7 +263,7 @@ def _decoded(path: Path, every: int, start: float, end: float, max_pixels: int) 
             ) from error
         finally:
             if damaged:
-                log.warning("%s: %d damaged parts could not be decoded and were left out", path, damaged)
+                log.warning("%s: %s could not be decoded: left out", path, plural(damaged, "damaged part"))
         if not number:
             reason = "has no frame that can be decoded" if time is None else f"ends at {_clock(time)}, before start"
             raise ImageError(f"{path} {reason}; play it to see what is in it")
@@ -244,7 +285,11 @@ def _rgb(frame: Any) -> RGBImage:
         matrix = BT709 if frame.height >= HD else BT601
         frame.colorspace = matrix
     image: RGBImage = frame.to_ndarray(format="rgb24")
-    for side in frame.side_data:
+    try:
+        sides = list(frame.side_data)
+    except ValueError:  # of a type that PyAV does not know, such as EXIF
+        return np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90)))
+    for side in sides:
         if side.type.name == "DISPLAYMATRIX":
             image = upright(image, np.frombuffer(bytes(side), np.int32))
     return np.ascontiguousarray(image)

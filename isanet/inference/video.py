@@ -14,7 +14,6 @@ Times are in seconds from the start of a file, which is zero for its sound too.
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -31,7 +30,7 @@ from PIL import Image
 from isanet._files import atomic_write, given_path, output_errors
 from isanet._text import duration
 from isanet.errors import ImageError, OutputError
-from isanet.inference.decoding import BT709, Frame, VideoInfo, frames, opened, start_time, video_info
+from isanet.inference.decoding import BT709, Frame, VideoInfo, frames, joined, opened, seek, start_time, video_info
 from isanet.inference.runtimes.packages import check_installed
 from isanet.inference.segmentation import Segmentation
 from isanet.viz.overlay import MIN_SIDE
@@ -41,8 +40,11 @@ __all__ = ["Frame", "VideoInfo", "frames", "video_info", "write_video"]
 CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
 """FFmpeg's names of the containers that overlays are written to, by suffix."""
 
-COPIED = {"aac", "mp3", "ac3", "eac3", "opus", "flac", "alac"}
-"""Codecs of sound that players take in MP4; others are encoded again, but in Matroska."""
+COPIED = {
+    "mp4": {"aac", "mp3", "ac3", "eac3", "alac", "opus", "flac"},
+    "mov": {"aac", "mp3", "ac3", "eac3", "alac"},
+}  # fmt: skip
+"""Codecs of sound that players take in a container (in Matroska whatever it can hold); others are encoded again."""
 
 MAX_PENDING = 2
 """Results that wait for being drawn and encoded."""
@@ -296,19 +298,23 @@ class _Sound:
     """Copies the sound of a video as far as its images are, so that neither waits in memory for the other."""
 
     def __init__(self, source: Any, output: _VideoFile, start: Fraction) -> None:
+        import av
+
         self._output, self._start = output, start
         self._zero = start_time(source) + start
         self._streams: dict[int, Any] = {}
         for stream in source.streams.audio:
             if stream.codec_context is None:  # unknown here
                 continue
-            if stream.codec_context.codec.canonical_name in COPIED or output.container.format.name == "matroska":
+            codec, rate = stream.codec_context.codec.canonical_name, stream.codec_context.sample_rate
+            if codec in COPIED.get(output.container.format.name, output.container.supported_codecs):
                 self._streams[stream.index] = output.container.add_stream_from_template(stream)
             else:
-                self._streams[stream.index] = output.container.add_stream("aac", rate=stream.codec_context.sample_rate)
+                rate = min(av.Codec("aac", "w").audio_rates or [44100], key=lambda known: abs(known - rate))
+                self._streams[stream.index] = output.container.add_stream("aac", rate=rate)
         if start > 0:
-            source.seek(math.floor(self._zero * 1_000_000))
-        self._packets = source.demux(source.streams.audio)
+            seek(source, start)
+        self._packets = joined(source)
         self._next: Any = None
 
     def until(self, end: Fraction) -> None:
@@ -317,7 +323,8 @@ class _Sound:
 
         while (packet := self._next or next(self._packets, None)) is not None:
             self._next = None
-            if packet.dts is None:  # an empty one at the end
+            stream = self._streams.get(packet.stream_index)
+            if stream is None or packet.dts is None:  # of the images, or an empty one at the end
                 continue
             time = packet.dts * packet.time_base - self._zero
             if time >= end:
@@ -326,8 +333,6 @@ class _Sound:
             if self._start and time < 0:
                 continue
             shift = round(self._zero / packet.time_base)
-            if (stream := self._streams.get(packet.stream_index)) is None:
-                continue
             with self._output.errors(), suppress(av.error.ArgumentError, av.error.InvalidDataError):  # damaged
                 if stream.codec_context.is_encoder:
                     for frame in packet.decode():

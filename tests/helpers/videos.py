@@ -44,6 +44,7 @@ def make_video(
     times: Sequence[Fraction] | None = None,
     time_base: Fraction | None = None,
     sound: str = "",
+    sound_rate: int = 44100,
     aspect: Fraction | None = None,
     start: Fraction = Fraction(0),
 ) -> Path:
@@ -59,6 +60,7 @@ def make_video(
         times: Of the images; default: by `rate`.
         time_base: Unit of the times.
         sound: Codec of a tone of 440 Hz as long as the images; none by default.
+        sound_rate: Its samples per second.
         aspect: Width of a pixel divided by its height.
         start: What the timestamps start at.
     """
@@ -74,7 +76,9 @@ def make_video(
             stream.set_display_rotation(rotation[0], hflip=rotation[1])
         if aspect is not None:
             stream.codec_context.sample_aspect_ratio = aspect
-        tone: Any = out.add_stream(sound, rate=44100) if sound else None
+        tone: Any = out.add_stream(sound, rate=sound_rate) if sound else None
+        if tone is not None:
+            tone.bit_rate = 64000
         for number, image in enumerate(images):
             frame = av.VideoFrame.from_ndarray(image, "rgb24")
             if times is not None or start:
@@ -84,13 +88,13 @@ def make_video(
             out.mux(stream.encode(frame))
         out.mux(stream.encode(None))
         if tone is not None:
-            samples = np.sin(2 * np.pi * 440 * np.arange(44100 * len(images) // rate) / 44100)
+            samples = np.sin(2 * np.pi * 440 * np.arange(sound_rate * len(images) // rate) / sound_rate)
             format = tone.codec_context.format or av.AudioFormat("s16")
             kind = "fltp" if "flt" in format.name else "s16"
             data = samples.astype(np.float32) * 0.3 if kind == "fltp" else (samples * 10000).astype(np.int16)
             for first in range(0, len(data), 1024):
                 part = av.AudioFrame.from_ndarray(data[None, first : first + 1024], kind, "mono")
-                part.sample_rate, part.pts, part.time_base = 44100, first, Fraction(1, 44100)
+                part.sample_rate, part.pts, part.time_base = sound_rate, first, Fraction(1, sound_rate)
                 out.mux(tone.encode(part))
             out.mux(tone.encode(None))
     return path

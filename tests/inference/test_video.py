@@ -13,7 +13,7 @@ import av
 import numpy as np
 import psutil
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 import isanet
 from isanet.inference.decoding import upright
@@ -62,6 +62,31 @@ def test_every_start_and_end_choose_frames(tmp_path: Path) -> None:
         list(frames(path, start=60))
 
 
+@pytest.mark.parametrize("suffix", [".mts", ".mpg", ".avi", ".flv", ".wmv"])
+def test_a_start_between_keyframes_loses_no_frame(tmp_path: Path, suffix: str) -> None:
+    codec = {".avi": "mpeg4", ".mpg": "mpeg2video", ".wmv": "wmv2"}.get(suffix, "libx264")
+    path = make_video(tmp_path / f"a{suffix}", [np.full((64, 64, 3), 2 * i, np.uint8) for i in range(60)], codec=codec)
+    for start in (0.5, 1.1):
+        assert [frame.time for frame in frames(path, start=start)] == [time for time in times(path) if time >= start]
+
+
+def test_joined_recordings_go_on_and_stay_in_step(tmp_path: Path, segmenter: isanet.Segmenter) -> None:
+    one = make_video(tmp_path / "one.mts", [quarters()] * 60, sound="aac").read_bytes()
+    (tmp_path / "a.mts").write_bytes(one * 3)
+    before, found = times(tmp_path / "one.mts"), times(tmp_path / "a.mts")
+    assert len(found) == 180
+    for part in (found[:60], found[60:120], found[120:]):
+        assert np.subtract(part, part[0]) == pytest.approx(np.subtract(before, before[0]), abs=1e-4)
+    assert [0 < later - end < 0.15 for end, later in ((found[59], found[60]), (found[119], found[120]))] == [True, True]
+    write_video(segmenter.stream(tmp_path / "a.mts"), tmp_path / "o.mp4")
+    both = streams(tmp_path / "o.mp4")
+    per_part = len(streams(tmp_path / "one.mts")["audio"])
+    assert len(both["audio"]) == 3 * per_part
+    steps = [both["audio"][i * per_part][0] - both["video"][i * 60][0] for i in range(3)]
+    assert steps == pytest.approx([steps[0]] * 3, abs=0.002)
+    assert [frame.time for frame in frames(tmp_path / "a.mts", start=3)] == [time for time in found if time >= 3]
+
+
 @pytest.mark.parametrize(("arguments", "match"), [({"every": 0}, "every must"), ({"start": 2, "end": 1}, "start must")])
 def test_wrong_choices_are_named(tmp_path: Path, arguments: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
@@ -74,6 +99,24 @@ def test_rotated_and_mirrored_videos_are_upright(tmp_path: Path, degrees: int, m
     path = make_video(tmp_path / "a.mp4", [quarters()] * 2, rotation=(degrees, mirrored))
     shown = np.rot90(quarters(), degrees // 90)  # counterclockwise; then it is mirrored: so does ffmpeg
     assert corners(next(frames(path)).image) == corners(shown[:, ::-1] if mirrored else shown)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_frames_with_exif_are_upright(tmp_path: Path, orientation: int) -> None:
+    """As of cameras that record JPEGs; PyAV cannot name that kind of a frame's data."""
+    stored = Image.fromarray(quarters())
+    exif = stored.getexif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "a.jpg", exif=exif, quality=95)
+    with av.open(str(tmp_path / "a.mov"), "w") as out:
+        stream: Any = out.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt = *stored.size, "yuvj420p"
+        packet = av.Packet((tmp_path / "a.jpg").read_bytes())
+        packet.stream, packet.pts, packet.dts, packet.time_base = stream, 0, 0, Fraction(1, 25)
+        out.mux(packet)
+    (frame,) = frames(tmp_path / "a.mov")
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert corners(frame.image) == corners(np.asarray(ImageOps.exif_transpose(image)))
 
 
 def test_display_matrices_that_are_no_quarter_turn_change_nothing() -> None:
@@ -169,13 +212,20 @@ def test_times_of_a_variable_rate_are_kept(tmp_path: Path, segmenter: isanet.Seg
 
 
 @pytest.mark.parametrize(
-    ("suffix", "codec", "copied"), [(".mp4", "aac", True), (".mkv", "libmp3lame", True), (".mov", "pcm_s16le", False)]
-)
-def test_sound_is_kept(tmp_path: Path, segmenter: isanet.Segmenter, suffix: str, codec: str, copied: bool) -> None:
-    path = make_video(tmp_path / f"a{suffix}", [quarters()] * 30, sound=codec)
-    output = tmp_path / "o.mp4"
-    write_video(segmenter.stream(path), output)
-    before, after = streams(path)["audio"], streams(output)["audio"]
+    ("suffix", "codec", "rate", "output", "copied"),
+    [
+        (".mp4", "aac", 44100, ".mp4", True), (".mkv", "libmp3lame", 44100, ".mp4", True),
+        (".mov", "pcm_s16le", 44100, ".mp4", False), (".mov", "pcm_s16le", 192000, ".mp4", False),
+        (".mkv", "flac", 44100, ".mp4", True), (".mkv", "flac", 44100, ".mov", False),
+        (".mov", "pcm_s16le", 44100, ".mkv", True), (".wmv", "wmav2", 44100, ".mkv", False),
+    ],
+)  # fmt: skip
+def test_sound_is_kept(
+    tmp_path: Path, segmenter: isanet.Segmenter, suffix: str, codec: str, rate: int, output: str, copied: bool
+) -> None:
+    path = make_video(tmp_path / f"a{suffix}", [quarters()] * 30, sound=codec, sound_rate=rate)
+    write_video(segmenter.stream(path), tmp_path / f"o{output}")
+    before, after = streams(path)["audio"], streams(tmp_path / f"o{output}")["audio"]
     if copied:
         assert [data for _, data in after] == [data for _, data in before]
         assert [time for time, _ in after] == pytest.approx([time for time, _ in before], abs=0.001)
@@ -322,6 +372,16 @@ def test_large_frames_and_sounds_alone_are_refused(tmp_path: Path) -> None:
         out.mux([*stream.encode(part), *stream.encode(None)])
     with pytest.raises(isanet.ImageError, match=r"sound.mp4 has no video in it"):
         list(frames(tmp_path / "sound.mp4"))
+
+
+def test_frames_larger_than_the_header_says_get_no_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    small = make_video(tmp_path / "small.mts", [quarters()] * 40).read_bytes()
+    large = make_video(tmp_path / "large.mts", [quarters(1024, 1024)] * 2).read_bytes()
+    (tmp_path / "a.mts").write_bytes(small + large)
+    with caplog.at_level(logging.WARNING, "isanet"):
+        found = list(frames(tmp_path / "a.mts", max_pixels=64 * 128))
+    assert {frame.image.shape for frame in found} == {(64, 128, 3)}
+    assert "damaged part" in caplog.text
 
 
 def test_memory_is_flat_over_many_frames(tmp_path: Path, segmenter: isanet.Segmenter) -> None:
