@@ -117,9 +117,7 @@ def _sheet(results: Sequence[Segmentation | Image.Image], total: int | None) -> 
 
     title = ""
     if len(results) > number:
-        title = (
-            f"the first {number} images" if total is None else f"{number} of {total:,} images, {total - number:,} more"
-        )
+        title = f"the first {number} images, and {'more' if total is None else f'{total - number:,} more'}"
     return lay_out(tiles(), columns, lambda: [entry for _, entry in sorted(present)], title)
 
 
