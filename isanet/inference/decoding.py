@@ -133,7 +133,7 @@ def _read_ahead(items: Generator[Frame]) -> Iterator[Frame]:
         items.close()
 
 
-def video_info(path: Path) -> VideoInfo:
+def video_info(path: str | os.PathLike[str]) -> VideoInfo:
     """What the header of a video says, without decoding a frame.
 
     Raises:
@@ -141,7 +141,7 @@ def video_info(path: Path) -> VideoInfo:
         ValueError: PyAV is not installed.
     """
     check_installed("av", "video")
-    with opened(path) as container:
+    with opened(given_path(path, ImageError)) as container:
         stream = container.streams.video[0]
         seconds = None if container.duration is None else container.duration / 1e6
         rate = stream.average_rate or stream.guessed_rate or Fraction(25)
@@ -159,6 +159,8 @@ def opened(path: Path) -> Iterator[Any]:
     """
     import av
 
+    if path.exists() and not path.is_file():
+        raise ImageError(f"{path} is not a regular file; save the video to one first")
     options = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
     try:
         container = av.open(f"file:{path}", container_options=options, metadata_errors="replace")

@@ -42,7 +42,7 @@ from isanet.inference.runtimes.exported import ExportedModel, is_exported, read_
 from isanet.inference.runtimes.network import RuntimeNetwork
 from isanet.inference.segmentation import Segmentation
 from isanet.inference.showing import Segmentations
-from isanet.inference.sources import name_of, read_source, several, sources
+from isanet.inference.sources import Failed, name_of, read_source, several, sources
 from isanet.labels import named_classes
 from isanet.model import ISANet
 from isanet.protocols import Protocol
@@ -370,7 +370,7 @@ class Segmenter:
             for source in sources:
                 # Copied before the next is asked for: loops over a camera fill one buffer again and again.
                 own = source.copy() if isinstance(source, np.ndarray) else source
-                waiting.append((source, pool.submit(self._read, own)))
+                waiting.append((source.source if isinstance(source, Failed) else source, pool.submit(self._read, own)))
                 if len(waiting) > depth:
                     yield first()
             while waiting:
@@ -378,7 +378,7 @@ class Segmenter:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _read(self, source: Source | Frame) -> _Read:
+    def _read(self, source: Source | Frame | Failed) -> _Read:
         name = name_of(source)
         try:
             image = read_source(source, max_pixels=self.max_pixels, value_range=self.value_range)

@@ -7,17 +7,18 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from glob import has_magic
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from isanet._files import given_path
-from isanet.errors import CacheError, DownloadError, ImageError, IntegrityError
+from isanet.errors import CacheError, DownloadError, ImageError, IntegrityError, IsanetError
 from isanet.images.reading import (
     RGBImage,
     Source,
     ValueRange,
+    check_size,
     is_open_file,
     max_file_bytes,
     read_image,
@@ -36,10 +37,10 @@ LIMITS = Limits(window=30, retries=2, deadline=300)
 def sources(images: Iterable[Source | Frame] | str | os.PathLike[str]) -> Iterable[Any]:
     """The image that is passed by itself, or those in any iterable, of which folders and patterns are several."""
     if isinstance(images, str | os.PathLike):
-        return _found(images)
+        return _each(images, _found(images))
     if isinstance(images, bytes | bytearray | memoryview | Image.Image | np.ndarray | Frame) or is_open_file(images):
         return [images]
-    return (source for image in images for source in _found(image))
+    return (source for image in images for source in _each(image))
 
 
 def several(images: Any) -> Iterable[Source] | None:
@@ -54,6 +55,21 @@ def several(images: Any) -> Iterable[Source] | None:
         return None if is_open_file(images) else images
     found = _found(images)
     return None if found == [images] else found
+
+
+class Failed(NamedTuple):
+    """What took the place of the rest of a source: a folder without images, a video that is damaged from here on."""
+
+    source: Any
+    error: IsanetError
+
+
+def _each(image: Any, found: Iterable[Any] | None = None) -> Iterator[Any]:
+    """What is found, and what failed last: an error of one source does not end those after it."""
+    try:
+        yield from _found(image) if found is None else found
+    except IsanetError as error:
+        yield Failed(image, error)
 
 
 def _found(image: Any) -> Iterable[Any]:
@@ -75,7 +91,7 @@ def name_of(source: object) -> str:
     return str(Path(source)) if isinstance(source, str | os.PathLike) else "this image"
 
 
-def read_source(source: Source | Frame, *, max_pixels: int, value_range: ValueRange | None) -> RGBImage:
+def read_source(source: Source | Frame | Failed, *, max_pixels: int, value_range: ValueRange | None) -> RGBImage:
     """`isanet.images.reading.read_image`, for addresses too.
 
     An image at an address passes through a temporary file, which is removed at once; it is fetched as weights are
@@ -86,7 +102,10 @@ def read_source(source: Source | Frame, *, max_pixels: int, value_range: ValueRa
         DownloadError: It cannot be fetched (NetworkError), or the environment says to stay offline (OfflineError).
         IntegrityError: Too many bytes came, or a web page instead of an image.
     """
+    if isinstance(source, Failed):
+        raise source.error
     if isinstance(source, Frame):
+        check_size(source.image.shape[1], source.image.shape[0], str(source.path), max_pixels)
         return source.image
     if not is_address(source):
         return read_image(source, max_pixels=max_pixels, value_range=value_range)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Iterator
 from fractions import Fraction
@@ -157,6 +158,29 @@ def test_a_stream_of_a_video_is_that_of_its_frames(tmp_path: Path, segmenter: is
     assert [result.time is None for result in segmenter.stream([quarters()])] == [True]
     with pytest.raises(ValueError, match=r"a.mp4 is a video: segmenter.stream"):
         segmenter(path)
+
+
+def test_a_broken_video_ends_neither_the_results_before_it_nor_the_videos_after_it(
+    tmp_path: Path, segmenter: isanet.Segmenter
+) -> None:
+    good, bad = make_video(tmp_path / "a.mp4", [quarters()] * 5), tmp_path / "bad.mp4"
+    bad.write_bytes(good.read_bytes()[:500])
+    failed: list[Any] = []
+    results = segmenter.stream([good, bad, good], batch_size=3, on_error=lambda *each: failed.append(each))
+    assert len(list(results)) == 10
+    assert [(source, type(error)) for source, error in failed] == [(bad, isanet.ImageError)]
+    stream, taken = segmenter.stream([quarters(), quarters(), bad], batch_size=4), []
+    with pytest.raises(isanet.ImageError, match=r"bad\.mp4"):
+        for result in stream:
+            taken.append(result)  # noqa: PERF402  those before the error
+    assert len(taken) == 2
+
+
+def test_a_segmenter_has_its_limit_for_frames_too(tmp_path: Path) -> None:
+    model: Any = ColorModel(SPACE, short_edge=64)
+    small = isanet.Segmenter(model, "cpu", precision="float32", runtime="torch", max_pixels=1000)
+    with pytest.raises(isanet.ImageError, match=r"a.mp4 is 128x64"):
+        next(small.stream(make_video(tmp_path / "a.mp4", [quarters()] * 5)))
 
 
 def test_decoding_and_encoding_have_threads_of_their_own(tmp_path: Path, segmenter: isanet.Segmenter) -> None:
@@ -359,6 +383,16 @@ def test_a_playlist_with_a_video_is_not_followed(tmp_path: Path) -> None:
         (tmp_path / "list.mp4").write_text(text)
         with pytest.raises(isanet.ImageError, match="cannot be read as a video"):
             list(frames(tmp_path / "list.mp4"))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes")
+def test_pipes_are_refused_and_absent_files_named(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    for read in (video_info, frames):
+        with pytest.raises(isanet.ImageError, match=r"pipe.mp4 is not a regular file"):
+            list(read(str(tmp_path / "pipe.mp4")))
+        with pytest.raises(isanet.ImageError, match=r"absent.mp4 cannot be read as a video: No such file"):
+            list(read(str(tmp_path / "absent.mp4")))
 
 
 def test_large_frames_and_sounds_alone_are_refused(tmp_path: Path) -> None:
