@@ -60,6 +60,14 @@ def test_what_a_notebook_shows_has_the_legend_of_the_whole_result() -> None:
     assert {PALETTE[1], PALETTE[2]} <= colors(drawn(result._repr_png_()))
 
 
+def test_more_than_256_classes_and_none_painted() -> None:
+    classes, palette = tuple(map(str, range(300))), ((0, 0, 0),) * 299 + ((0, 0, 200),)
+    many = replace(result_of(), labels=np.full((60, 80), 299, np.int32), classes=classes, palette=palette)
+    assert (50, 50, 150) in colors(drawn(many._repr_png_()))
+    assert {(50, 50, 150), (0, 0, 200)} <= colors(_sheet([many], 1))
+    assert (100, 100, 100) in colors(drawn(result_of(0)._repr_png_())) & colors(_sheet([result_of(0)], 1))
+
+
 # --- several ------------------------------------------------------------------------------------------------
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import csv
 import importlib
 import io
@@ -114,10 +113,13 @@ def lasting(notebook: Any) -> list[list[tuple[str, ...]]]:
 
 def test_the_fine_tuning_example_improves_the_model_and_shows_it(tmp_path: Path) -> None:
     """The notebook runs first; the script in the same folder has the same steps, and finds the run finished."""
-    for name in ("harbor.py", "finetune_harbor.py"):
-        shutil.copy(EXAMPLES / name, tmp_path)
+    for name in ("harbor.py", "finetune_harbor.py", "finetune_harbor.ipynb"):
+        text = (EXAMPLES / name).read_text(encoding="utf-8")
+        assert ("epochs=20" in text) == (name != "harbor.py")
+        (tmp_path / name).write_text(text.replace("epochs=20", "epochs=10"), encoding="utf-8")  # half the time
     stored = nbformat.read(EXAMPLES / "finetune_harbor.ipynb", as_version=4)
-    executed = notebooks.execute(copy.deepcopy(stored), tmp_path, OMP_NUM_THREADS="1")
+    executed = nbformat.read(tmp_path / "finetune_harbor.ipynb", as_version=4)
+    notebooks.execute(executed, tmp_path, OMP_NUM_THREADS="1")
     assert lasting(executed) == lasting(stored)
     widgets = [cell for cell in executed["cells"] if notebooks.WIDGET in str(cell.get("outputs"))]
     assert len(widgets) == 2  # bars of evaluation and of training
@@ -140,7 +142,7 @@ def test_the_fine_tuning_example_improves_the_model_and_shows_it(tmp_path: Path)
     table = "".join(output["text"] for output in notebooks.outputs(executed, 4))
     assert table in said  # "IoU in %", and a line for each class
     before, after = map(float, table.splitlines()[-1].split()[1:])
-    assert after > before + 20
+    assert after > before + 10
 
 
 def test_the_notebook_is_stored_as_it_is_shown() -> None:
