@@ -171,8 +171,7 @@ def test_a_broken_video_ends_neither_the_results_before_it_nor_the_videos_after_
     assert [(source, type(error)) for source, error in failed] == [(bad, isanet.ImageError)]
     stream, taken = segmenter.stream([quarters(), quarters(), bad], batch_size=4), []
     with pytest.raises(isanet.ImageError, match=r"bad\.mp4"):
-        for result in stream:
-            taken.append(result)  # noqa: PERF402  those before the error
+        taken.extend(stream)  # those before the error
     assert len(taken) == 2
 
 
