@@ -1,3 +1,5 @@
+"""The page of `isanet serve` as a Hugging Face Space."""
+
 from isanet.tools.serve import serve
 
-serve(host="0.0.0.0", port=7860)
+serve(host="0.0.0.0", port=7860)  # noqa: S104  where a Space is reached

@@ -146,6 +146,8 @@ async function show() {
   }
   make("p", "how", root, value.how);
   await choose(value.images[0], strip.firstChild);
+  // On a phone it is below what was typed and pressed
+  if (root.getBoundingClientRect().top > innerHeight / 2) root.scrollIntoView({ behavior: "smooth" });
 }
 
 // Pasted anywhere on the page, files go where dropped ones go.

@@ -112,7 +112,6 @@ def page(model: str | None = None, *, limits: Limits | None = None, **options: A
             [result, files],
             concurrency_limit=1,
             show_progress_on=result,
-            scroll_to_output=True,
             api_visibility="private",
         )
         camera.input(

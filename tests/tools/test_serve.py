@@ -6,19 +6,23 @@ import base64
 import csv
 import io
 import json
+import re
+import runpy
+import tomllib
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from isanet import Segmenter
-from isanet.cli import main
+from isanet.cli import main, run
 from isanet.datasets import ToyStreets
 from isanet.inference.runtimes import packages
-from isanet.tools import page
+from isanet.tools import page, serve
 from isanet.tools.page import MODEL, OWN, Limits, choices, segment_files, unique_names
 from isanet.weights.manifest import list_models
 
@@ -179,3 +183,36 @@ def test_without_gradio_one_line_names_the_extra(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert error.endswith("pip install 'isanet[serve]'\n")
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_page_on_it_says_what_the_command_takes() -> None:
+    text = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
+    parser = run._parser()
+    for command in re.findall(r"^isanet (serve.*)$", text, re.M):
+        parser.parse_args(command.split())
+    options = parser.parse_args(["serve"])
+    limits = dict(re.findall(r"^\| `--(max-[a-z-]+)` \| (\d+) \|", text, re.M))
+    assert {name: vars(options)[name.replace("-", "_")] for name in limits} == {k: int(v) for k, v in limits.items()}
+    assert set(limits) == {name.replace("_", "-") for name in vars(options) if name.startswith("max_")}
+    defaults = Limits()
+    assert (defaults.files, defaults.video_seconds, defaults.seconds) == (20, 60, 120)
+    assert (defaults.file_bytes, defaults.pixels) == (100_000_000, 50_000_000)
+
+
+def test_the_space_serves_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(serve, "serve", lambda **how: calls.append(how))
+    folder = ROOT / "examples" / "space"
+    runpy.run_path(str(folder / "app.py"))
+    assert calls == [{"host": "0.0.0.0", "port": 7860}]
+    assert len((folder / "app.py").read_text().split("\n\n")) == 3
+    _, head, _ = (folder / "README.md").read_text(encoding="utf-8").split("---\n")
+    facts = dict(line.split(": ", 1) for line in head.splitlines())
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert facts["sdk"] == "gradio"
+    assert facts["app_file"] == "app.py"
+    assert f"gradio>={facts['sdk_version'].removesuffix('.0')}" in extras["serve"]
+    assert (folder / "requirements.txt").read_text() == "isanet[serve]\n"
