@@ -2,4 +2,4 @@
 
 from isanet.tools.serve import serve
 
-serve(host="0.0.0.0", port=7860)  # noqa: S104  where a Space is reached
+serve(host="0.0.0.0", port=7860)
