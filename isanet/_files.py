@@ -28,9 +28,9 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: From creating, writing or renaming; the temporary file is gone then, and `path` as it was.
     """
-    with _temporary_file(path.parent) as file:
+    with temporary_file(path.parent) as file:
         yield file
-        _sync_and_close(file)
+        sync_and_close(file)
         Path(file.name).replace(path)
 
 
@@ -44,16 +44,16 @@ def atomic_write_all(files: Iterable[tuple[Path, bytes | memoryview]]) -> None:
     with ExitStack() as stack:
         written = []
         for path, data in files:
-            file = stack.enter_context(_temporary_file(path.parent))
+            file = stack.enter_context(temporary_file(path.parent))
             file.write(data)
-            _sync_and_close(file)
+            sync_and_close(file)
             written.append((Path(file.name), path))
         for temporary, path in written:
             temporary.replace(path)
 
 
 @contextmanager
-def _temporary_file(folder: Path) -> Iterator[BinaryIO]:
+def temporary_file(folder: Path) -> Iterator[BinaryIO]:
     """A new file under the user's umask, unlike those of the module tempfile; removed, if it was not renamed."""
     path = folder / f".isanet-{secrets.token_hex(8)}.part"
     file = path.open("x+b")
@@ -65,7 +65,7 @@ def _temporary_file(folder: Path) -> Iterator[BinaryIO]:
         path.unlink(missing_ok=True)
 
 
-def _sync_and_close(file: BinaryIO) -> None:
+def sync_and_close(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
     if not os.path.samestat(os.fstat(file.fileno()), os.lstat(file.name)):  # others may write to the folder too

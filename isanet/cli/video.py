@@ -70,7 +70,8 @@ def segment_videos(
     """Segments videos, one after the other; returns how many, and what failed."""
     done, failures = 0, dict[Path | str, str]()
     for path, outputs in plan.items():
-        with claim(outputs) as free:
+        files = {kind: file.parent if kind == "labels_pngs" else file for kind, file in outputs.items()}
+        with claim(files) as free:
             if not free or not (options.force or missing_outputs(outputs)):
                 continue
             try:

@@ -17,7 +17,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from isanet._files import atomic_write, given_path, output_errors
+from isanet._files import given_path, output_errors, sync_and_close, temporary_file
 from isanet._text import duration
 from isanet.errors import ImageError, OutputError
 from isanet.inference.decoding import BT709, Frame, VideoInfo, frames, joined, opened, seek, start_time, video_info
@@ -45,6 +45,9 @@ COPIED = {
     "mov": {"aac", "mp3", "ac3", "eac3", "alac"},
 }  # fmt: skip
 """Codecs of sound that players take in a container (in Matroska whatever it can hold); others are encoded again."""
+
+MAX_SIDE = 16384
+"""Pixels that a side of an H.264 video may have."""
 
 MAX_PENDING = 2
 """Results that wait for being drawn and encoded."""
@@ -76,10 +79,10 @@ def write_video(
     10
 
     Args:
-        results: Of `isanet.Segmenter.stream`, all of one size.
+        results: Of `isanet.Segmenter.stream`, all of one size and of one video.
         overlay: An H.264 video of overlays: .mp4, .mov or .mkv. An existing file is replaced.
         labels: A lossless video (FFV1) whose gray levels are the labels, with times in whole milliseconds: .mkv; or a
-            folder for 000000.png, 000001.png, ..., as `Segmentation.save` writes them.
+            folder for 000000.png, 000001.png, ..., as `Segmentation.save` writes them, instead of those that it has.
         start: Time in `results` that becomes zero in the files.
         fps: Frames per second of results that are not of a video, as of an iterable of arrays.
         alpha: As for `Segmentation.overlay`.
@@ -89,77 +92,113 @@ def write_video(
         The number of frames.
 
     Raises:
-        ImageError: A result has another size than those before it.
+        ImageError: A result has another size, or is of another video, than those before it.
         OutputError: A file cannot be written, or its suffix is another one.
-        ValueError: Nothing is asked for, there are no results, or PyAV is not installed.
+        ValueError: Nothing is asked for, `fps` is not in 0.01..1000, there are no results, or PyAV is not installed.
     """
     check_installed("av", "video")
     if overlay is None and labels is None:
         raise ValueError("give a file for the overlay, the labels, or both")
-    parts: list[tuple[Path, Path]] = []
+    if overlay is not None and labels is not None and Path(overlay) == Path(labels):
+        raise ValueError(f"overlay and labels are both {overlay}; give each a file of its own")
+    if not 0.01 <= fps <= 1000:
+        raise ValueError(f"fps must be in 0.01..1000, got {fps:g}")
     with ExitStack() as stack:
         writer = _Writer(stack, Fraction(start), 1 / Fraction(fps).limit_denominator(1001), alpha, legend)
         if overlay is not None:
-            writer.overlay = stack.enter_context(_output(given_path(overlay, OutputError), CONTAINERS, parts))
+            writer.overlay = stack.enter_context(_output(given_path(overlay, OutputError), CONTAINERS, writer))
         if labels is not None and Path(labels).suffix:
-            writer.labels = stack.enter_context(_output(given_path(labels, OutputError), {".mkv": "matroska"}, parts))
+            writer.labels = stack.enter_context(_output(given_path(labels, OutputError), {".mkv": "matroska"}, writer))
         elif labels is not None:
-            writer.folder = given_path(labels, OutputError)
-            with output_errors(writer.folder):
-                writer.folder.mkdir(parents=True, exist_ok=True)
-        error = _write_all(results, writer)
+            writer.folder = stack.enter_context(_folder(given_path(labels, OutputError), writer))
+        error, unfinished = _write_all(results, writer)
         if not writer.count:
-            raise ValueError("there are no results to write") if error is None else error
-        try:
-            writer.finish()
-        except Exception:
-            if error is None:
-                raise
-            raise error from None
-    for part, path in parts:
-        if error is None:
-            with output_errors(path):
-                part.replace(path)
-        else:
-            log.warning("%s is a part, which can be played: its first %s", part, duration(float(writer.end)))
-            error.add_note("a part is kept")
+            raise error or ValueError("there are no results to write")
+        if unfinished is not None:
+            raise error or unfinished from None
+        writer.is_part = error is not None
     if error is not None:
+        error.add_note("a part is kept")
         raise error
     return writer.count
 
 
-def _write_all(results: Iterable[Segmentation], writer: _Writer) -> BaseException | None:
-    """Write results in a thread, until they or an error end; returns the error."""
+def _write_all(results: Iterable[Segmentation], writer: _Writer) -> tuple[BaseException | None, BaseException | None]:
+    """Write results in a thread, until they or an error end; returns the error, and that of finishing the files.
+
+    The thread has ended then, however often Ctrl-C was pressed: files are not closed under its hands.
+    """
+    error: BaseException | None = None
     pending: deque[Future[None]] = deque()
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="isanet-encode") as pool:
-        try:
-            for result in results:
-                pending.append(pool.submit(writer.add, result))
-                if len(pending) > MAX_PENDING:
-                    pending.popleft().result()
-            while pending:
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="isanet-encode")
+    try:
+        for result in results:
+            pending.append(pool.submit(writer.add, result))
+            if len(pending) > MAX_PENDING:
                 pending.popleft().result()
-        except BaseException as error:
-            return error
-    return None
+        while pending:
+            pending.popleft().result()
+    except BaseException as raised:
+        error = raised
+    finished = pool.submit(writer.finish)
+    while not finished.done():
+        try:
+            wait([finished])
+        except BaseException as raised:
+            error = error or raised
+    pool.shutdown()
+    return error, finished.exception()
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f"{path.stem}_part{path.suffix}")
 
 
 @contextmanager
-def _output(path: Path, suffixes: dict[str, str], parts: list[tuple[Path, Path]]) -> Iterator[_VideoFile]:
-    """A video file to be; it appears under the name of a part, which is added to `parts` with its final path."""
+def _output(path: Path, suffixes: dict[str, str], writer: _Writer) -> Iterator[_VideoFile]:
+    """A video file to be; if it is a part, it appears under another name."""
     import av
 
     if path.suffix.lower() not in suffixes:
         raise OutputError(f"{path.name} must end in {' or '.join(suffixes)}")
-    part = path.with_name(f"{path.stem}_part{path.suffix}")
-    with output_errors(path), atomic_write(part) as file:
-        parts.append((part, path))
+    with output_errors(path), temporary_file(path.parent) as file:
         video = _VideoFile(av.open(file, "w", format=suffixes[path.suffix.lower()]), path)
         try:
             yield video
         finally:
             with video.errors():
                 video.container.close()
+        sync_and_close(file)
+        Path(file.name).replace(_part(path) if writer.is_part else path)
+        writer.tell(path)
+
+
+@contextmanager
+def _folder(path: Path, writer: _Writer) -> Iterator[Path]:
+    """A folder of numbered PNGs to be, first under the name of a part; at its own, the first PNG appears last."""
+    part = _part(path)
+    with output_errors(path):
+        if part.is_symlink() or (path.exists() and not path.is_dir()):
+            raise OutputError(f"{part if part.is_symlink() else path} is no folder; remove it, or use another name")
+        part.mkdir(parents=True, exist_ok=True)
+        for old in _numbered(part):
+            old.unlink()
+        try:
+            yield part
+            if not writer.is_part:
+                path.mkdir(exist_ok=True)
+                for old in _numbered(path):
+                    old.unlink()
+                for new in reversed(_numbered(part)):
+                    new.replace(path / new.name)
+            writer.tell(path)
+        finally:
+            with suppress(OSError):  # it is not empty
+                part.rmdir()
+
+
+def _numbered(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.png") if path.stem.isdecimal())
 
 
 class _VideoFile:
@@ -172,6 +211,11 @@ class _VideoFile:
 
     def begin(self, info: VideoInfo, size: tuple[int, int], codec: str, pixels: str, **options: str) -> None:
         """Adds the stream of images of (height, width) `size`."""
+        if pixels == YUV and max(size) > MAX_SIDE:
+            raise OutputError(
+                f"cannot write {self.path}: it would be {size[1]}x{size[0]}, and H.264 has at most {MAX_SIDE:,} pixels "
+                "a side; write the labels alone"
+            )
         self._stream = stream = self.container.add_stream(codec, rate=info.rate, options=options)
         stream.height, stream.width = size
         stream.pix_fmt = pixels
@@ -218,10 +262,11 @@ class _Writer:
         self.overlay: _VideoFile | None = None
         self.labels: _VideoFile | None = None
         self.folder: Path | None = None
-        self.count, self.end = 0, Fraction(0)
+        self.count, self.end, self.is_part = 0, Fraction(0), False
         self._stack, self._start, self._step, self._alpha, self._legend = stack, start, step, alpha, legend
         self._time = Fraction(0)
         self._size: tuple[int, ...] = ()
+        self._path: Path | None = None  # of the video
         self._canvas: Image.Image | None = None
         self._sound: _Sound | None = None
 
@@ -233,9 +278,12 @@ class _Writer:
             self._begin(result, image)
         elif self._size != result.labels.shape:
             was, now = (f"{shape[1]}x{shape[0]}" for shape in (self._size, result.labels.shape))
+            name = "" if result.path is None else f"{result.path}: "
             raise ImageError(
-                f"frame {self.count + 1} is {now}, those before it are {was}: a video has one size; split it"
+                f"{name}frame {self.count + 1} is {now}, those before it are {was}: a video has one size; split it"
             )
+        elif result.time is not None and result.path != self._path:
+            raise ImageError(f"{result.path} is another video than {self._path}; write each to a file of its own")
         elif time > self._time:
             self._step = time - self._time
         if self.overlay is not None and image is not None:
@@ -251,6 +299,8 @@ class _Writer:
 
     def finish(self) -> None:
         """Writes the sound of the last frame, and what the encoders hold."""
+        if not self.count:
+            return
         if self._sound is not None:
             self._sound.until(self.end)
             self._sound.finish()
@@ -258,12 +308,17 @@ class _Writer:
             if file is not None:
                 file.finish()
 
+    def tell(self, path: Path) -> None:
+        """Says where a part is."""
+        if self.is_part:
+            log.warning("%s is a part, which can be played: its first %s", _part(path), duration(float(self.end)))
+
     def _begin(self, result: Segmentation, image: NDArray[np.uint8] | None) -> None:
         self._size = height, width = result.labels.shape
         of_video = result.time is not None and result.path is not None
         info = VideoInfo(None, None, self._step, 1 / self._step, Fraction(1), (width, height))
         if of_video and result.path is not None:
-            info = video_info(result.path)
+            self._path, info = result.path, video_info(result.path)
             self._step = 1 / info.rate
             if info.size != (width, height):  # turned by a quarter
                 info = info._replace(pixel_aspect=1 / info.pixel_aspect)

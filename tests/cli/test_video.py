@@ -55,6 +55,19 @@ def test_labels_as_png_and_parts_of_a_video(drive: Path) -> None:
         np.testing.assert_array_equal(labels, segmenter(frame.image).labels)
 
 
+def test_pngs_that_are_incomplete_are_made_again(drive: Path) -> None:
+    call = ("segment", drive, "--model", tiny_zoo.NAME, "--labels", "--labels-as", "png")
+    Path("segmented/drive_labels_part").mkdir(parents=True)
+    Path("segmented/drive_labels_part/000044.png").touch()  # of a process that was killed
+    assert run(*call) == 0
+    assert len(list(Path("segmented/drive_labels").iterdir())) == 12
+    assert run(*call, "--force", "--every", 6) == 0
+    assert sorted(path.name for path in Path("segmented/drive_labels").iterdir()) == ["000000.png", "000001.png"]
+    Path("broken.mp4").write_bytes(b"\0" * 999)
+    assert run("segment", "broken.mp4", *call[2:]) == 1
+    assert [path.name for path in Path("segmented").iterdir()] == ["drive_labels"]
+
+
 def test_wrong_calls_are_answered_before_a_model_is_loaded(drive: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for options, words in (
         (["--coco", "all.json"], "--coco is for images; a video has --overlay and --labels"),

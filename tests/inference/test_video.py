@@ -17,6 +17,7 @@ import pytest
 from PIL import Image, ImageOps
 
 import isanet
+from isanet.inference import video
 from isanet.inference.decoding import upright
 from isanet.inference.segmentation import Segmentation
 from isanet.inference.video import frames, video_info, write_video
@@ -169,10 +170,10 @@ def test_a_broken_video_ends_neither_the_results_before_it_nor_the_videos_after_
     results = segmenter.stream([good, bad, good], batch_size=3, on_error=lambda *each: failed.append(each))
     assert len(list(results)) == 10
     assert [(source, type(error)) for source, error in failed] == [(bad, isanet.ImageError)]
-    stream, taken = segmenter.stream([quarters(), quarters(), bad], batch_size=4), []
+    stream = segmenter.stream([quarters(), quarters(), bad], batch_size=4)
+    assert [next(stream).time for _ in range(2)] == [None, None]
     with pytest.raises(isanet.ImageError, match=r"bad\.mp4"):
-        taken.extend(stream)  # those before the error
-    assert len(taken) == 2
+        next(stream)
 
 
 def test_a_segmenter_has_its_limit_for_frames_too(tmp_path: Path) -> None:
@@ -313,6 +314,85 @@ def test_nothing_is_left_where_nothing_was_segmented(tmp_path: Path, segmenter: 
     with pytest.raises(isanet.OutputError, match="cannot write"):
         write_video(segmenter.stream([quarters()]), tmp_path / "absent" / "o.mp4")
     assert [each.name for each in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_a_folder_has_the_frames_of_one_video_and_its_first_when_it_is_whole(
+    tmp_path: Path, segmenter: isanet.Segmenter
+) -> None:
+    def interrupted() -> Iterator[Segmentation]:
+        yield from segmenter.stream([quarters()] * 3)
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "labels"
+    with pytest.raises(KeyboardInterrupt):
+        write_video(interrupted(), labels=folder)
+    assert not folder.exists()
+    assert sorted(each.name for each in (tmp_path / "labels_part").iterdir()) == [f"{i:06}.png" for i in range(3)]
+    write_video(segmenter.stream([quarters()] * 5), labels=folder)
+    (folder / "notes.txt").write_text("kept")
+    write_video(segmenter.stream([quarters()] * 2), labels=folder)
+    assert sorted(each.name for each in folder.iterdir()) == ["000000.png", "000001.png", "notes.txt"]
+    with pytest.raises(ValueError, match="no results"):
+        write_video([], labels=tmp_path / "none")
+    assert [each.name for each in tmp_path.iterdir()] == ["labels"]
+    (tmp_path / "labels_part").symlink_to(folder)
+    with pytest.raises(isanet.OutputError, match="labels_part is no folder"):
+        write_video(segmenter.stream([quarters()]), labels=folder)
+
+
+def test_a_file_that_is_named_as_a_part_would_be_stays(tmp_path: Path, segmenter: isanet.Segmenter) -> None:
+    path = make_video(tmp_path / "a_part.mp4", [quarters()] * 3)
+    data = path.read_bytes()
+    write_video(segmenter.stream(path), tmp_path / "a.mp4")
+    assert path.read_bytes() == data
+
+
+def test_two_videos_are_not_written_into_one(tmp_path: Path, segmenter: isanet.Segmenter) -> None:
+    paths = [make_video(tmp_path / name, [quarters()] * 3) for name in ("a.mp4", "b.mp4")]
+    with pytest.raises(isanet.ImageError, match=r"b.mp4 is another video than .*a.mp4"):
+        write_video(segmenter.stream(paths), tmp_path / "o.mp4")
+    with pytest.raises(ValueError, match="are both"):
+        write_video(segmenter.stream(paths[0]), tmp_path / "o.mkv", tmp_path / "o.mkv")
+
+
+@pytest.mark.parametrize("fps", [0, -1, 1e-4, 1e9, float("inf"), float("nan")])
+def test_rates_that_no_video_has_are_refused(tmp_path: Path, segmenter: isanet.Segmenter, fps: float) -> None:
+    with pytest.raises(ValueError, match="fps must be in"):
+        write_video(segmenter.stream([quarters()]), tmp_path / "o.mp4", fps=fps)
+
+
+def test_sides_beyond_h264_are_named(tmp_path: Path, segmenter: isanet.Segmenter) -> None:
+    image = np.zeros((8, 17000, 3), np.uint8)
+    with pytest.raises(isanet.OutputError, match=r"it would be 17000x\d+, and H.264 has at most 16,384"):
+        write_video(segmenter.stream([image]), tmp_path / "o.mp4")
+    assert write_video(segmenter.stream([image]), labels=tmp_path / "l.mkv") == 1
+
+
+def test_files_are_finished_however_often_one_interrupts(
+    tmp_path: Path, segmenter: isanet.Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while frames are encoded, and then again and again while one waits for that."""
+    results, add, encoding = list(segmenter.stream([quarters()] * 3)), video._Writer.add, threading.Event()
+
+    def slow(self: Any, result: Segmentation) -> None:
+        encoding.set()
+        threading.Event().wait(0.1)
+        add(self, result)
+
+    def waited(futures: Any) -> None:
+        threading.Event().wait(0.02)
+        raise KeyboardInterrupt
+
+    def interrupted() -> Iterator[Segmentation]:
+        yield from results
+        encoding.wait()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(video._Writer, "add", slow)
+    monkeypatch.setattr(video, "wait", waited)
+    with pytest.raises(KeyboardInterrupt):
+        write_video(interrupted(), tmp_path / "o.mp4")
+    assert len(times(tmp_path / "o_part.mp4")) == 3
 
 
 def test_frames_of_another_size_are_refused(tmp_path: Path, segmenter: isanet.Segmenter) -> None:
