@@ -6,7 +6,7 @@ most a few frames ahead or behind, so that memory does not grow with the length 
 >>> from isanet.inference.video import frames, write_video
 >>> results = segmenter.stream(frames("drive.mp4", every=5, end=60))  # or segmenter.stream("drive.mp4")
 >>> write_video(results, "drive_overlay.mp4")
-2
+6
 
 Times are in seconds from the start of a file, which is zero for its sound too.
 """
@@ -76,7 +76,7 @@ def write_video(
 
     >>> from isanet.inference.video import write_video
     >>> write_video(segmenter.stream("drive.mp4"), "drive_overlay.mp4", "drive_labels.mkv")
-    10
+    30
 
     Args:
         results: Of `isanet.Segmenter.stream`, all of one size and of one video.

@@ -25,9 +25,11 @@ import torch
 
 import isanet
 from isanet import datasets, labels, metrics, training, viz
+from isanet.inference import video
 from tests.helpers import exports, replicas, tiny_zoo
 from tests.helpers.file_server import FileServer
 from tests.helpers.hub_server import HubServer
+from tests.helpers.videos import make_video
 
 MODULES = (isanet, datasets, labels, metrics, training, viz)
 
@@ -54,7 +56,10 @@ def public_callables() -> dict[str, Any]:
     return found
 
 
-CALLABLES = public_callables()
+CALLABLES = {
+    **public_callables(), "isanet.inference.video.frames": video.frames,
+    "isanet.inference.video.write_video": video.write_video,
+}  # fmt: skip
 
 
 @cache
@@ -83,7 +88,7 @@ NAMES: dict[str, Callable[[], Any]] = {
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """street.jpg, streets (a Folder), the published datasets, and boxes (an export of LabelMe)."""
+    """street.jpg, drive.mp4, streets (a Folder), the published datasets, and boxes (an export of LabelMe)."""
     folder = tmp_path_factory.mktemp("files")
     for index in range(4):
         image, mask = datasets.ToyStreets(4, size=(64, 128)).pair(index)
@@ -91,6 +96,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         replicas.save(folder / "streets" / "masks" / f"{index}.png", np.asarray(mask))
     (folder / "streets" / "classes.txt").write_text("\n".join(labels.label_space("toystreets").classes))
     datasets.ToyStreets(1, size=(128, 256))[0][0].save(folder / "street.jpg")
+    make_video(folder / "drive.mp4", [datasets.ToyStreets(1).read(0)[0]] * 30, rate=10)
     replicas.voc(folder)
     replicas.ade20k(folder)
     replicas.cityscapes(folder / "cityscapes")
