@@ -47,7 +47,14 @@ def _seconds(text: str) -> float:
 
 
 def check_video_options(options: argparse.Namespace) -> None:
-    """Ends the command where options ask for what videos do not have."""
+    """Ends the command where options ask for what videos do not have.
+
+    Raises:
+        ValueError: PyAV is not installed.
+    """
+    from isanet.inference.runtimes.packages import check_installed
+
+    check_installed("av", "video")
     for name in ("areas", "ids", "mask", "coco", "csv", "value_range"):
         if getattr(options, name):
             options.wrong_call(

@@ -125,13 +125,15 @@ def without_earlier(places: Mapping[Path | str, Path], folder: Path, kinds: Sequ
     Args:
         places: Images and the sub-folders of their outputs, as from `find_images`.
         folder: Where the outputs are.
-        kinds: As for `plan_outputs`; outputs of the kinds in `SUFFIXES` are recognized in any case, but for ids.
+        kinds: As for `plan_outputs`; outputs of the kinds in `SUFFIXES` and `VIDEO_KINDS` are recognized always, but
+            for ids.
     """
     folders = {place: os.path.realpath(folder / place) for place in set(places.values())}
     parents = {path.parent for path in places if isinstance(path, Path)}
     if not {os.path.realpath(parent) for parent in parents} & set(folders.values()):
         return dict(places)
-    suffixes = {_suffix(kind) for kind in {*SUFFIXES, *kinds} if kind != "ids"}
+    suffixes = {_suffix(kind) for kind in {*SUFFIXES, *VIDEO_KINDS, *kinds} if kind != "ids"}
+    suffixes |= {suffix.replace(".", "_part.") for suffix in map(_suffix, VIDEO_KINDS)}
     written = {
         f"{folders[place]}{os.sep}{_stem(path, suffix)}{suffix}"
         for path, place in places.items()

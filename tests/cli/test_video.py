@@ -68,6 +68,25 @@ def test_pngs_that_are_incomplete_are_made_again(drive: Path) -> None:
     assert [path.name for path in Path("segmented").iterdir()] == ["drive_labels"]
 
 
+def test_its_own_outputs_beside_videos_are_no_videos_to_segment(
+    drive: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("drive_overlay_part.mp4").write_bytes(b"of a run that was interrupted")
+    for words in ("drive.mp4 -> drive_overlay.mp4", "isanet: 1 kept"):
+        assert run("segment", "*.mp4", "--model", tiny_zoo.NAME, "--output", ".") == 0
+        said = capsys.readouterr()
+        assert words in said.out + said.err
+    assert {path.name for path in Path().glob("*.m*")} == {"drive.mp4", "drive_overlay.mp4", "drive_overlay_part.mp4"}
+
+
+def test_an_absent_package_is_named_before_a_model_is_loaded(
+    drive: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("isanet.inference.runtimes.packages.why_absent", lambda package: f"No module named '{package}'")
+    assert run("segment", drive, "--model", "absent") == 1
+    assert "this needs the package av (No module named 'av'): pip install 'isanet[video]'" in capsys.readouterr().err
+
+
 def test_wrong_calls_are_answered_before_a_model_is_loaded(drive: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for options, words in (
         (["--coco", "all.json"], "--coco is for images; a video has --overlay and --labels"),
