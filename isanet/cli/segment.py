@@ -160,8 +160,9 @@ def _segment(options: argparse.Namespace) -> int:
         for path in files:
             print(shortened(f"{path}: {plural(outcome.num_done, 'image')}", MAX_LINE))
     if video_plan.outputs:
-        num_done, failed = segment_videos(options, segmenter, video_plan.outputs)
-        outcome.num_done += num_done
+        num_done, num_kept, num_left, failed = segment_videos(options, segmenter, video_plan.outputs)
+        outcome.num_done, outcome.num_kept = outcome.num_done + num_done, outcome.num_kept + num_kept
+        outcome.num_left += num_left
         failures |= failed
         for video, reason in failed.items():
             report(video, reason)

@@ -73,13 +73,18 @@ def video_kinds(options: argparse.Namespace) -> list[str]:
 
 def segment_videos(
     options: argparse.Namespace, segmenter: Segmenter, plan: Mapping[Path | str, Mapping[str, Path]]
-) -> tuple[int, dict[Path | str, str]]:
-    """Segments videos, one after the other; returns how many, and what failed."""
-    done, failures = 0, dict[Path | str, str]()
+) -> tuple[int, int, int, dict[Path | str, str]]:
+    """Segments videos, one after the other.
+
+    Returns:
+        How many were segmented, had been by another process meanwhile, or are left to one; and what failed.
+    """
+    done, kept, left, failures = 0, 0, 0, dict[Path | str, str]()
     for path, outputs in plan.items():
         files = {kind: file.parent if kind == "labels_pngs" else file for kind, file in outputs.items()}
         with claim(files) as free:
             if not free or not (options.force or missing_outputs(outputs)):
+                left, kept = left + (not free), kept + free
                 continue
             try:
                 print(shortened(_segment(options, segmenter, Path(path), outputs), MAX_LINE))
@@ -87,7 +92,7 @@ def segment_videos(
             except IsanetError as error:
                 failures[path] = error_text(error)
                 print(f"isanet: {failures[path]}", file=sys.stderr)
-    return done, failures
+    return done, kept, left, failures
 
 
 def _segment(options: argparse.Namespace, segmenter: Segmenter, path: Path, outputs: Mapping[str, Path]) -> str:

@@ -12,7 +12,7 @@ import os
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -39,7 +39,7 @@ UNSPECIFIED, BT601, BT709 = 2, 5, 1
 UNINDEXED = {"mpegts", "mpeg"}
 """Those without an index of keyframes."""
 
-MAX_BACK = 1
+MAX_BACK = Fraction(1, 4)
 """Seconds by which timestamps go back where one recording ends and the next begins, as in joined files."""
 
 HD = 720
@@ -208,20 +208,21 @@ def joined(container: Any) -> Iterator[Any]:
     The stream that first goes back says by how much all are moved, so that sound stays in step.
     """
     shifts, begun, ends = [Fraction(0)], dict[int, int](), dict[int, Fraction]()
-    for packet in container.demux([container.streams.video[0], *container.streams.audio]):
-        if packet.dts is not None and container.format.name in UNINDEXED:
-            index, time = packet.stream_index, packet.dts * packet.time_base
-            number = begun.get(index, 0)
-            if index in ends and time + shifts[number] < ends[index] - MAX_BACK:
-                number = begun[index] = number + 1
-                if number == len(shifts):
-                    shifts.append(max(ends.values()) - time)
-            ends[index] = time + shifts[number] + (packet.duration or 0) * packet.time_base
-            if number:
-                shift = round(shifts[number] / packet.time_base)
-                packet.dts += shift
-                packet.pts = None if packet.pts is None else packet.pts + shift
-        yield packet
+    with suppress(IndexError):  # PyAV's, at the end of a file in which further streams have begun
+        for packet in container.demux([container.streams.video[0], *container.streams.audio]):
+            if packet.dts is not None and container.format.name in UNINDEXED:
+                index, time = packet.stream_index, packet.dts * packet.time_base
+                number = begun.get(index, 0)
+                if index in ends and time + shifts[number] < ends[index] - MAX_BACK:
+                    number = begun[index] = number + 1
+                    if number == len(shifts):
+                        shifts.append(max(ends.values()) - time)
+                ends[index] = time + shifts[number] + (packet.duration or 0) * packet.time_base
+                if number:
+                    shift = round(shifts[number] / packet.time_base)
+                    packet.dts += shift
+                    packet.pts = None if packet.pts is None else packet.pts + shift
+            yield packet
 
 
 def _decoded(path: Path, every: int, start: float, end: float, max_pixels: int) -> Generator[Frame]:

@@ -358,8 +358,9 @@ class _Sound:
         self._output, self._start = output, start
         self._zero = start_time(source) + start
         self._streams: dict[int, Any] = {}
+        self._resamplers: dict[tuple[Any, ...], Any] = {}
         for stream in source.streams.audio:
-            if stream.codec_context is None:  # unknown here
+            if stream.codec_context is None or not stream.codec_context.sample_rate:  # unknown here, or damaged
                 continue
             codec, rate = stream.codec_context.codec.canonical_name, stream.codec_context.sample_rate
             if codec in COPIED.get(output.container.format.name, output.container.supported_codecs):
@@ -368,7 +369,8 @@ class _Sound:
                 rate = min(av.Codec("aac", "w").audio_rates or [44100], key=lambda known: abs(known - rate))
                 self._streams[stream.index] = output.container.add_stream("aac", rate=rate)
         if start > 0:
-            seek(source, start)
+            with suppress(av.FFmpegError):
+                seek(source, start)
         self._packets = joined(source)
         self._next: Any = None
 
@@ -376,7 +378,7 @@ class _Sound:
         """Copies what begins before `end`, in seconds of the output."""
         import av
 
-        while (packet := self._next or next(self._packets, None)) is not None:
+        while (packet := self._following()) is not None:
             self._next = None
             stream = self._streams.get(packet.stream_index)
             if stream is None or packet.dts is None:  # of the images, or an empty one at the end
@@ -388,18 +390,41 @@ class _Sound:
             if self._start and time < 0:
                 continue
             shift = round(self._zero / packet.time_base)
-            with self._output.errors(), suppress(av.error.ArgumentError, av.error.InvalidDataError):  # damaged
+            decoded: list[Any] = []
+            if stream.codec_context.is_encoder:
+                with suppress(av.FFmpegError):  # damaged
+                    decoded = packet.decode()
+            refused = av.error.ArgumentError, av.error.InvalidDataError, av.error.PatchWelcomeError
+            with self._output.errors(), suppress(*refused):  # damaged
                 if stream.codec_context.is_encoder:
-                    for frame in packet.decode():
+                    for frame in decoded:
                         if frame.pts is not None:
                             frame.pts -= round(self._zero / frame.time_base)
-                        self._output.container.mux(stream.encode(frame))
+                        for alike in self._alike(stream, frame):
+                            self._output.container.mux(stream.encode(alike))
                 else:
                     packet.dts -= shift
                     if packet.pts is not None:
                         packet.pts -= shift
                     packet.stream = stream
                     self._output.container.mux(packet)
+
+    def _following(self) -> Any:
+        import av
+
+        with suppress(av.FFmpegError):  # of a damaged file, as its images say
+            return self._next or next(self._packets, None)
+        return None
+
+    def _alike(self, stream: Any, frame: Any) -> list[Any]:
+        """A frame of sound as the encoder takes it: where recordings were joined, rate and channels may change."""
+        import av
+
+        context, key = stream.codec_context, (stream.index, frame.format.name, frame.layout.name, frame.sample_rate)
+        if key not in self._resamplers:
+            self._resamplers[key] = av.AudioResampler(context.format, context.layout, context.sample_rate)
+        resampled: list[Any] = self._resamplers[key].resample(frame)
+        return resampled
 
     def finish(self) -> None:
         """Encodes what encoders still hold."""

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import isanet
+from isanet.inference.outputs import claim
 from isanet.inference.video import frames
 from tests.helpers import tiny_zoo
 from tests.helpers.commands import run
@@ -85,6 +86,12 @@ def test_an_absent_package_is_named_before_a_model_is_loaded(
     monkeypatch.setattr("isanet.inference.runtimes.packages.why_absent", lambda package: f"No module named '{package}'")
     assert run("segment", drive, "--model", "absent") == 1
     assert "this needs the package av (No module named 'av'): pip install 'isanet[video]'" in capsys.readouterr().err
+
+
+def test_a_video_that_another_process_is_at_is_left_to_it(drive: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with claim({"overlay_video": Path("segmented/drive_overlay.mp4")}):
+        assert run("segment", drive, "--model", tiny_zoo.NAME) == 0
+    assert "1 left to another process" in capsys.readouterr().err
 
 
 def test_wrong_calls_are_answered_before_a_model_is_loaded(drive: Path, capsys: pytest.CaptureFixture[str]) -> None:

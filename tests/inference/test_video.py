@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -254,6 +255,40 @@ def test_sound_is_kept(
         assert [data for _, data in after] == [data for _, data in before]
         assert [time for time, _ in after] == pytest.approx([time for time, _ in before], abs=0.001)
     assert after[-1][0] == pytest.approx(before[-1][0], abs=0.06)  # a block of AAC is 23 ms
+
+
+def test_joined_recordings_may_differ_in_their_sound(tmp_path: Path, segmenter: isanet.Segmenter) -> None:
+    """The second has another rate and 0.5 s, the third a sound where the file began without."""
+    for name, rates in (("a.mpg", (44100, 48000)), ("b.mts", (0, 44100))):
+        data = b""
+        for rate in rates:
+            part = make_video(
+                tmp_path / f"part{name[1:]}",
+                [quarters()] * 15,
+                codec="mpeg2video",
+                sound="mp2" if rate else "",
+                sound_rate=rate,
+            )
+            data += part.read_bytes()
+        (tmp_path / name).write_bytes(data)
+        assert write_video(segmenter.stream(tmp_path / name), tmp_path / "o.mp4") == 30
+        found = streams(tmp_path / "o.mp4")
+        assert 0.95 < found["video"][-1][0] < 1.15
+        assert name == "b.mts" or 0.9 < found["audio"][-1][0] < 1.15
+
+
+def test_damaged_sound_ends_no_video(tmp_path: Path, segmenter: isanet.Segmenter) -> None:
+    generator = np.random.default_rng(20)
+    for suffix, codec, sound in ((".mpg", "mpeg2video", "mp2"), (".mts", "libx264", "aac"), (".flv", "flv", "mp3")):
+        data = make_video(tmp_path / f"a{suffix}", [quarters()] * 15, codec=codec, sound=sound).read_bytes()
+        for _ in range(30):
+            bad = bytearray(data)
+            for place in generator.integers(len(bad) // 4, len(bad), 40):
+                bad[place] = generator.integers(256)
+            (tmp_path / f"bad{suffix}").write_bytes(bad)
+            stream = segmenter.stream(frames(tmp_path / f"bad{suffix}", every=5, max_pixels=1 << 20))
+            with suppress(isanet.ImageError):
+                write_video(stream, tmp_path / "o.mp4", legend=False)
 
 
 def test_a_part_of_a_video_begins_at_zero_with_its_sound(tmp_path: Path, segmenter: isanet.Segmenter) -> None:
