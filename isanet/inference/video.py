@@ -311,7 +311,8 @@ class _Writer:
     def tell(self, path: Path) -> None:
         """Says where a part is."""
         if self.is_part:
-            log.warning("%s is a part, which can be played: its first %s", _part(path), duration(float(self.end)))
+            plays = ", which can be played" if path.suffix else ""
+            log.warning("%s is a part%s: its first %s", _part(path), plays, duration(float(self.end)))
 
     def _begin(self, result: Segmentation, image: NDArray[np.uint8] | None) -> None:
         self._size = height, width = result.labels.shape

@@ -352,7 +352,7 @@ def test_nothing_is_left_where_nothing_was_segmented(tmp_path: Path, segmenter: 
 
 
 def test_a_folder_has_the_frames_of_one_video_and_its_first_when_it_is_whole(
-    tmp_path: Path, segmenter: isanet.Segmenter
+    tmp_path: Path, segmenter: isanet.Segmenter, caplog: pytest.LogCaptureFixture
 ) -> None:
     def interrupted() -> Iterator[Segmentation]:
         yield from segmenter.stream([quarters()] * 3)
@@ -361,6 +361,7 @@ def test_a_folder_has_the_frames_of_one_video_and_its_first_when_it_is_whole(
     folder = tmp_path / "labels"
     with pytest.raises(KeyboardInterrupt):
         write_video(interrupted(), labels=folder)
+    assert "labels_part is a part: its first 0.1 s" in caplog.text
     assert not folder.exists()
     assert sorted(each.name for each in (tmp_path / "labels_part").iterdir()) == [f"{i:06}.png" for i in range(3)]
     write_video(segmenter.stream([quarters()] * 5), labels=folder)
