@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
@@ -140,6 +140,9 @@ def _write_all(results: Iterable[Segmentation], writer: _Writer) -> tuple[BaseEx
             pending.popleft().result()
     except BaseException as raised:
         error = raised
+    if error is not None and isinstance(results, Generator):  # else open as long as the error is held
+        with suppress(Exception):
+            results.close()
     finished = pool.submit(writer.finish)
     while not finished.done():
         try:

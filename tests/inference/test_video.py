@@ -431,6 +431,20 @@ def test_files_are_finished_however_often_one_interrupts(
     assert len(times(tmp_path / "o_part.mp4")) == 3
 
 
+def test_results_are_closed_after_an_error_of_writing(tmp_path: Path, segmenter: isanet.Segmenter) -> None:
+    closed = threading.Event()
+
+    def results() -> Iterator[Segmentation]:
+        try:
+            yield from segmenter.stream([quarters(), quarters(64, 64), *[quarters()] * 20])
+        finally:
+            closed.set()
+
+    with pytest.raises(isanet.ImageError) as held:
+        write_video(results(), tmp_path / "o.mp4")
+    assert closed.is_set(), held
+
+
 def test_frames_of_another_size_are_refused(tmp_path: Path, segmenter: isanet.Segmenter) -> None:
     with pytest.raises(isanet.ImageError, match=r"frame 3 is 64x64, those before it are 128x64"):
         write_video(segmenter.stream([quarters(), quarters(), quarters(64, 64)]), tmp_path / "o.mp4")
