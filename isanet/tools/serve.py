@@ -6,10 +6,10 @@ are kept in a private temporary folder, for an hour at most, and removed with th
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import shutil
+import socket
 import tempfile
 import threading
 from collections.abc import Callable
@@ -33,6 +33,9 @@ MAX_SEGMENTERS = 2
 
 KEEP_SECONDS = 3600
 """How long uploads and results are kept."""
+
+MIN_FREE_BYTES = 1_000_000_000
+"""Of the disk with the temporary folder, for uploads to be taken."""
 
 EXAMPLES = (8, 20, 18)
 """Seeds of the drawn streets."""
@@ -69,33 +72,20 @@ def page(model: str | None = None, *, limits: Limits | None = None, **options: A
     gradio = _gradio()
     limits = limits or Limits()
     own = None if model in (None, *load_manifest()) else model
-    folder = Path(os.environ["GRADIO_TEMP_DIR"])
-    here = Path(__file__).parent
+
+    @lru_cache(maxsize=MAX_SEGMENTERS)
+    def segmenter(name: str) -> Segmenter:
+        return Segmenter(name, max_pixels=limits.pixels, **options)
+
+    segmenter(own or MODEL)  # what would fail for every visitor fails now
+    here, folder = Path(__file__).parent, Path(os.environ["GRADIO_TEMP_DIR"])
     with gradio.Blocks(
         title="ISANet", analytics_enabled=False, delete_cache=(max(KEEP_SECONDS // 6, 1), KEEP_SECONDS)
     ) as blocks:
         gradio.Markdown("# ISANet\nDrop or paste images or a video, choose a model, and see the class of every pixel.")
         with gradio.Row():
             with gradio.Column(scale=2, min_width=300):
-                uploads = gradio.Gallery(
-                    label=f"Images or videos, at most {limits.files}",
-                    type="filepath",
-                    file_types=["image", "video"],
-                    interactive=True,
-                    height=220,
-                    columns=3,
-                    fit_columns=False,
-                    object_fit="contain",
-                    buttons=[],
-                    elem_id="uploads",
-                )
-                with gradio.Accordion("Camera", open=False):
-                    camera = gradio.Image(sources=["webcam"], type="filepath", show_label=False, elem_id="camera")
-                chosen = gradio.Dropdown(
-                    _labeled(own), value=OWN if own else model or MODEL, label="Model", elem_id="model"
-                )
-                button = gradio.Button("Segment", variant="primary", elem_id="segment")
-                gradio.Examples([[[path]] for path in _examples(folder)], [uploads], label="Drawn streets to try")
+                uploads, camera, chosen, button = _inputs(gradio, own, model, limits, folder)
             with gradio.Column(scale=3, min_width=300):
                 result = gradio.HTML(
                     html_template='<div class="isanet-result"></div>',
@@ -107,7 +97,7 @@ def page(model: str | None = None, *, limits: Limits | None = None, **options: A
                     label="Downloads", file_count="multiple", visible=False, interactive=False, elem_id="downloads"
                 )
         button.click(
-            _runner(blocks, own, limits, folder, options),
+            _runner(blocks, segmenter, own, limits, folder),
             [chosen, uploads],
             [result, files],
             concurrency_limit=1,
@@ -124,15 +114,33 @@ def page(model: str | None = None, *, limits: Limits | None = None, **options: A
     return blocks.queue(max_size=limits.waiting)
 
 
-def _runner(blocks: Any, own: str | None, limits: Limits, folder: Path, options: dict[str, Any]) -> Callable[..., Any]:
-    """The function behind the button; what would fail for every visitor fails now."""
+def _inputs(gradio: Any, own: str | None, model: str | None, limits: Limits, folder: Path) -> tuple[Any, Any, Any, Any]:
+    """The left column: files, camera, model and button."""
+    uploads = gradio.Gallery(
+        label=f"Images or videos, at most {limits.files}",
+        type="filepath",
+        file_types=["image", "video"],
+        interactive=True,
+        height=220,
+        columns=3,
+        fit_columns=False,
+        object_fit="contain",
+        buttons=[],
+        elem_id="uploads",
+    )
+    with gradio.Accordion("Camera", open=False):
+        camera = gradio.Image(sources=["webcam"], type="filepath", show_label=False, elem_id="camera")
+    chosen = gradio.Dropdown(_labeled(own), value=OWN if own else model or MODEL, label="Model", elem_id="model")
+    button = gradio.Button("Segment", variant="primary", elem_id="segment")
+    gradio.Examples([[[path]] for path in _examples(folder)], [uploads], label="Drawn streets to try")
+    return uploads, camera, chosen, button
+
+
+def _runner(
+    blocks: Any, segmenter: Callable[[str], Segmenter], own: str | None, limits: Limits, folder: Path
+) -> Callable[..., Any]:
+    """The function behind the button."""
     gradio = _gradio()
-
-    @lru_cache(maxsize=MAX_SEGMENTERS)
-    def segmenter(name: str) -> Segmenter:
-        return Segmenter(name, max_pixels=limits.pixels, **options)
-
-    segmenter(own or MODEL)
 
     def run(chosen: str, uploads: list[tuple[str, str | None]] | None, progress: Any) -> tuple[Any, ...]:
         work = Path(tempfile.mkdtemp(dir=folder))
@@ -192,29 +200,26 @@ def serve(
         ValueError: Gradio is not installed.
         OSError: The address or the port cannot be used.
     """
+    _check_address(host, port)
     blocks, gradio = page(model, limits=limits, **options), _gradio()
     middleware = load("starlette.middleware").Middleware(_Policy)
-    try:
-        _, address, public = blocks.launch(
-            server_name=host,
-            server_port=port,
-            share=share,
-            inbrowser=browser,
-            prevent_thread_lock=True,
-            quiet=True,
-            footer_links=[],
-            run_history=False,
-            ssr_mode=False,
-            pwa=False,
-            enable_monitoring=False,
-            max_file_size=(limits or Limits()).file_bytes,
-            theme=gradio.themes.Default(primary_hue="blue", font=FONTS, font_mono=("ui-monospace", "monospace")),
-            css_paths=Path(__file__).parent / "serve.css",
-            app_kwargs={"middleware": [middleware], "docs_url": None, "redoc_url": None},
-        )
-    except OSError as error:
-        where = f"{host}, port {port}" if port else f"{host}, ports 7860 to 7959"
-        raise OSError(errno.EADDRINUSE, f"cannot listen on {where}; choose others with --host and --port") from error
+    _, address, public = blocks.launch(
+        server_name=host,
+        server_port=port,
+        share=share,
+        inbrowser=browser,
+        prevent_thread_lock=True,
+        quiet=True,
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        pwa=False,
+        enable_monitoring=False,
+        max_file_size=(limits or Limits()).file_bytes,
+        theme=gradio.themes.Default(primary_hue="blue", font=FONTS, font_mono=("ui-monospace", "monospace")),
+        css_paths=Path(__file__).parent / "serve.css",
+        app_kwargs={"middleware": [middleware], "docs_url": None, "redoc_url": None},
+    )
     try:
         ready(public or address)
         with suppress(KeyboardInterrupt):
@@ -223,8 +228,24 @@ def serve(
         blocks.close(verbose=False)
 
 
+def _check_address(host: str, port: int | None) -> None:
+    try:
+        if port is not None and not 0 < port < 1 << 16:
+            raise OSError("there is no such port")
+        family, *_, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        where = host if port is None else f"{host}, port {port}"
+        raise OSError(f"cannot listen on {where}: {error}; choose others with --host and --port") from error
+
+
 class _Policy:
-    """Adds the policy to every answer, and refuses to fetch for a visitor what is elsewhere, as Gradio would."""
+    """Adds the policy to every answer; refuses uploads when the disk is nearly full.
+
+    And it refuses to fetch for a visitor what is elsewhere, as Gradio would.
+    """
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -235,10 +256,12 @@ class _Policy:
                 event["headers"] = [*event["headers"], (b"content-security-policy", POLICY.encode())]
             await send(event)
 
-        if re.search(r"/(file|proxy)=https?:", scope.get("path", "")):
-            await load("starlette.responses").PlainTextResponse("not from here", 403)(scope, receive, send_with_policy)
-        else:
-            await self.app(scope, receive, send_with_policy)
+        path, answer = scope.get("path", ""), self.app
+        if re.search(r"/(file|proxy)=https?:", path):
+            answer = load("starlette.responses").PlainTextResponse("only files of this page", 403)
+        elif path.endswith("/upload") and shutil.disk_usage(os.environ["GRADIO_TEMP_DIR"]).free < MIN_FREE_BYTES:
+            answer = load("starlette.responses").PlainTextResponse("the server has no room now; try again later", 507)
+        await answer(scope, receive, send_with_policy)
 
 
 def _examples(folder: Path) -> list[str]:

@@ -415,24 +415,33 @@ serve.serve({tiny_zoo.NAME!r}, ready=lambda url: print(url, flush=True))
 
 def test_nothing_of_a_visitor_is_left(tmp_path: Path) -> None:
     """Old uploads are removed while the server runs, and everything with it."""
-    code = (
-        "from isanet.tools import serve; serve.KEEP_SECONDS = 1; serve.serve(ready=lambda url: print(url, flush=True))"
-    )
-    process = python(code, TMPDIR=str(tmp_path))
+    code = f"""
+import pathlib, shutil, types
+from isanet.tools import serve
+serve.KEEP_SECONDS = 1
+full, usage = pathlib.Path({str(tmp_path / "full")!r}), shutil.disk_usage
+serve.shutil.disk_usage = lambda path: types.SimpleNamespace(free=0) if full.exists() else usage(path)
+serve.serve(ready=lambda url: print(url, flush=True))
+"""
+    (tmp_path / "tmp").mkdir()
+    process = python(code, TMPDIR=str(tmp_path / "tmp"))
     try:
         assert process.stdout is not None
         address = process.stdout.readline().strip()
-        assert {path.stat().st_mode & 0o077 for path in tmp_path.iterdir()} == {0}
+        assert {path.stat().st_mode & 0o077 for path in (tmp_path / "tmp").iterdir()} == {0}
         path = upload(address)
-        assert path.is_relative_to(tmp_path)
+        assert path.is_relative_to(tmp_path / "tmp")
         while path.exists():
             time.sleep(0.05)
         assert list(tmp_path.rglob("street_1.png"))
         upload(address)
+        (tmp_path / "full").touch()
+        with pytest.raises(HTTPError, match="507"):
+            upload(address)
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=60)[1] == ""
         assert process.returncode == 0
-        assert list(tmp_path.iterdir()) == []
+        assert list((tmp_path / "tmp").iterdir()) == []
     finally:
         process.kill()
 

@@ -8,6 +8,7 @@ import io
 import json
 import re
 import runpy
+import socket
 import tomllib
 import zipfile
 import zlib
@@ -183,6 +184,26 @@ def test_without_gradio_one_line_names_the_extra(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert error.endswith("pip install 'isanet[serve]'\n")
+
+
+@pytest.mark.parametrize("wrong", ["--port=0", "--host=300.1.1.1", "--port=99999", "--model=nope"])
+def test_what_cannot_be_served_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], wrong: str
+) -> None:
+    monkeypatch.setattr(serve, "_gradio", lambda: None)  # it has not come to the page when it ends
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        wrong = wrong if wrong != "--port=0" else f"--port={port}"
+        assert main(["--quiet", "serve", wrong]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    place = {"--host=300.1.1.1": "300.1.1.1", "--port=99999": "port 99999"}.get(wrong, f"port {port}")
+    if wrong == "--model=nope":
+        assert error.startswith("isanet: error: no model 'nope' in the zoo")
+    else:
+        assert error.startswith("isanet: error: cannot listen on")
+        assert place in error
+        assert error.endswith("choose others with --host and --port\n")
 
 
 ROOT = Path(__file__).parents[2]
