@@ -223,7 +223,9 @@ def message(error: Exception, path: Path | None = None, name: Path | None = None
     text = str(error) or type(error).__name__
     if path is not None and name is not None:
         text = text.replace(str(path), name.name)
-    return shortened(text.partition("; pass ")[0], 500)
+    for advice in ("; pass ", ", or raise max_pixels"):  # for who calls isanet, not for a visitor
+        text = text.partition(advice)[0]
+    return shortened(text, 500)
 
 
 def unique_names(names: Sequence[str]) -> list[Path]:
