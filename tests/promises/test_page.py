@@ -119,6 +119,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     settings = {
         "ISANET_OFFLINE": "1",
         "ISANET_HOME": str(folder / "home"),
+        "TMPDIR": str(folder),
         "PYTHONPATH": str(ROOT),
         "HTTP_PROXY": "http://127.0.0.1:9",  # a proxy that is not there: nothing may go through it
         "HTTPS_PROXY": "http://127.0.0.1:9",
