@@ -141,7 +141,8 @@ def test_sources(tmp_path: Path) -> None:
         np.testing.assert_array_equal(segmenter(source).labels, expected)
     assert segmenter(str(path)).path == path
     results = segmenter([path, halves(32, 48)])
-    assert [type(results), *(result.labels.shape for result in results)] == [list, (64, 96), (32, 48)]
+    assert isinstance(results, list)
+    assert [result.labels.shape for result in results] == [(64, 96), (32, 48)]
     assert len(segmenter((path,))) == 1
     assert segmenter([]) == []
 
