@@ -47,10 +47,10 @@ def several(images: Any) -> Iterable[Source] | None:
     """The images of a list, tuple or iterator, a folder, or a glob pattern that is no file; None of a single one.
 
     Raises:
-        ValueError: It is a video, whose results would not fit into memory.
+        ValueError: It is a video, or a list with one, whose results would not fit into memory.
     """
-    if is_video(images):
-        raise ValueError(f"{images} is a video: segmenter.stream(...) gives the result of each frame, one by one")
+    if video := next(filter(is_video, images if isinstance(images, list | tuple) else [images]), None):
+        raise ValueError(f"{video} is a video: segmenter.stream(...) gives the result of each frame, one by one")
     if isinstance(images, list | tuple | Iterator):
         return None if is_open_file(images) else images
     found = _found(images)

@@ -158,8 +158,9 @@ def test_a_stream_of_a_video_is_that_of_its_frames(tmp_path: Path, segmenter: is
         assert (result.path, result.time) == (path, frame.time)
         np.testing.assert_array_equal(result.labels, segmenter(frame.image).labels)
     assert [result.time is None for result in segmenter.stream([quarters()])] == [True]
-    with pytest.raises(ValueError, match=r"a.mp4 is a video: segmenter.stream"):
-        segmenter(path)
+    for images in (path, [quarters(), path]):
+        with pytest.raises(ValueError, match=r"a.mp4 is a video: segmenter.stream"):
+            segmenter(images)
 
 
 def test_a_broken_video_ends_neither_the_results_before_it_nor_the_videos_after_it(
