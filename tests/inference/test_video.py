@@ -185,26 +185,33 @@ def test_a_segmenter_has_its_limit_for_frames_too(tmp_path: Path) -> None:
         next(small.stream(make_video(tmp_path / "a.mp4", [quarters()] * 5)))
 
 
+def new_threads(before: set[threading.Thread]) -> set[str]:
+    """Names of the threads that began since, without their numbers."""
+    return {thread.name.rpartition("_")[0] for thread in set(threading.enumerate()) - before}
+
+
 def test_decoding_and_encoding_have_threads_of_their_own(tmp_path: Path, segmenter: isanet.Segmenter) -> None:
+    before = set(threading.enumerate())
     path = make_video(tmp_path / "a.mp4", [quarters()] * 20)
     seen: set[str] = set()
 
     def watched() -> Iterator[Segmentation]:
         for result in segmenter.stream(path):
-            seen.update(thread.name.rpartition("_")[0] for thread in threading.enumerate())
+            seen.update(new_threads(before))
             yield result
 
     write_video(watched(), tmp_path / "o.mp4")
     assert {"isanet-decode", "isanet-encode", "isanet-read"} <= seen
-    left = {thread.name for thread in threading.enumerate()}
-    assert not any(name.startswith(("isanet-decode", "isanet-encode")) for name in left)
+    assert not new_threads(before) & {"isanet-decode", "isanet-encode"}
 
 
 def test_a_stream_that_is_left_ends_its_decoding(tmp_path: Path) -> None:
+    before = set(threading.enumerate())
     stream: Any = frames(make_video(tmp_path / "a.mp4", [quarters()] * 20))
     next(stream)
+    assert "isanet-decode" in new_threads(before)
     stream.close()
-    assert not any(thread.name.startswith("isanet-decode") for thread in threading.enumerate())
+    assert "isanet-decode" not in new_threads(before)
 
 
 # --- writing
