@@ -217,9 +217,7 @@ def _segmenter(options: argparse.Namespace, plan: Mapping[Path | str, Mapping[st
         runtime=options.runtime,
         protocol=options.protocol,
         value_range=options.value_range,
-        calibration=_readable((each for each in plan if not is_video(each)), options.value_range)
-        if options.precision == "int8"
-        else (),
+        calibration=_readable(plan, options.value_range) if options.precision == "int8" else (),
     )
     model = segmenter.model
     try:

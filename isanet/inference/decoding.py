@@ -283,10 +283,8 @@ def _clock(seconds: float | Fraction | None) -> str:
 
 def _rgb(frame: Any) -> RGBImage:
     """A decoded frame as RGB, upright."""
-    matrix = frame.colorspace
-    if matrix == UNSPECIFIED:
-        matrix = BT709 if frame.height >= HD else BT601
-        frame.colorspace = matrix
+    if frame.colorspace == UNSPECIFIED:
+        frame.colorspace = BT709 if frame.height >= HD else BT601
     image: RGBImage = frame.to_ndarray(format="rgb24")
     try:
         sides = list(frame.side_data)

@@ -148,3 +148,8 @@ def test_a_signal_leaves_a_playable_part(tiny: FileServer, work: Path, number: s
     assert "no incomplete file was left" not in said
     assert [path.name for path in Path("segmented").iterdir()] == ["drive_overlay_part.mp4"]
     assert 0 < len(list(frames("segmented/drive_overlay_part.mp4"))) < 3000
+
+
+def test_int8_is_calibrated_on_frames(drive: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("segment", drive, "--model", tiny_zoo.NAME, "--precision", "int8", "--device", "cpu") == 0
+    assert "segmented/drive_overlay.mp4: 12 frames in " in capsys.readouterr().out
