@@ -27,9 +27,6 @@ from isanet.weights import cache
 from isanet.weights.choosing import by_dataset, by_hand
 from isanet.weights.manifest import Weights, load_manifest
 
-MODEL = "isanet_nano_toystreets"
-"""The packaged model."""
-
 OWN = "own"
 """Stands for a model that is not in the zoo: a visitor need not know where it is."""
 

@@ -25,7 +25,8 @@ from isanet.datasets.toystreets import ToyStreets
 from isanet.errors import IsanetError
 from isanet.inference.runtimes.packages import check_installed, load
 from isanet.inference.segmenter import Segmenter
-from isanet.tools.page import MODEL, OWN, Limits, choices, failed, message, segment_files
+from isanet.tools.demo import MODEL
+from isanet.tools.page import OWN, Limits, choices, failed, message, segment_files
 from isanet.weights.manifest import load_manifest
 
 MAX_SEGMENTERS = 2

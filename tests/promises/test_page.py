@@ -25,7 +25,7 @@ from PIL import Image
 import isanet
 from isanet.datasets import ToyStreets
 from isanet.inference.segmentation import Segmentation
-from isanet.tools.page import MODEL
+from isanet.tools.demo import MODEL
 from isanet.weights.manifest import manifest_path
 from tests.helpers import tiny_zoo
 from tests.helpers.file_server import FileServer, trickle

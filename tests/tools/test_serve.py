@@ -24,7 +24,8 @@ from isanet.cli import main, run
 from isanet.datasets import ToyStreets
 from isanet.inference.runtimes import packages
 from isanet.tools import page, serve
-from isanet.tools.page import MODEL, OWN, Limits, choices, segment_files, unique_names
+from isanet.tools.demo import MODEL
+from isanet.tools.page import OWN, Limits, choices, segment_files, unique_names
 from isanet.weights.manifest import list_models
 
 
